@@ -1,0 +1,186 @@
+"""The data of an objective as chunks: reading what the user gives, cutting and drawing rows, weighing chunks."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
+
+ROWS_HINT = "dimension 0 of every input and of the targets counts the examples"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Part of the data: inputs (a tensor or a tree of tensors) and targets, example by example along dimension 0."""
+
+    inputs: Any
+    targets: Any
+    rows: int
+
+
+def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
+    """One batch, or a sequence of batches, as chunks.
+
+    Args:
+        data: a pair (inputs, targets) as tuple or list, or a sequence of such pairs.
+        microbatch_size: at most so many examples per chunk; None leaves the batches whole.
+
+    Raises:
+        TypeError: the data is neither.
+        ValueError: an empty batch, inputs and targets of different length, or a microbatch_size below 1.
+    """
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
+    if _is_pair(data):
+        batches = [data]
+    elif isinstance(data, Sequence) and not isinstance(data, str):
+        batches = list(data)
+        if not batches:
+            raise ValueError("the data is an empty sequence of batches")
+    else:
+        raise TypeError(
+            f"data must be a pair (inputs, targets) or a sequence of such pairs, got {type(data).__name__}; "
+            "make a list of a DataLoader's batches first: Objective(model, loss, list(loader))"
+        )
+    chunks = [_read_batch(batch, index, len(batches)) for index, batch in enumerate(batches)]
+    if microbatch_size is None:
+        return chunks
+    return [
+        cut(chunk, start, min(start + microbatch_size, chunk.rows))
+        for chunk in chunks
+        for start in range(0, chunk.rows, microbatch_size)
+    ]
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], Tensor)
+
+
+def _read_batch(batch: Any, index: int, count: int) -> Chunk:
+    where = "the batch" if count == 1 else f"chunk {index}"
+    if not _is_pair(batch):
+        raise TypeError(
+            f"{where} must be a pair (inputs, targets) with a tensor of targets, got {type(batch).__name__}"
+        )
+    inputs, targets = batch
+    lengths = [leaf.shape[0] for leaf in _batched(inputs)]
+    if targets.dim() == 0 or not lengths:
+        raise ValueError(f"{where} has no examples to count: {ROWS_HINT}")
+    rows = targets.shape[0]
+    for length in lengths:
+        if length != rows:
+            raise ValueError(f"{where} has {length} rows of inputs but {rows} of targets; {ROWS_HINT}")
+    if rows == 0:
+        raise ValueError(f"{where} is empty: it has no rows")
+    return Chunk(tuple(inputs) if isinstance(inputs, list) else inputs, targets, rows)
+
+
+def _batched(tree: Any) -> list[Tensor]:
+    """The tensors of a tree that have a batch dimension."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+
+
+def _map_batched(function: Any, tree: Any) -> Any:
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf, tree)
+
+
+def cut(chunk: Chunk, start: int, stop: int) -> Chunk:
+    """Rows start .. stop - 1 of a chunk, as views."""
+    inputs, targets = _map_batched(lambda leaf: leaf[start:stop], (chunk.inputs, chunk.targets))
+    return Chunk(inputs, targets, stop - start)
+
+
+def take(chunks: Sequence[Chunk], rows: Tensor) -> list[Chunk]:
+    """The given rows, counted through all chunks, chunk by chunk; a chunk none of whose rows is taken is left out."""
+    taken, offset = [], 0
+    for chunk in chunks:
+        own = rows[(rows >= offset) & (rows < offset + chunk.rows)] - offset
+        offset += chunk.rows
+        if own.numel():
+            pair = (chunk.inputs, chunk.targets)
+            inputs, targets = _map_batched(lambda leaf, own=own: leaf[own.to(leaf.device)], pair)
+            taken.append(Chunk(inputs, targets, own.numel()))
+    return taken
+
+
+def cast(chunk: Chunk, dtype: torch.dtype) -> Chunk:
+    """The chunk with floating-point inputs in `dtype`; targets stay."""
+
+    def convert(leaf):
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return Chunk(tree_map(convert, chunk.inputs), chunk.targets, chunk.rows)
+
+
+def nonfinite_entries(chunks: Sequence[Chunk]) -> str | None:
+    """Where the data is infinite or not a number, in words; None where it is finite."""
+    for index, chunk in enumerate(chunks):
+        for path, leaf in tree_flatten_with_path({"inputs": chunk.inputs, "targets": chunk.targets})[0]:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+                bad = (~leaf.isfinite()).nonzero()
+                name = "".join(str(key) for key in path)[2:].replace("']", "", 1)
+                row = f", the first in row {int(bad[0, 0])}" if leaf.dim() else ""
+                return f"{name} of chunk {index} holds {len(bad)} values that are not finite{row}"
+    return None
+
+
+_ELEMENTS = (
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss, nn.GaussianNLLLoss,
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
+    F.poisson_nll_loss, F.gaussian_nll_loss,
+)  # fmt: skip
+_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
+
+
+def _setting(loss: Any, name: str, default: Any) -> Any:
+    """A setting of a loss module, of a functional loss, or of a functools.partial of one."""
+    if isinstance(loss, functools.partial):
+        return loss.keywords.get(name, _setting(loss.func, name, default))
+    return getattr(loss, name, default)
+
+
+def _is_one_of(loss: Any, kinds: Sequence[Any]) -> bool:
+    if isinstance(loss, functools.partial):
+        return _is_one_of(loss.func, kinds)
+    return any(isinstance(loss, kind) if isinstance(kind, type) else loss is kind for kind in kinds)
+
+
+def loss_reduction(loss: Any) -> str:
+    """How the loss reduces its examples, "mean" or "sum"; asked only where there are several chunks or ranks.
+
+    Raises:
+        ValueError: the loss does not say, or says something else.
+    """
+    functional = any(_is_one_of(loss, (kind,)) for kind in _ELEMENTS + _CLASSES if not isinstance(kind, type))
+    reduction = _setting(loss, "reduction", "mean" if functional else None)
+    if reduction in ("mean", "sum"):
+        return reduction
+    if reduction == "batchmean":
+        return "mean"
+    raise ValueError(
+        f"several chunks or ranks must be weighed, but the loss does not say whether it takes a mean or a sum over its "
+        f"examples (reduction is {reduction!r}); set it, for example: loss.reduction = 'mean'"
+    )
+
+
+def loss_normalizer(loss: Any, chunk: Chunk) -> float:
+    """What a loss with reduction "mean" divides by on this chunk.
+
+    Cross-entropy: the summed class weights of the targets that count. Squared error, binary cross-entropy and their
+    kin: the number of elements. Any other loss: the number of rows.
+    """
+    targets = chunk.targets
+    if _is_one_of(loss, _CLASSES):
+        if targets.is_floating_point():  # class probabilities: torch divides by the number of targets
+            return targets.numel() / targets.shape[min(1, targets.dim() - 1)]
+        counted = targets != _setting(loss, "ignore_index", -100)
+        weight = _setting(loss, "weight", None)
+        return float(counted.sum() if weight is None else weight.to(targets.device)[targets[counted]].sum())
+    if _is_one_of(loss, _ELEMENTS) and _setting(loss, "reduction", "mean") != "batchmean":
+        return float(targets.numel())
+    return float(chunk.rows)

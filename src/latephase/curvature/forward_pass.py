@@ -1,0 +1,89 @@
+"""One chunk's forward pass, kept as a graph: loss, gradient and vector-Jacobian products."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..chunks import Chunk
+from ..objective import Objective
+from ..parameters import ParameterSpace
+from ..randomness import cuda_devices, generator_states
+from .kernels import differentiable_kernels
+
+Tensors = Sequence[Tensor]
+
+
+class ForwardPass:
+    """Loss and outputs of one chunk with their graph, as a function of given leaves.
+
+    Attributes:
+        leaves: the parameters as leaves of the graph, in the space's order.
+        loss: the chunk's loss, scalar.
+        outputs: the output tensors that depend on the leaves.
+        buffers: the model's buffers after the pass.
+        random: whether the pass drew random numbers.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        chunk: Chunk,
+        index: int,
+        space: ParameterSpace,
+        buffers: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+    ):
+        self.objective, self.chunk, self.index, self.space, self.dtype = objective, chunk, index, space, dtype
+        self.leaves = [p.detach().to(dtype or p.dtype).requires_grad_() for p in space.parameters]
+        self._buffers_before = {
+            name: buffer.to(dtype) if dtype and buffer.is_floating_point() else buffer
+            for name, buffer in buffers.items()
+        }
+        self.buffers = self._fresh_buffers()
+        devices = cuda_devices(objective.model)
+        with torch.enable_grad(), differentiable_kernels(objective.model), objective.random_numbers(index):
+            before = generator_states(devices)
+            self.loss, tree = objective.forward_pass(chunk, self.named(self.leaves), self.buffers, dtype)
+            self.random = not all(map(torch.equal, before, generator_states(devices)))
+        self._flat, self._structure = tree_flatten(tree)
+        self._positions = [i for i, leaf in enumerate(self._flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.outputs: list[Tensor] = self._select(self._flat)
+
+    def _fresh_buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self._buffers_before.items()}
+
+    def _select(self, flat: Sequence[Any]) -> list[Any]:
+        return [flat[i] for i in self._positions]
+
+    def named(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Tensors in the space's order, by parameter name."""
+        return dict(zip(self.space.names, tensors, strict=True))
+
+    def function(self, leaves: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The same pass as a pure function, for function transforms: parameters by name -> loss and outputs."""
+        with differentiable_kernels(self.objective.model), self.objective.random_numbers(self.index):
+            loss, tree = self.objective.forward_pass(self.chunk, leaves, self._fresh_buffers(), self.dtype)
+        return loss, self._select(tree_flatten(tree)[0])
+
+    def loss_of_detached_outputs(self) -> tuple[Tensor, list[Tensor]]:
+        """The loss computed once more from cut-off outputs, and those: partial derivatives instead of total ones."""
+        flat = list(self._flat)
+        for i in self._positions:
+            flat[i] = flat[i].detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.objective.program.loss(tree_unflatten(flat, self._structure), self.chunk.targets)
+        return loss, self._select(flat)
+
+    def gradient(self) -> Tensors:
+        """Gradient of the loss in the leaves; zero where the loss does not depend on a leaf."""
+        if not self.loss.requires_grad:
+            return [torch.zeros_like(leaf) for leaf in self.leaves]
+        return grad(self.loss, self.leaves, retain_graph=True, materialize_grads=True)
+
+    def pull(self, u: Tensors) -> Tensors:
+        """J'u, with J the Jacobian of the outputs in the leaves."""
+        return grad(self.outputs, self.leaves, u, retain_graph=True, materialize_grads=True)

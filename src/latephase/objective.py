@@ -1,0 +1,312 @@
+"""The objective: a sum over chunks of data and over ranks, as one closure-like object."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .chunks import Chunk, loss_normalizer, loss_reduction, nonfinite_entries, read_chunks, take
+from .parameters import ParameterSpace
+from .program import Bound, FreeForm, LossOfOutputs, call_model, unwrap
+from .randomness import cuda_devices, draw_seed, forked, peek_seed
+from .reduce import Local, ProcessGroup, Reduce
+
+Decay = float | tuple[float, Callable[[str, nn.Parameter], bool]]
+
+
+class Objective:
+    """f(theta) = sum over chunks c and ranks of w_c f_c(theta), plus an L2 term.
+
+    Calling it is the ordinary torch closure: it sets `.grad` and returns the loss, so the same object drives
+    `torch.optim.SGD(...).step(objective)` and the second-order optimizers of this package. Loss, gradient, curvature
+    products and trial values are terms of one sum, so cutting the data into chunks, or sharing it among ranks, changes
+    memory and time but not the function.
+
+    The weights are w_c = n_c / sum n, with n_c what the loss's own mean divides by on the chunk (see
+    `chunks.loss_normalizer`); with reduction "sum" they are one. The loss is asked for its reduction only where there
+    is more than one chunk or rank: any callable will do for one batch.
+
+    Randomness: the passes of one second-order step over a chunk all draw the same random numbers (dropout masks), in a
+    forked generator; `reseed` draws new ones. The plain closure uses torch's generators as any forward pass does.
+
+    Args:
+        model: the module that is trained. `torch.compile`d and DistributedDataParallel modules are unwrapped.
+        loss: any callable (outputs, targets) -> scalar, mean or sum over the examples.
+        data: one batch (inputs, targets), or a sequence of batches (chunks). Inputs may be a tensor, a tuple of tensors
+            (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples.
+        microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole.
+        weight_decay: L2 coefficient wd, or (wd, predicate) with predicate (name, parameter) -> bool: adds
+            0.5 * wd * sum theta_i^2 over the trainable parameters that the predicate takes, in loss, gradient and
+            curvature alike. Default 0.
+        forward: (model, inputs) -> outputs, where the ordinary call of the model does not fit.
+        process_group: a torch.distributed group among whose ranks the data is shared out; this rank gives its part.
+
+    Raises:
+        TypeError: the model is not a module, the loss not callable, or the data neither batch nor batches.
+        ValueError: an empty batch, inputs and targets of different length, an FSDP module, or a bad option.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        data: Any,
+        *,
+        microbatch_size: int | None = None,
+        weight_decay: Decay = 0.0,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ):
+        if not callable(loss):
+            raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
+        model, process_group = unwrap(model, process_group)
+        program = LossOfOutputs(loss, forward or call_model)
+        self._set_up(model, program, read_chunks(data, microbatch_size), weight_decay, process_group)
+        self._microbatch_size = microbatch_size
+
+    @classmethod
+    def from_forward(
+        cls, model: nn.Module, forward: Callable[[], tuple[Tensor, Any]], *, weight_decay: Decay = 0.0
+    ) -> "Objective":
+        """An objective from any function that computes loss and outputs with the model's current parameters.
+
+        For losses that do not have the form loss(model(inputs), targets): physics-informed residuals, several networks,
+        least squares. The Gauss-Newton matrix is J' H J with J the outputs' Jacobian and H the loss's Hessian in the
+        outputs; what enters the loss beside the outputs (an L2 term, say) is missing from it, so use `weight_decay`.
+        Where there are several outputs, none may be computed from another.
+
+        Args:
+            model: the module whose parameters `forward` uses; put several networks into one `nn.ModuleList`.
+            forward: () -> (loss, outputs), deterministic up to torch's random numbers.
+            weight_decay: as in the constructor.
+        """
+        if not callable(forward):
+            raise TypeError(f"forward must be a callable () -> (loss, outputs), got {type(forward).__name__}")
+        self = cls.__new__(cls)
+        model, group = unwrap(model, None)
+        if group is not None:
+            raise ValueError(
+                "from_forward does not work with DistributedDataParallel: it cannot weigh the ranks' losses"
+            )
+        self._set_up(model, FreeForm(forward), [Chunk(None, None, 0)], weight_decay, None)
+        self._microbatch_size = None
+        return self
+
+    def _set_up(self, model, program, chunks, weight_decay, process_group) -> None:
+        self.model: nn.Module = model
+        self.program = program
+        self.chunks: list[Chunk] = chunks
+        self.reduce: Reduce = Local() if process_group is None else ProcessGroup(process_group)
+        self._process_group = process_group
+        self._decay = _read_decay(weight_decay)
+        self._weight_decay = weight_decay
+        self._seed: int | None = None
+
+    def __call__(self) -> Tensor:
+        """Set `.grad` of the model's trainable parameters to the gradient and return the loss, detached."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("no trainable parameter: the model has none that requires a gradient")
+
+        def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
+            loss, _ = self.program(self.model, chunk)
+            return loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+        with torch.enable_grad():
+            loss, *gradients = self.sum(term)
+        with torch.no_grad():
+            for p, gradient, decay in zip(parameters, gradients, self.decay_of(parameters), strict=True):
+                p.grad = gradient.add_(p, alpha=decay) if decay else gradient
+            return loss + self.decay_value()
+
+    def value(self, at: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The loss f as a scalar, without gradient or side effect.
+
+        Args:
+            at: parameters by name in place of the model's own, where given. Default: the current parameters.
+        """
+
+        def term(chunk: Chunk, index: int) -> tuple[Tensor]:
+            with self.random_numbers(index):
+                return (self.forward_pass(chunk, at or {}, self.buffers())[0],)
+
+        with torch.no_grad():
+            return self.sum(term)[0] + self.decay_value(at)
+
+    def sum(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The one sum over chunks and ranks: each tensor that `term` returns, weighed, added up and reduced."""
+        totals: list[Tensor] = []
+        for index, (chunk, weight) in enumerate(zip(self.chunks, self.weights, strict=True)):
+            parts = term(chunk, index)
+            if len(self.chunks) * self.reduce.size > 1:  # where no target counts, a mean over them is 0/0
+                parts = [part * weight if weight else torch.zeros_like(part) for part in parts]
+            totals = [total.add_(part) for total, part in zip(totals, parts, strict=True)] if totals else list(parts)
+        return self.reduce.sum(totals)
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Weight w_c of each of this rank's chunks."""
+        if len(self.chunks) * self.reduce.size == 1:
+            return [1.0]
+        loss = self.program.loss
+        if loss_reduction(loss) == "sum":
+            return [1.0] * len(self.chunks)
+        counts = [loss_normalizer(loss, chunk) for chunk in self.chunks]
+        device = next(self.model.parameters()).device
+        (total,) = self.reduce.sum([torch.tensor(sum(counts), dtype=torch.float64, device=device)])
+        if not total > 0:
+            raise ValueError("no target counts: the loss ignores every target of the batch")
+        return [count / float(total) for count in counts]
+
+    def forward_pass(
+        self,
+        chunk: Chunk,
+        at: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Loss and outputs of one chunk as a function of parameters and buffers, given by name.
+
+        The model's own parameters and buffers stay as they are; buffers that the pass moves are moved in `buffers`.
+
+        Args:
+            chunk: the data.
+            at: parameters in place of the model's own.
+            buffers: buffers in place of the model's own.
+            dtype: dtype in which the model runs, its floating-point inputs cast; the loss stays in float32 or wider.
+        """
+        swap = {f"model.{name}": tensor for source in (at, buffers) for name, tensor in source.items()}
+        return functional_call(Bound(self.model, self.program), swap, (chunk, dtype))
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the model's buffers by name."""
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Write buffers by name into the model."""
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+
+    def reseed(self) -> None:
+        """Draw the random numbers of the coming passes anew; each second-order step does so once."""
+        self._seed = draw_seed()
+
+    def random_numbers(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Within, torch's generators stand where chunk `index` of this step begins; afterwards, where they stood."""
+        if self._seed is None:
+            self._seed = peek_seed()
+        seed = (self._seed + index + 1_000_003 * self.reduce.rank) % 2**63
+        return forked(seed, cuda_devices(self.model))
+
+    def space(self, parameters: Sequence[nn.Parameter] | None = None) -> ParameterSpace:
+        """The space of the given parameters, matched with the model's by identity.
+
+        Args:
+            parameters: an optimizer's parameters. Default: all of the model's, in `model.parameters()` order.
+
+        Raises:
+            ValueError: a parameter is not the model's, or none is trainable.
+        """
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        if parameters is None:
+            parameters = list(self.model.parameters())
+        for position, p in enumerate(parameters):
+            if id(p) not in names:
+                raise ValueError(
+                    f"parameter {position} (shape {tuple(p.shape)}) of the optimizer is not a parameter of the "
+                    f"objective's model {type(self.model).__name__}; build both from the same model"
+                )
+        return ParameterSpace(parameters, [names[id(p)] for p in parameters])
+
+    def decay_of(self, parameters: Sequence[nn.Parameter]) -> list[float]:
+        """The L2 coefficient of each parameter."""
+        decay, predicate = self._decay
+        if decay == 0 or predicate is None:
+            return [decay] * len(parameters)
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        return [decay if predicate(names[id(p)], p) else 0.0 for p in parameters]
+
+    @torch.no_grad()
+    def decay_value(self, at: Mapping[str, Tensor] | None = None) -> Tensor | float:
+        """The L2 term, at the given or the current parameters."""
+        if self._decay[0] == 0:
+            return 0.0
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        coefficients = self.decay_of([p for _, p in named])
+        values = [(at or {}).get(name, p) for name, p in named]
+        norms = [
+            torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
+            for value, decay in zip(values, coefficients, strict=True)
+            if decay
+        ]
+        return 0.5 * self._decay[0] * torch.stack(norms).square().sum() if norms else 0.0
+
+    def check_data(self) -> None:
+        """Look for values that are not finite, once a loss was not.
+
+        Raises:
+            ValueError: the data of any rank holds such values; says where. On all ranks alike.
+        """
+        found = nonfinite_entries(self.chunks)
+        device = next(self.model.parameters()).device
+        (count,) = self.reduce.sum([torch.tensor(float(found is not None), device=device)])
+        if count > 0:
+            raise ValueError(f"{found or 'the data of another rank holds values that are not finite'}; clean the data")
+
+    def split(self, *sizes: int) -> tuple["Objective", ...]:
+        """Disjoint parts of the given numbers of rows, in order; of this rank's rows under a process group.
+
+        Raises:
+            ValueError: the sizes are not positive or exceed the rows there are.
+        """
+        rows = self._rows()
+        if any(size < 1 for size in sizes) or sum(sizes) > rows:
+            raise ValueError(f"cannot split {rows} rows into parts of {', '.join(map(str, sizes))}")
+        return tuple(self._part(part) for part in torch.arange(sum(sizes)).split(list(sizes)))
+
+    def subsample(self, n: int, generator: torch.Generator | None = None) -> "Objective":
+        """An objective on n rows drawn without replacement; of this rank's rows under a process group.
+
+        Args:
+            n: number of rows.
+            generator: CPU generator to draw with. Default: torch's own.
+        """
+        rows = self._rows()
+        if not 1 <= n <= rows:
+            raise ValueError(f"cannot draw {n} of {rows} rows")
+        return self._part(torch.randperm(rows, generator=generator)[:n].sort().values)
+
+    def _rows(self) -> int:
+        if isinstance(self.program, FreeForm):
+            raise ValueError("an objective made by from_forward has no rows to split or draw from")
+        return sum(chunk.rows for chunk in self.chunks)
+
+    def _part(self, rows: Tensor) -> "Objective":
+        program = self.program
+        data = [(chunk.inputs, chunk.targets) for chunk in take(self.chunks, rows)]
+        return Objective(
+            self.model,
+            program.loss,
+            data[0] if len(data) == 1 else data,
+            microbatch_size=self._microbatch_size,
+            weight_decay=self._weight_decay,
+            forward=program.forward,
+            process_group=self._process_group,
+        )
+
+
+def _read_decay(weight_decay: Decay) -> tuple[float, Callable[[str, nn.Parameter], bool] | None]:
+    decay, predicate = weight_decay if isinstance(weight_decay, tuple) else (weight_decay, None)
+    number = isinstance(decay, (int, float)) and 0 <= decay < float("inf")
+    if not number or not (predicate is None or callable(predicate)):
+        raise ValueError(
+            "weight_decay must be a number >= 0, or a pair of one and a predicate (name, parameter) -> bool; "
+            f"got {weight_decay!r}"
+        )
+    return float(decay), predicate

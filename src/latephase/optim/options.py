@@ -1,0 +1,59 @@
+"""Options of the Hessian-free optimizer: their checks, and what a param group may set for itself."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+CHOICES = {
+    "curvature": ("ggn", "hessian"),
+    "cg_stopping": ("martens", "residual"),
+    "nonpositive_curvature": ("truncate", "ignore", "absolute"),
+}
+FLAGS = ("adapt_damping", "line_search", "cg_backtracking", "block_diagonal")
+NONNEGATIVE = ("lr", "damping", "damping_scale", "cg_decay_x0", "cg_tolerance")
+PER_GROUP = ("lr", "damping_scale", "cg_tolerance")
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Check the options of one param group.
+
+    Raises:
+        ValueError: naming the option, its value and what would do.
+    """
+    for name, choices in CHOICES.items():
+        if group[name] not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {group[name]!r}")
+    for name in FLAGS:
+        if not isinstance(group[name], bool):
+            raise ValueError(f"{name} must be True or False, got {group[name]!r}")
+    for name in NONNEGATIVE:
+        value = float(group[name]) if isinstance(group[name], (int, float, torch.Tensor)) else math.nan
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number >= 0, got {group[name]!r}")
+    if not isinstance(group["cg_max_iter"], int) or group["cg_max_iter"] < 1:
+        raise ValueError(f"cg_max_iter must be an integer >= 1, got {group['cg_max_iter']!r}")
+    dtype = group["curvature_dtype"]
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"curvature_dtype must be None or a floating-point torch.dtype, got {dtype!r}")
+
+
+def check_groups(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
+    """Check that param groups differ only where they may.
+
+    Raises:
+        ValueError: a global option differs between groups.
+    """
+    for group in groups:
+        check_options(group)
+    first = groups[0]
+    for name in defaults:
+        may_differ = name in PER_GROUP and (name != "cg_tolerance" or first["block_diagonal"])
+        for index, group in enumerate(groups):
+            if not may_differ and group[name] != first[name]:
+                hint = " (unless block_diagonal=True)" if name == "cg_tolerance" else ""
+                raise ValueError(
+                    f"{name} must be the same in all param groups{hint}: group 0 has {first[name]!r}, "
+                    f"group {index} has {group[name]!r}"
+                )

@@ -1,0 +1,113 @@
+"""The space of the parameters: flat vectors, matching with a model, param groups as blocks."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+class ParameterSpace:
+    """Parameters in a fixed order, and the flat vectors [P] over them.
+
+    Flat vectors are at least float32, so that bfloat16 and float16 parameters lose nothing inside a step.
+
+    Args:
+        parameters: the parameters in order; those that do not require a gradient are left out.
+        names: a name for each.
+
+    Raises:
+        ValueError: no parameter requires a gradient, or one is of a kind that flat vectors cannot hold.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], names: Sequence[str]):
+        pairs = [(p, name) for p, name in zip(parameters, names, strict=True) if p.requires_grad]
+        if not pairs:
+            raise ValueError(
+                f"no trainable parameter: none of the {len(parameters)} parameters requires a gradient; "
+                "set requires_grad=True on those that should move"
+            )
+        self.parameters = [p for p, _ in pairs]
+        self.names = [name for _, name in pairs]
+        for p, name in pairs:
+            _check_parameter(p, name)
+        devices = sorted({str(p.device) for p in self.parameters})
+        if len(devices) > 1:
+            raise ValueError(
+                f"parameters are spread over the devices {', '.join(devices)}; move the model to one device"
+            )
+        self.device = self.parameters[0].device
+        self.dtype = torch.float32
+        for p in self.parameters:
+            self.dtype = torch.promote_types(self.dtype, p.dtype)
+        self.sizes = [p.numel() for p in self.parameters]
+
+    @cached_property
+    def size(self) -> int:
+        """Length P of the flat vectors."""
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Tensors in the parameters' shapes -> vector [P]."""
+        return torch.cat([t.detach().reshape(-1).to(self.dtype) for t in tensors])
+
+    def values(self) -> Tensor:
+        """The parameters as a new vector [P]."""
+        return self.flatten(self.parameters)
+
+    def unflatten(self, vector: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Vector [P] -> tensors in the parameters' shapes, in `dtype` or each parameter's own; views where possible."""
+        pieces = zip(vector.split(self.sizes), self.parameters, strict=True)
+        return [piece.view(p.shape).to(dtype or p.dtype) for piece, p in pieces]
+
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        """Vector [P] -> tensors by parameter name, in each parameter's own dtype."""
+        return dict(zip(self.names, self.unflatten(vector), strict=True))
+
+    def write(self, vector: Tensor) -> None:
+        """Make the vector [P] the parameters' values."""
+        with torch.no_grad():
+            for p, value in zip(self.parameters, self.unflatten(vector), strict=True):
+                p.copy_(value)
+
+    def versions(self) -> list[tuple[int, int]]:
+        """What changes when a parameter is written or replaced."""
+        return [(p._version, p.data_ptr()) for p in self.parameters]
+
+
+def _check_parameter(p: nn.Parameter, name: str) -> None:
+    if nn.parameter.is_lazy(p):
+        raise ValueError(f"parameter {name!r} is not initialised yet; run one forward pass first")
+    if isinstance(p, DTensor):
+        raise ValueError(f"parameter {name!r} is a DTensor (FSDP, tensor parallelism), which is not supported yet")
+    if not p.is_floating_point():
+        raise ValueError(f"parameter {name!r} has dtype {p.dtype}; only real floating-point parameters are supported")
+
+
+def layerwise(model: nn.Module) -> list[dict[str, Any]]:
+    """One param group per module that owns parameters directly: weight and bias together, in model order.
+
+    For block-diagonal curvature, where each param group is a block (Zhang et al. 2017). A parameter that several
+    modules share goes to the first of them.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Param groups ``{"params": [...], "name": ...}`` for an optimizer; parameters that do not require a gradient are
+        left out.
+
+    Raises:
+        ValueError: the model has no trainable parameter.
+    """
+    groups, seen = [], set()
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad and p not in seen]
+        seen.update(own)
+        if own:
+            groups.append({"params": own, "name": name or type(module).__name__})
+    if not groups:
+        raise ValueError("no trainable parameter: the model has none that requires a gradient")
+    return groups

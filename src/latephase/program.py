@@ -1,0 +1,113 @@
+"""What one pass over one chunk computes, (model, chunk) -> (loss, outputs), and the model as the program sees it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
+
+from .chunks import Chunk, cast
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """The ordinary call: a tensor as the one argument, a tuple as arguments, a mapping as keyword arguments."""
+    if isinstance(inputs, tuple) and not hasattr(inputs, "_fields"):
+        return model(*inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(inputs)
+
+
+class Bound(nn.Module):
+    """A model and a program as one module, so that `functional_call` reaches the model's tensors inside the program."""
+
+    def __init__(self, model: nn.Module, program: "LossOfOutputs | FreeForm"):
+        super().__init__()
+        self.model = model
+        self.program = program
+
+    def forward(self, chunk: Chunk, dtype: torch.dtype | None = None) -> tuple[Tensor, Any]:
+        """Run the program on the bound model, whose tensors `functional_call` may have swapped."""
+        return self.program(self.model, chunk, dtype)
+
+
+class LossOfOutputs:
+    """The program of the ordinary objective: outputs = forward(model, inputs), then loss(outputs, targets)."""
+
+    def __init__(self, loss: Callable[[Any, Any], Tensor], forward: Callable[[nn.Module, Any], Any]):
+        self.loss = loss
+        self.forward = forward
+
+    def __call__(self, model: nn.Module, chunk: Chunk, dtype: torch.dtype | None = None) -> tuple[Tensor, Any]:
+        """Loss and outputs; with a `dtype` the model's inputs are cast to it and its outputs widened for the loss."""
+        if dtype is None:
+            outputs = self.forward(model, chunk.inputs)
+        else:
+            outputs = tree_map(widen, self.forward(model, cast(chunk, dtype).inputs))
+        return scalar(self.loss(outputs, chunk.targets)), outputs
+
+
+class FreeForm:
+    """The program of `Objective.from_forward`."""
+
+    loss = None
+
+    def __init__(self, forward: Callable[[], tuple[Tensor, Any]]):
+        self.forward = forward
+
+    def __call__(self, model: nn.Module, chunk: Chunk, dtype: torch.dtype | None = None) -> tuple[Tensor, Any]:
+        """Loss and outputs.
+
+        Raises:
+            TypeError: the function does not return a pair.
+            ValueError: another dtype is asked for, which the function's own data cannot follow.
+        """
+        if dtype is not None:
+            raise ValueError("an objective made by from_forward cannot run its products in another dtype")
+        result = self.forward()
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(f"forward must return a pair (loss, outputs), got {type(result).__name__}")
+        return scalar(result[0]), result[1]
+
+
+def widen(leaf: Any) -> Any:
+    """A floating-point tensor in float32 or wider; anything else as it is."""
+    narrow = isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return leaf.to(torch.promote_types(leaf.dtype, torch.float32)) if narrow else leaf
+
+
+def scalar(loss: Any) -> Tensor:
+    """The loss as a tensor of shape [].
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: not a scalar.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the loss must be a scalar tensor, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"the loss must be a scalar, got shape {tuple(loss.shape)}; use reduction 'mean' or 'sum'")
+    return loss.reshape(())
+
+
+def unwrap(model: nn.Module, group: dist.ProcessGroup | None) -> tuple[nn.Module, dist.ProcessGroup | None]:
+    """The module inside `torch.compile` and DistributedDataParallel wrappers, and the latter's process group.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: a FullyShardedDataParallel module.
+    """
+    while True:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, DistributedDataParallel):
+            model, group = model.module, group or model.process_group
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's OptimizedModule
+            model = inner
+        elif type(model).__name__.startswith(("FSDP", "FullyShardedDataParallel")):
+            raise ValueError("FSDP modules are not supported yet: their parameters are spread over ranks")
+        else:
+            return model, group

@@ -1,0 +1,39 @@
+"""Random numbers that every pass over a chunk draws alike, without disturbing torch's generators."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def cuda_devices(model: nn.Module) -> list[int]:
+    """Indices of the CUDA devices that hold the model's parameters."""
+    return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+
+
+@contextlib.contextmanager
+def forked(seed: int, devices: list[int]) -> Iterator[None]:
+    """Within, the generators of the CPU and of the CUDA devices start from a seed; afterwards they are as before."""
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def generator_states(devices: list[int]) -> list[Tensor]:
+    """States of the generators, to see whether a pass has drawn from them."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
+def peek_seed() -> int:
+    """What torch's CPU generator would draw next, without taking it."""
+    with torch.random.fork_rng(devices=[]):
+        return draw_seed()
+
+
+def draw_seed() -> int:
+    """A seed from torch's CPU generator."""
+    return int(torch.randint(2**62, ()))

@@ -1,0 +1,25 @@
+"""The mathematics of one Hessian-free step as pure functions of vectors and numbers.
+
+Nothing here knows a model, a loss or an optimizer: the conjugate gradients see an operator, the rules see numbers. The
+module imports nothing else of the package.
+"""
+
+from .backtracking import backtrack, iteration_grid
+from .conjugate_gradient import CGResult, conjugate_gradient
+from .damping import levenberg_marquardt, reduction_ratio
+from .line_search import LineSearchResult, armijo
+from .stopping import CGStatus, martens_progress, residual_small
+
+__all__ = [
+    "CGResult",
+    "CGStatus",
+    "LineSearchResult",
+    "armijo",
+    "backtrack",
+    "conjugate_gradient",
+    "iteration_grid",
+    "levenberg_marquardt",
+    "martens_progress",
+    "reduction_ratio",
+    "residual_small",
+]

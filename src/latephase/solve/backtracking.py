@@ -1,0 +1,50 @@
+"""Candidates along the path of conjugate gradients, and the walk back over them."""
+
+import math
+from collections.abc import Callable
+
+
+def iteration_grid(last: int, base: float = 1.3) -> list[int]:
+    """Iterations whose iterates are kept as candidates: the distinct ceil(base^j) up to `last`, and `last` itself.
+
+    The spacing grows with the iteration, so that the candidates' memory grows with the logarithm of the iterations
+    (Martens 2010, Section 4.6). Martens' program starts the grid at 5; the published PyTorch program subtracts one.
+
+    Args:
+        last: number of the last iteration, at least 0.
+        base: ratio of neighbouring grid points. Default 1.3, as in the paper.
+
+    Returns:
+        Strictly increasing iteration numbers, `last` at the end.
+    """
+    if last < 1:
+        return [0]
+    exponents = range(math.ceil(math.log(last, base)) + 1)
+    return sorted({min(math.ceil(base**j), last) for j in exponents} | {last})
+
+
+def backtrack(value: Callable[[int], float], count: int) -> tuple[int, float, int]:
+    """Walk back from the last candidate for as long as the loss falls.
+
+    The walk stops at the first candidate that is not better than the one after it, so most candidates are never
+    evaluated (Martens 2010, Section 4.6; Martens and Sutskever 2012, Section 8.7). Candidates whose loss is not finite
+    are passed over.
+
+    Args:
+        value: loss of candidate i, for i in 0 .. count - 1. Called at most once per candidate.
+        count: number of candidates, at least 1.
+
+    Returns:
+        Index of the chosen candidate, its loss, and how many candidates were evaluated.
+    """
+    if count < 1:
+        raise ValueError("backtracking needs at least one candidate")
+    chosen, best = count - 1, value(count - 1)
+    evaluations = 1
+    for index in range(count - 2, -1, -1):
+        loss = value(index)
+        evaluations += 1
+        if math.isfinite(best) and not loss < best:
+            break
+        chosen, best = index, loss
+    return chosen, best, evaluations

@@ -1,0 +1,351 @@
+"""The rules around CG, each at its thresholds: stopping, grid, backtracking, reduction ratio, damping, line search."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latephase.solve import armijo, backtrack, iteration_grid, levenberg_marquardt, martens_progress, reduction_ratio
+
+INF, NAN = math.inf, math.nan
+PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Martens' stopping rule
+
+
+def flat(iterations: int, value: float = -1.0) -> list[float]:
+    """m(x_0) = 0 and `iterations` equal values: no progress at all."""
+    return [0.0] + [value] * iterations
+
+
+@pytest.mark.parametrize(
+    ("iterations", "stops"), [(1, False), (9, False), (10, False), (11, True), (12, True), (100, True)]
+)
+def test_martens_needs_more_than_k_iterations(iterations, stops):
+    # k = 10 up to i = 100; i = 10 is not greater than k, and from i = 11 on m_{i-k} = m_1 = -1 < 0.
+    assert martens_progress(flat(iterations)) is stops
+
+
+def test_martens_has_no_opinion_on_the_start():
+    assert martens_progress([0.0]) is False
+
+
+@pytest.mark.parametrize("earlier", [0.0, 0.5, NAN])
+def test_martens_needs_a_negative_earlier_value(earlier):
+    values = [earlier] * 5 + [-1.0] * 10  # i = 14, k = 10: m_4 = earlier
+    assert martens_progress(values) is False
+    assert martens_progress([*values, -1.0]) is True  # i = 15: m_5 = -1
+
+
+@pytest.mark.parametrize(
+    ("earlier", "stops"),
+    # m_i = -1 and k = 10: the progress is 1 + m_{i-k}, the limit k * tolerance = 10 / 1024, all exact in binary.
+    [(-1.0 + 10 / 1024, False), (-1.0 + 10.001 / 1024, False), (-1.0 + 9.999 / 1024, True), (-1.0, True)],
+    ids=["at_the_threshold", "above", "below", "flat"],
+)
+def test_martens_threshold_carries_the_factor_k(earlier, stops):
+    values = [0.0] + [earlier] * 10 + [-1.0]  # i = 11, m_1 = earlier
+    assert martens_progress(values, tolerance=1 / 1024) is stops
+
+
+@pytest.mark.parametrize(
+    ("iterations", "window"), [(11, 10), (99, 10), (100, 10), (101, 11), (105, 11), (110, 11), (111, 12), (250, 25)]
+)
+def test_martens_window_grows_with_the_iteration(iterations, window):
+    # A large decrease exactly at i - window: seen from i - window, no progress; seen from one earlier, much of it.
+    step = [0.0] + [-1.0] * (iterations - window - 1) + [-2.0] * (window + 1)
+    assert len(step) == iterations + 1
+    assert martens_progress(step) is True
+    late = [0.0] + [-1.0] * (iterations - window) + [-2.0] * window
+    assert martens_progress(late) is False
+
+
+def test_martens_default_tolerance_is_5e_minus_4():
+    # i = 11, k = 10: stops below a relative progress of 5e-3.
+    assert martens_progress([0.0] + [-1.0 + 4.99e-3] * 10 + [-1.0]) is True
+    assert martens_progress([0.0] + [-1.0 + 5.01e-3] * 10 + [-1.0]) is False
+
+
+@PROPERTY
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=150), st.floats(1e-6, 1e-1))
+def test_martens_equals_its_formula(values, tolerance):
+    i = len(values) - 1
+    k = max(10, -(-i // 10))
+    expected = False
+    if i > k and values[i - k] < 0 and values[i] != 0:
+        expected = (values[i] - values[i - k]) / values[i] < k * tolerance
+    if i <= k or values[i] != 0:  # at m_i = 0 the quotient does not exist
+        assert martens_progress(values, tolerance) is expected
+
+
+def test_martens_at_zero_does_not_divide_by_it():
+    assert martens_progress([*flat(20), 0.0]) in (True, False)
+
+
+def test_martens_at_nonfinite_values_goes_on():
+    for bad in (NAN, INF):
+        assert martens_progress([*flat(20), bad]) is False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grid
+
+
+def test_grid_begins_as_martens_wrote_it():
+    assert iteration_grid(40) == [1, 2, 3, 4, 5, 7, 9, 11, 14, 18, 24, 31, 40]
+    assert iteration_grid(6) == [1, 2, 3, 4, 5, 6]
+    assert iteration_grid(1) == [1]
+
+
+@PROPERTY
+@given(st.integers(1, 600), st.floats(1.05, 3.0))
+def test_grid_is_the_unique_powers_and_the_last(last, base):
+    powers = {math.ceil(base**j) for j in range(int(math.log(last + 1) / math.log(base)) + 2)}
+    assert iteration_grid(last, base) == sorted({p for p in powers if p <= last} | {last})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Backtracking over CG's candidates
+
+
+class Candidates:
+    """value(index) of a hand-made sequence; remembers the order of the calls."""
+
+    def __init__(self, values: Sequence[float]):
+        self.values = values
+        self.calls: list[int] = []
+
+    def __call__(self, index: int) -> float:
+        self.calls.append(index)
+        return self.values[index]
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen", "evaluations"),
+    [
+        ([1.0], 0, 1),
+        ([3.0, 2.0, 1.0], 2, 2),
+        ([1.0, 2.0, 3.0], 0, 3),
+        ([5.0, 1.0, 2.0, 3.0], 1, 4),
+        ([0.0, 5.0, 1.0, 2.0], 2, 3),
+        ([0.0, 2.0, 2.0], 2, 2),
+        ([5.0, 1.0, 2.0, NAN], 1, 4),
+        ([5.0, 1.0, INF, NAN], 1, 4),
+        ([9.0, 7.0, INF, NAN, INF], 1, 5),
+        ([7.0, NAN], 0, 2),
+    ],
+    ids=[
+        "single",
+        "last_is_best",
+        "first_is_best",
+        "stops_at_the_first_worsening",
+        "does_not_look_beyond_a_worsening",
+        "no_change_is_no_improvement",
+        "past_a_nan",
+        "past_inf_and_nan",
+        "past_three",
+        "nan_then_the_only_one",
+    ],
+)
+def test_backtracking_walk(values, chosen, evaluations):
+    value = Candidates(values)
+    assert backtrack(value, len(values)) == (chosen, values[chosen], evaluations)
+    assert value.calls == list(range(len(values) - 1, len(values) - 1 - evaluations, -1))
+
+
+def test_backtracking_where_nothing_is_finite():
+    value = Candidates([NAN, INF, NAN])
+    index, loss, evaluations = backtrack(value, 3)
+    assert evaluations == len(value.calls) == 3
+    assert 0 <= index < 3
+    assert not math.isfinite(loss)
+
+
+def test_backtracking_never_prefers_a_nonfinite_candidate():
+    index, loss, _ = backtrack(Candidates([3.0, NAN, 2.0]), 3)
+    assert (index, loss) == (2, 2.0)
+    index, loss, _ = backtrack(Candidates([3.0, INF, 2.0]), 3)
+    assert (index, loss) == (2, 2.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reduction ratio and Levenberg-Marquardt
+
+
+@pytest.mark.parametrize(
+    ("change", "predicted", "ratio"),
+    [
+        (-1.0, -2.0, 0.5),
+        (-2.0, -2.0, 1.0),
+        (-4.0, -2.0, 2.0),
+        (1.0, -2.0, -0.5),
+        (0.0, -2.0, 0.0),
+        (-1.0, 0.0, -INF),
+        (-1.0, 2.0, -INF),
+        (0.0, 0.0, -INF),
+        (NAN, -1.0, -INF),
+        (INF, -1.0, -INF),
+        (-INF, -1.0, -INF),
+        (-1.0, NAN, -INF),
+        (-1.0, -INF, -INF),
+        (-1.0, INF, -INF),
+        (-1e300, -1e-300, -INF),
+    ],
+)
+def test_reduction_ratio(change, predicted, ratio):
+    assert reduction_ratio(change, predicted) == ratio
+
+
+@pytest.mark.parametrize(
+    ("ratio", "factor"),
+    [
+        (math.nextafter(0.25, 0.0), 3 / 2),
+        (0.25, 1.0),
+        (math.nextafter(0.25, 1.0), 1.0),
+        (0.5, 1.0),
+        (math.nextafter(0.75, 0.0), 1.0),
+        (0.75, 1.0),
+        (math.nextafter(0.75, 1.0), 2 / 3),
+        (1.0, 2 / 3),
+        (50.0, 2 / 3),
+        (0.0, 3 / 2),
+        (-2.0, 3 / 2),
+        (-INF, 3 / 2),
+        (NAN, 3 / 2),
+    ],
+)
+@pytest.mark.parametrize("damping", [1.0, 1e-8, 45.0])
+def test_levenberg_marquardt(ratio, factor, damping):
+    # Up to the rounding of one or two operations; without a change the damping is the same number.
+    assert levenberg_marquardt(damping, ratio) == pytest.approx(damping * factor, rel=1e-15, abs=0.0)
+    if factor == 1.0:
+        assert levenberg_marquardt(damping, ratio) == damping
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Armijo line search
+
+
+def recorded(function: Callable[[float], float]) -> tuple[Callable[[float], float], list[float]]:
+    """The function, and the list of its arguments so far."""
+    calls: list[float] = []
+
+    def value(alpha: float) -> float:
+        calls.append(alpha)
+        return function(alpha)
+
+    return value, calls
+
+
+def test_armijo_accepts_the_first_rate_that_is_good_enough():
+    value, calls = recorded(lambda a: 1.0 - a)
+    result = armijo(value, 1.0, -1.0)
+    assert (result.lr, result.value, result.evaluations) == (1.0, 0.0, 1)
+    assert calls == [1.0]
+
+
+@pytest.mark.parametrize(("reached", "accepted"), [(0.75, True), (math.nextafter(0.75, 1.0), False)])
+def test_armijo_condition_holds_with_equality(reached, accepted):
+    # f0 + c * alpha * slope = 1 - 0.25 * 1 * 1, exact in binary. Below the first rate nothing is good enough.
+    result = armijo(lambda a: reached if a == 1.0 else 1.0, 1.0, -1.0, c=0.25, max_trials=3)
+    assert result.lr == (1.0 if accepted else 0.0)
+
+
+def test_armijo_reduces_by_the_factor():
+    # f falls only below 0.3; slope -1: the first rate with f <= 1 - 0.01 alpha is the first below 0.3.
+    value, calls = recorded(lambda a: 1.0 - 0.5 * a if a < 0.3 else 2.0)
+    result = armijo(value, 1.0, -1.0)
+    expected = [0.8**i for i in range(7)]
+    assert calls == pytest.approx(expected, rel=1e-12)
+    assert result.lr == pytest.approx(0.8**6, rel=1e-12)
+    assert result.value == pytest.approx(1.0 - 0.5 * 0.8**6, rel=1e-12)
+    assert result.evaluations == 7
+
+
+def test_armijo_options():
+    value, calls = recorded(lambda a: 1.0 - a if a < 1.0 else 5.0)
+    result = armijo(value, 1.0, -1.0, lr=4.0, factor=0.5)
+    assert calls == [4.0, 2.0, 1.0, 0.5]
+    assert (result.lr, result.value, result.evaluations) == (0.5, 0.5, 4)
+
+
+@pytest.mark.parametrize("max_trials", [0, 3, 20])
+def test_armijo_gives_up_after_max_trials_reductions(max_trials):
+    value, calls = recorded(lambda _: 2.0)
+    result = armijo(value, 1.0, -1.0, max_trials=max_trials)
+    assert (result.lr, result.value, result.evaluations) == (0.0, 1.0, max_trials + 1)
+    assert calls == pytest.approx([0.8**i for i in range(max_trials + 1)], rel=1e-12)
+
+
+def test_armijo_default_is_at_most_twenty_reductions():
+    value, calls = recorded(lambda a: 0.0 if a < 0.8**19.5 else 2.0)  # good from the 20th reduction on
+    assert armijo(value, 1.0, -1.0).lr == pytest.approx(0.8**20, rel=1e-12)
+    assert len(calls) == 21
+    value, calls = recorded(lambda a: 0.0 if a < 0.8**20.5 else 2.0)  # good from the 21st on: too late
+    assert armijo(value, 1.0, -1.0).lr == 0.0
+    assert len(calls) == 21
+
+
+def test_armijo_known_value_saves_an_evaluation():
+    value, calls = recorded(lambda a: 1.0 - a)
+    result = armijo(value, 1.0, -1.0, known=0.0)
+    assert (result.lr, result.value, result.evaluations, calls) == (1.0, 0.0, 0, [])
+    value, calls = recorded(lambda a: 1.0 - a)
+    result = armijo(value, 1.0, -1.0, known=7.0)
+    assert calls == pytest.approx([0.8])
+    assert (result.lr, result.evaluations) == (pytest.approx(0.8), 1)
+    value, calls = recorded(lambda _: 2.0)
+    failed = armijo(value, 1.0, -1.0, known=2.0)
+    assert (failed.lr, failed.value, failed.evaluations, len(calls)) == (0.0, 1.0, 20, 20)
+
+
+@pytest.mark.parametrize("slope", [0.5, 1e6, INF])
+def test_armijo_positive_slope_admits_no_increase(slope):
+    result = armijo(lambda a: 1.0 + 1e-12 * a, 1.0, slope)
+    assert (result.lr, result.value) == (0.0, 1.0)
+    result = armijo(lambda a: 1.0 - 1e-12 if a < 0.7 else 1.0 + 1e-12, 1.0, slope)
+    assert result.lr == pytest.approx(0.8**2)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_armijo_walks_past_nonfinite_values(bad):
+    result = armijo(lambda a: bad if a > 0.6 else 0.5, 1.0, -1.0)
+    assert result.lr == pytest.approx(0.8**3)
+    assert result.value == 0.5
+    assert armijo(lambda _: bad, 1.0, -1.0).lr == 0.0
+    assert armijo(lambda _: 0.5, 1.0, -1.0, known=bad).lr == pytest.approx(0.8)
+
+
+def test_armijo_from_a_nonfinite_loss_fails():
+    assert armijo(lambda _: NAN, NAN, -1.0).lr == 0.0
+
+
+@PROPERTY
+@given(
+    st.lists(st.one_of(st.floats(-2.0, 2.0), st.sampled_from([NAN, INF])), min_size=1, max_size=21),
+    st.floats(-5.0, 5.0),
+    st.floats(0.1, 4.0),
+)
+def test_armijo_result_is_the_first_that_holds(values, slope, lr):
+    trials = iter(values)
+    result = armijo(lambda _: next(trials), 0.5, slope, lr=lr, max_trials=len(values) - 1)
+    good = [
+        (i, value)
+        for i, value in enumerate(values)
+        # a margin against the rounding of lr * 0.8^i; undecided cases are left out below
+        if value <= 0.5 + 0.01 * lr * 0.8**i * min(slope, 0.0)
+    ]
+    near = any(abs(v - 0.5 - 0.01 * lr * 0.8**i * min(slope, 0.0)) < 1e-12 for i, v in enumerate(values))
+    if near:
+        return
+    if good:
+        i, value = good[0]
+        assert result.lr == pytest.approx(lr * 0.8**i, rel=1e-12)
+        assert (result.value, result.evaluations) == (value, i + 1)
+        assert result.value <= 0.5
+    else:
+        assert (result.lr, result.value, result.evaluations) == (0.0, 0.5, len(values))
