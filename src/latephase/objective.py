@@ -109,9 +109,10 @@ class Objective:
 
     def __call__(self) -> Tensor:
         """Set `.grad` of the model's trainable parameters to the gradient and return the loss, detached."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        if not parameters:
+        trainable = self._trainable()
+        if not trainable:
             raise ValueError("no trainable parameter: the model has none that requires a gradient")
+        parameters = [p for _, p, _ in trainable]
 
         def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
             loss, _ = self.program(self.model, chunk)
@@ -120,9 +121,9 @@ class Objective:
         with torch.enable_grad():
             loss, *gradients = self.sum(term)
         with torch.no_grad():
-            for p, gradient, decay in zip(parameters, gradients, self.decay_of(parameters), strict=True):
+            for (_, p, decay), gradient in zip(trainable, gradients, strict=True):
                 p.grad = gradient.add_(p, alpha=decay) if decay else gradient
-            return loss + self.decay_value()
+        return loss + _decay_value(trainable)
 
     def value(self, at: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss f as a scalar, without gradient or side effect.
@@ -226,26 +227,19 @@ class Objective:
 
     def decay_of(self, parameters: Sequence[nn.Parameter]) -> list[float]:
         """The L2 coefficient of each parameter."""
-        decay, predicate = self._decay
-        if decay == 0 or predicate is None:
-            return [decay] * len(parameters)
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        return [decay if predicate(names[id(p)], p) else 0.0 for p in parameters]
+        decays = {id(p): decay for _, p, decay in self._trainable()}
+        return [decays[id(p)] for p in parameters]
 
     @torch.no_grad()
     def decay_value(self, at: Mapping[str, Tensor] | None = None) -> Tensor | float:
         """The L2 term, at the given or the current parameters."""
-        if self._decay[0] == 0:
-            return 0.0
+        return _decay_value([(name, (at or {}).get(name, p), decay) for name, p, decay in self._trainable()])
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter, float]]:
+        """Name, parameter and L2 coefficient of each parameter that requires a gradient."""
+        decay, predicate = self._decay
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        coefficients = self.decay_of([p for _, p in named])
-        values = [(at or {}).get(name, p) for name, p in named]
-        norms = [
-            torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
-            for value, decay in zip(values, coefficients, strict=True)
-            if decay
-        ]
-        return 0.5 * self._decay[0] * torch.stack(norms).square().sum() if norms else 0.0
+        return [(name, p, decay if predicate is None or decay == 0 or predicate(name, p) else 0.0) for name, p in named]
 
     def check_data(self) -> None:
         """Look for values that are not finite, once a loss was not.
@@ -299,6 +293,19 @@ class Objective:
             forward=program.forward,
             process_group=self._process_group,
         )
+
+
+@torch.no_grad()
+def _decay_value(terms: Sequence[tuple[str, Tensor, float]]) -> Tensor | float:
+    """0.5 * sum of coefficient times squared norm, in float32 or wider."""
+    norms = [
+        (decay, torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32)))
+        for _, value, decay in terms
+        if decay
+    ]
+    if not norms:
+        return 0.0
+    return 0.5 * norms[0][0] * torch.stack([norm for _, norm in norms]).square().sum()
 
 
 def _read_decay(weight_decay: Decay) -> tuple[float, Callable[[str, nn.Parameter], bool] | None]:

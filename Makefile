@@ -1,0 +1,37 @@
+# Every target sets up what it needs: a virtual environment in .venv with the pinned packages of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/digits
+# One thread per process: two test workers and two runs of a study share the machine's cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: study test test-all lint bench clean
+
+study: $(VENV)/installed
+	$(BIN)/latephase study digits --out $(OUT)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/products.py
+
+# torch goes in first, by its exact version: a looser requirement may fetch gigabytes of GPU packages.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,125 @@
+"""The command line: `latephase study`, `latephase report`, `latephase problems`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Second-order training for PyTorch, above all of its late phase.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def _fail(error: Exception) -> typer.Exit:
+    err.print(f"latephase: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+    return typer.Exit(1)
+
+
+@app.command()
+def study(
+    name_or_file: Annotated[
+        str, typer.Argument(metavar="NAME-or-FILE.toml", help="A named study, or a file of your own.")
+    ],
+    directory: Annotated[
+        Path, typer.Option("--out", help="Folder of the results; run again to go on where it stopped.")
+    ],
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: the study's own.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Use seeds 0 .. N-1. Default: the study's own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+) -> None:
+    """Run a late-phase study, or what is left of it, and write its report.
+
+    Trains the study's problem with SGD, saves checkpoints, and from chosen ones lets every strategy go on under the
+    same wall-clock budget. What is finished is not run again.
+    """
+    from .study.conduct import StudyError, conduct, resolve
+    from .study.config import ConfigError, read_study
+    from .study.progress import StudyProgress
+
+    try:
+        config = read_study(name_or_file)
+        changes = {"jobs": jobs, "seeds": None if seeds is None else list(range(seeds))}
+        config = resolve(config.model_copy(update={key: value for key, value in changes.items() if value is not None}))
+        if dry_run:
+            _say_plan(config, directory)
+            return
+        with StudyProgress(out) as progress:
+            page = conduct(config, directory, progress)
+    except (ConfigError, StudyError, OSError, ValueError) as error:
+        raise _fail(error) from error
+    except KeyboardInterrupt:
+        err.print("\nStopped. The same command goes on from here.")
+        raise typer.Exit(130) from None
+    _say_scores(directory)
+    out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")]) -> None:
+    """Write scores, figures and page anew from a study's files; works while the study runs."""
+    from .study.report import write_report
+
+    try:
+        page = write_report(directory)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from error
+    _say_scores(directory)
+    out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def problems() -> None:
+    """List the test problems."""
+    from .problems import get, names
+
+    table = Table("problem", "version", "parameters", "what it is")
+    for name in names():
+        problem = get(name)
+        size = sum(p.numel() for p in problem.model().parameters())
+        table.add_row(name, str(problem.version), f"{size:,}", problem.description)
+    out.print(table)
+
+
+def _say_plan(config, directory: Path) -> None:
+    from .study.run import is_finished, plan_runs
+
+    table = Table("checkpoint", "strategy", "seed", "state")
+    keys = plan_runs(config)
+    for key in keys:
+        state = "finished" if is_finished(directory, key) else "to run"
+        table.add_row(str(key.checkpoint_epoch), key.strategy.name, str(key.seed), state)
+    out.print(table)
+    training = config.training
+    out.print(
+        f"{config.problem}: {training.epochs} epochs of SGD, then {len(keys)} runs, {config.jobs} at a time, each with "
+        f"a budget of {config.budget_share:.0%} of the measured training time."
+    )
+
+
+def _say_scores(directory: Path) -> None:
+    """The mean scores over seeds, one line per checkpoint and strategy."""
+    from .study.results import load_results
+    from .study.score import score_results, summarize
+
+    results = load_results(directory)
+    scores = score_results(results)
+    metrics = ("best_train_loss", "best_test_loss", "best_test_accuracy", "steps")
+    summaries = {metric: summarize(scores, metric) for metric in metrics}
+    table = Table("checkpoint", "strategy", *(metric.replace("_", " ") for metric in metrics), "runs")
+    table.title = f"{results.plan.name}: means over seeds"
+    for epoch in results.plan.checkpoints:
+        for strategy in results.plan.strategies:
+            key = (epoch, strategy.name)
+            if key in summaries["steps"]:
+                means = [summaries[metric][key].mean for metric in metrics]
+                numbers = [f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[2]:.2%}", f"{means[3]:.0f}"]
+                table.add_row(f"epoch {epoch}", strategy.label, *numbers, str(summaries["steps"][key].n))
+        table.add_section()
+    out.print(table)
