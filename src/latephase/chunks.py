@@ -107,13 +107,13 @@ def take(chunks: Sequence[Chunk], rows: Tensor) -> list[Chunk]:
     return taken
 
 
-def cast(chunk: Chunk, dtype: torch.dtype) -> Chunk:
-    """The chunk with floating-point inputs in `dtype`; targets stay."""
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    """The tree with its floating-point tensors in `dtype`."""
 
-    def convert(leaf):
+    def convert(leaf: Any) -> Any:
         return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
-    return Chunk(tree_map(convert, chunk.inputs), chunk.targets, chunk.rows)
+    return tree_map(convert, tree)
 
 
 def nonfinite_entries(chunks: Sequence[Chunk]) -> str | None:

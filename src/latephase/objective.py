@@ -122,7 +122,8 @@ class Objective:
             loss, *gradients = self.sum(term)
         with torch.no_grad():
             for (_, p, decay), gradient in zip(trainable, gradients, strict=True):
-                p.grad = gradient.add_(p, alpha=decay) if decay else gradient
+                # A tensor of its own for each: autograd may return one for two parameters, or an expanded one.
+                p.grad = torch.add(gradient, p, alpha=decay) if decay else gradient.clone()
         return loss + _decay_value(trainable)
 
     def value(self, at: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -168,7 +169,7 @@ class Objective:
         self,
         chunk: Chunk,
         at: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
+        buffers: dict[str, Tensor],
         dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Any]:
         """Loss and outputs of one chunk as a function of parameters and buffers, given by name.
@@ -178,11 +179,32 @@ class Objective:
         Args:
             chunk: the data.
             at: parameters in place of the model's own.
-            buffers: buffers in place of the model's own.
-            dtype: dtype in which the model runs, its floating-point inputs cast; the loss stays in float32 or wider.
+            buffers: buffers in place of the model's own; holds what they are afterwards.
+            dtype: dtype in which the model runs, its floating-point inputs cast; the loss gets the outputs in the
+                model's own.
         """
-        swap = {f"model.{name}": tensor for source in (at, buffers) for name, tensor in source.items()}
-        return functional_call(Bound(self.model, self.program), swap, (chunk, dtype))
+        places = self._places
+        swap = {place: tensor for source in (at, buffers) for name, tensor in source.items() for place in places[name]}
+        bound = Bound(self.model, self.program)
+        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        precision = None if dtype is None else (dtype, own)
+        result = functional_call(bound, swap, (chunk, precision), tie_weights=False)
+        buffers.update({name: buffer for name, buffer in bound.buffers_after.items() if name in buffers})
+        return result
+
+    @cached_property
+    def _places(self) -> dict[str, list[str]]:
+        """Where in `Bound` each parameter and buffer hangs, by its name in the model; tied ones hang in several places.
+
+        `functional_call` ties weights by itself, but leaves its tensors behind in a module that is registered twice.
+        """
+        names = {id(tensor): name for name, tensor in _named_tensors(self.model)}
+        places: dict[str, list[str]] = {name: [] for name in names.values()}
+        for prefix, module in self.model.named_modules(prefix="model"):
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    places[names[id(tensor)]].append(f"{prefix}.{key}")
+        return places
 
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the model's buffers by name."""
@@ -293,6 +315,10 @@ class Objective:
             forward=program.forward,
             process_group=self._process_group,
         )
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 @torch.no_grad()

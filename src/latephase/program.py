@@ -7,9 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
 
 from .chunks import Chunk, cast
+
+Precision = tuple[torch.dtype, torch.dtype]
+"""The dtype in which a model runs, and the one in which the loss gets its outputs."""
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -28,10 +30,14 @@ class Bound(nn.Module):
         super().__init__()
         self.model = model
         self.program = program
+        self.buffers_after: dict[str, Tensor] = {}
 
-    def forward(self, chunk: Chunk, dtype: torch.dtype | None = None) -> tuple[Tensor, Any]:
+    def forward(self, chunk: Chunk, precision: Precision | None = None) -> tuple[Tensor, Any]:
         """Run the program on the bound model, whose tensors `functional_call` may have swapped."""
-        return self.program(self.model, chunk, dtype)
+        result = self.program(self.model, chunk, precision)
+        # A module may assign a new tensor to a buffer, which `functional_call` would drop.
+        self.buffers_after = {name: buffer.detach() for name, buffer in self.model.named_buffers()}
+        return result
 
 
 class LossOfOutputs:
@@ -41,12 +47,13 @@ class LossOfOutputs:
         self.loss = loss
         self.forward = forward
 
-    def __call__(self, model: nn.Module, chunk: Chunk, dtype: torch.dtype | None = None) -> tuple[Tensor, Any]:
-        """Loss and outputs; with a `dtype` the model's inputs are cast to it and its outputs widened for the loss."""
-        if dtype is None:
+    def __call__(self, model: nn.Module, chunk: Chunk, precision: Precision | None = None) -> tuple[Tensor, Any]:
+        """Loss and outputs, the model running in another dtype where a precision is given."""
+        if precision is None:
             outputs = self.forward(model, chunk.inputs)
         else:
-            outputs = tree_map(widen, self.forward(model, cast(chunk, dtype).inputs))
+            inner, outer = precision
+            outputs = cast(self.forward(model, cast(chunk.inputs, inner)), outer)
         return scalar(self.loss(outputs, chunk.targets)), outputs
 
 
@@ -58,25 +65,19 @@ class FreeForm:
     def __init__(self, forward: Callable[[], tuple[Tensor, Any]]):
         self.forward = forward
 
-    def __call__(self, model: nn.Module, chunk: Chunk, dtype: torch.dtype | None = None) -> tuple[Tensor, Any]:
+    def __call__(self, model: nn.Module, chunk: Chunk, precision: Precision | None = None) -> tuple[Tensor, Any]:
         """Loss and outputs.
 
         Raises:
             TypeError: the function does not return a pair.
             ValueError: another dtype is asked for, which the function's own data cannot follow.
         """
-        if dtype is not None:
+        if precision is not None:
             raise ValueError("an objective made by from_forward cannot run its products in another dtype")
         result = self.forward()
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"forward must return a pair (loss, outputs), got {type(result).__name__}")
         return scalar(result[0]), result[1]
-
-
-def widen(leaf: Any) -> Any:
-    """A floating-point tensor in float32 or wider; anything else as it is."""
-    narrow = isinstance(leaf, Tensor) and leaf.is_floating_point()
-    return leaf.to(torch.promote_types(leaf.dtype, torch.float32)) if narrow else leaf
 
 
 def scalar(loss: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Curvature of one chunk: which method computes its tangents, its products and quadratic forms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -12,17 +12,9 @@ from ..objective import Objective
 from ..parameters import ParameterSpace
 from .forward_pass import ForwardPass, Tensors
 from .loss_curvature import LossCurvature
-from .tangents import Push, double_backward, double_backward_gradient, linearized, linearized_gradient
+from .tangents import Push, double_backward, double_backward_gradient, linearized
 
 METHODS = ("auto", "linearize", "double_backward")
-
-BUILDERS: dict[tuple[str, bool], Callable[[ForwardPass], Push]] = {
-    ("linearize", False): linearized,
-    ("linearize", True): linearized_gradient,
-    ("double_backward", False): double_backward,
-    ("double_backward", True): double_backward_gradient,
-}
-"""How tangents are made, by method and by whether the Hessian's are meant."""
 
 TRACE_PAYS = 8_000_000
 """Parameters times rows of a chunk from which tracing it at every step pays on a CPU.
@@ -100,7 +92,7 @@ class ChunkCurvature:
         failures: list[Exception] = []
         for method in self._ladder():
             try:
-                push = BUILDERS[method, self.hessian](forward)
+                push = self._build(method)
                 tangents = push(v)
             except torch.OutOfMemoryError:
                 raise
@@ -114,17 +106,21 @@ class ChunkCurvature:
             f"forward mode: {failures[0]}. Replace that layer, or leave its parameters out of the optimizer"
         ) from failures[0]
 
+    def _build(self, method: str) -> Push:
+        if self.hessian:
+            return double_backward_gradient(self._curved)
+        return linearized(self._curved) if method == "linearize" else double_backward(self._curved)
+
     def _ladder(self) -> list[str]:
         """The methods in the order in which they are tried."""
         if self.method != "auto":
             return [self.method]
         forward = self._curved
-        if forward.random:  # tracing would draw the random numbers anew
+        if self.hessian or forward.random:  # tracing would draw the random numbers anew
             return ["double_backward"]
         model = forward.objective.model
         traces = (
-            not self.hessian
-            and self.space.device.type == "cpu"
+            self.space.device.type == "cpu"
             and self.space.size * forward.chunk.rows >= TRACE_PAYS
             and any(isinstance(module, _ConvNd) for module in model.modules())
         )

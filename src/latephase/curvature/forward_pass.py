@@ -39,6 +39,12 @@ class ForwardPass:
     ):
         self.objective, self.chunk, self.index, self.space, self.dtype = objective, chunk, index, space, dtype
         self.leaves = [p.detach().to(dtype or p.dtype).requires_grad_() for p in space.parameters]
+        own = set(space.names)
+        self._constants = {
+            name: p.detach().to(dtype if dtype and p.is_floating_point() else p.dtype)
+            for name, p in objective.model.named_parameters()
+            if name not in own and (p.requires_grad or dtype)
+        }
         self._buffers_before = {
             name: buffer.to(dtype) if dtype and buffer.is_floating_point() else buffer
             for name, buffer in buffers.items()
@@ -47,11 +53,15 @@ class ForwardPass:
         devices = cuda_devices(objective.model)
         with torch.enable_grad(), differentiable_kernels(objective.model), objective.random_numbers(index):
             before = generator_states(devices)
-            self.loss, tree = objective.forward_pass(chunk, self.named(self.leaves), self.buffers, dtype)
+            self.loss, tree = self._run(self.named(self.leaves), self.buffers)
             self.random = not all(map(torch.equal, before, generator_states(devices)))
         self._flat, self._structure = tree_flatten(tree)
         self._positions = [i for i, leaf in enumerate(self._flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.outputs: list[Tensor] = self._select(self._flat)
+
+    def _run(self, leaves: Mapping[str, Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """Loss and tree of outputs; parameters outside the space are constants without a graph."""
+        return self.objective.forward_pass(self.chunk, self._constants | dict(leaves), buffers, self.dtype)
 
     def _fresh_buffers(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self._buffers_before.items()}
@@ -66,7 +76,7 @@ class ForwardPass:
     def function(self, leaves: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The same pass as a pure function, for function transforms: parameters by name -> loss and outputs."""
         with differentiable_kernels(self.objective.model), self.objective.random_numbers(self.index):
-            loss, tree = self.objective.forward_pass(self.chunk, leaves, self._fresh_buffers(), self.dtype)
+            loss, tree = self._run(leaves, self._fresh_buffers())
         return loss, self._select(tree_flatten(tree)[0])
 
     def loss_of_detached_outputs(self) -> tuple[Tensor, list[Tensor]]:

@@ -1,6 +1,7 @@
 """Kernels that have the derivatives curvature products need."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +21,8 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # said by setting any flag
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)

@@ -30,7 +30,8 @@ def linearize(
         dtype: dtype in which the products run, the loss kept in the outputs' own. Default: the parameters' own.
         method: how the tangents of the outputs are computed: "linearize" (`torch.func.linearize`, a forward-mode
             trace), "double_backward" (through the pull-back), or "auto": the one that is expected to be faster, and
-            the other where a layer does not support it. Tracing pays for large convolutional problems on a CPU.
+            the other where a layer does not support it. Tracing pays for large convolutional problems on a CPU. The
+            Hessian knows the second only.
 
     Raises:
         ValueError: an unknown option, a parameter that is not the model's, none that is trainable, or data that is not
@@ -40,6 +41,8 @@ def linearize(
         raise ValueError(f"curvature must be one of {', '.join(CURVATURES)}; got {curvature!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if curvature == "hessian" and method == "linearize":
+        raise ValueError("the Hessian is computed by double_backward only; method must be 'auto' or 'double_backward'")
     return Linearization(objective, curvature, parameters, dtype, method)
 
 

@@ -13,26 +13,31 @@ Push = Callable[[Tensors], Tensors]
 
 
 def linearized(forward: ForwardPass) -> Push:
-    """V -> J v by `torch.func.linearize`: a forward-mode trace with everything that does not depend on v computed."""
-    return _trace(forward, lambda leaves: forward.function(leaves)[1])
+    """V -> J v by `torch.func.linearize`: a forward-mode trace with everything that does not depend on v computed.
 
-
-def linearized_gradient(forward: ForwardPass) -> Push:
-    """V -> H v, H the Hessian of the loss: `torch.func.linearize` of the gradient."""
-    gradient = torch.func.grad(lambda leaves: forward.function(leaves)[0])
-    return _trace(forward, lambda leaves: list(gradient(leaves).values()))
-
-
-def _trace(forward: ForwardPass, function: Callable[[dict[str, Tensor]], list[Tensor]]) -> Push:
+    Raises:
+        RuntimeError: the trace would not give J v at every call: it draws random numbers, or writes into its own
+            constants.
+    """
     if forward.random:
         raise RuntimeError("torch.func.linearize would draw the random numbers (dropout) anew at every product")
     leaves = forward.named([leaf.detach() for leaf in forward.leaves])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         # Of torch's own workings: its constant folding, and the import of its forward-mode decompositions.
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
-        push = torch.func.linearize(function, leaves)[1]
-    return lambda v: push(forward.named(v))
+        trace = torch.func.linearize(lambda point: forward.function(point)[1], leaves)[1]
+
+    @torch.no_grad()
+    def push(v: Tensors) -> Tensors:
+        return trace(forward.named(v))
+
+    # The trace of a layer that works in place (a GRU, x += y) adds to the folded constants at every call (torch 2.13),
+    # so that it is right once only: two calls on the same vector then differ.
+    probe = [torch.ones_like(leaf) for leaf in forward.leaves]
+    if not all(map(torch.equal, push(probe), push(probe))):
+        raise RuntimeError("torch.func.linearize cannot trace a layer that works in place")
+    return push
 
 
 def double_backward(forward: ForwardPass) -> Push:

@@ -294,7 +294,7 @@ class HessianFree(Optimizer):
         return torch.tensor(numbers, dtype=dtype, device=sizes.device).repeat_interleave(sizes)
 
     def _first_state(self) -> dict[str, Any]:
-        return self.state[self.param_groups[0]["params"][0]]
+        return self.state[next(p for group in self.param_groups for p in group["params"])]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; the start of conjugate gradients keeps its dtype, which may be wider than the parameters'."""
