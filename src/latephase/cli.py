@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -112,14 +113,15 @@ def _say_scores(directory: Path) -> None:
     scores = score_results(results)
     metrics = ("best_train_loss", "best_test_loss", "best_test_accuracy", "steps")
     summaries = {metric: summarize(scores, metric) for metric in metrics}
-    table = Table("checkpoint", "strategy", *(metric.replace("_", " ") for metric in metrics), "runs")
-    table.title = f"{results.plan.name}: means over seeds"
+    table = Table(title=f"{results.plan.name}: best within the budget, means over seeds", box=box.SIMPLE)
+    for heading in ("epoch", "strategy", "train loss", "test loss", "test accuracy", "steps", "runs"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "strategy" else "right")
     for epoch in results.plan.checkpoints:
         for strategy in results.plan.strategies:
             key = (epoch, strategy.name)
             if key in summaries["steps"]:
                 means = [summaries[metric][key].mean for metric in metrics]
                 numbers = [f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[2]:.2%}", f"{means[3]:.0f}"]
-                table.add_row(f"epoch {epoch}", strategy.label, *numbers, str(summaries["steps"][key].n))
+                table.add_row(str(epoch), strategy.label, *numbers, str(summaries["steps"][key].n))
         table.add_section()
     out.print(table)
