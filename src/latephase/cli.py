@@ -113,8 +113,9 @@ def _say_scores(directory: Path) -> None:
     scores = score_results(results)
     metrics = ("best_train_loss", "best_test_loss", "best_test_accuracy", "steps")
     summaries = {metric: summarize(scores, metric) for metric in metrics}
-    table = Table(title=f"{results.plan.name}: best within the budget, means over seeds", box=box.SIMPLE)
-    for heading in ("epoch", "strategy", "train loss", "test loss", "test accuracy", "steps", "runs"):
+    title = f"{results.plan.name}: best within the budget, means over seeds"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("epoch", "strategy", "train loss", "test loss", "test accuracy", "steps"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "strategy" else "right")
     for epoch in results.plan.checkpoints:
         for strategy in results.plan.strategies:
@@ -122,6 +123,6 @@ def _say_scores(directory: Path) -> None:
             if key in summaries["steps"]:
                 means = [summaries[metric][key].mean for metric in metrics]
                 numbers = [f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[2]:.2%}", f"{means[3]:.0f}"]
-                table.add_row(str(epoch), strategy.label, *numbers, str(summaries["steps"][key].n))
+                table.add_row(str(epoch), strategy.label, *numbers)
         table.add_section()
     out.print(table)

@@ -132,13 +132,14 @@ class Objective:
         Args:
             at: parameters by name in place of the model's own, where given. Default: the current parameters.
         """
+        # Constants record no graph; yet a forward that differentiates (a physics-informed loss) works.
+        point = {name: p.detach() for name, p in self.model.named_parameters()} | dict(at or {})
 
         def term(chunk: Chunk, index: int) -> tuple[Tensor]:
-            with self.random_numbers(index):
-                return (self.forward_pass(chunk, at or {}, self.buffers())[0],)
+            with torch.enable_grad(), self.random_numbers(index):
+                return (self.forward_pass(chunk, point, self.buffers())[0].detach(),)
 
-        with torch.no_grad():
-            return self.sum(term)[0] + self.decay_value(at)
+        return self.sum(term)[0] + self.decay_value(point)
 
     def sum(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """The one sum over chunks and ranks: each tensor that `term` returns, weighed, added up and reduced."""

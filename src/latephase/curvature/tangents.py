@@ -22,7 +22,7 @@ def linearized(forward: ForwardPass) -> Push:
     if forward.random:
         raise RuntimeError("torch.func.linearize would draw the random numbers (dropout) anew at every product")
     leaves = forward.named([leaf.detach() for leaf in forward.leaves])
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings():
         # Of torch's own workings: its constant folding, and the import of its forward-mode decompositions.
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
