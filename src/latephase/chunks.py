@@ -33,8 +33,8 @@ def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
         TypeError: the data is neither.
         ValueError: an empty batch, inputs and targets of different length, or a microbatch_size below 1.
     """
-    if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
+    if microbatch_size is not None and not (isinstance(microbatch_size, int) and microbatch_size >= 1):
+        raise ValueError(f"microbatch_size must be an integer >= 1, got {microbatch_size!r}")
     if _is_pair(data):
         batches = [data]
     elif isinstance(data, Sequence) and not isinstance(data, str):

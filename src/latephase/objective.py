@@ -47,7 +47,7 @@ class Objective:
         process_group: a torch.distributed group among whose ranks the data is shared out; this rank gives its part.
 
     Raises:
-        TypeError: the model is not a module, the loss not callable, or the data neither batch nor batches.
+        TypeError: the model is not a module, loss or forward not callable, or the data neither batch nor batches.
         ValueError: an empty batch, inputs and targets of different length, an FSDP module, or a bad option.
     """
 
@@ -64,6 +64,8 @@ class Objective:
     ):
         if not callable(loss):
             raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward must be a callable (model, inputs) -> outputs, got {type(forward).__name__}")
         model, process_group = unwrap(model, process_group)
         program = LossOfOutputs(loss, forward or call_model)
         self._set_up(model, program, read_chunks(data, microbatch_size), weight_decay, process_group)

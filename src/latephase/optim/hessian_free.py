@@ -14,7 +14,7 @@ from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..solve import armijo, backtrack, conjugate_gradient, levenberg_marquardt, reduction_ratio
 from .local_model import LocalModel, Outcome, Trials
-from .options import check_groups
+from .options import check_groups, check_number
 from .report import StepReport
 
 DAMPING_RANGE = (1e-12, 1e12)
@@ -103,7 +103,7 @@ class HessianFree(Optimizer):
             "block_diagonal": block_diagonal,
         }
         super().__init__(params, defaults)
-        check_groups(self.param_groups, self.defaults)
+        check_groups(self.param_groups)
         self._preconditioner = preconditioner
 
     @property
@@ -113,6 +113,7 @@ class HessianFree(Optimizer):
 
     @damping.setter
     def damping(self, value: float) -> None:
+        check_number("damping", value)
         self._first_state()["damping"] = float(value)
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -143,7 +144,7 @@ class HessianFree(Optimizer):
         objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
         for each in objectives:
             _check_objective(each, objective)
-        check_groups(self.param_groups, self.defaults)
+        check_groups(self.param_groups)
         space = objective.space([p for group in self.param_groups for p in group["params"]])
         if not self._ranks_compared:
             objective.reduce.check_equal(space.parameters, space.names)

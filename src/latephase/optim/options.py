@@ -29,17 +29,27 @@ def check_options(group: Mapping[str, Any]) -> None:
         if not isinstance(group[name], bool):
             raise ValueError(f"{name} must be True or False, got {group[name]!r}")
     for name in NONNEGATIVE:
-        value = float(group[name]) if isinstance(group[name], (int, float, torch.Tensor)) else math.nan
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be a finite number >= 0, got {group[name]!r}")
-    if not isinstance(group["cg_max_iter"], int) or group["cg_max_iter"] < 1:
-        raise ValueError(f"cg_max_iter must be an integer >= 1, got {group['cg_max_iter']!r}")
+        check_number(name, group[name])
+    cap = group["cg_max_iter"]
+    if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
+        raise ValueError(f"cg_max_iter must be an integer >= 1, got {cap!r}")
     dtype = group["curvature_dtype"]
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"curvature_dtype must be None or a floating-point torch.dtype, got {dtype!r}")
 
 
-def check_groups(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
+def check_number(name: str, value: Any) -> None:
+    """Check that a value is a finite number, at least 0.
+
+    Raises:
+        ValueError: it is not.
+    """
+    number = isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
     """Check that param groups differ only where they may.
 
     Raises:
@@ -48,7 +58,7 @@ def check_groups(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any
     for group in groups:
         check_options(group)
     first = groups[0]
-    for name in defaults:
+    for name in (*CHOICES, *FLAGS, *NONNEGATIVE, "cg_max_iter", "curvature_dtype"):
         may_differ = name in PER_GROUP and (name != "cg_tolerance" or first["block_diagonal"])
         for index, group in enumerate(groups):
             if not may_differ and group[name] != first[name]:
