@@ -124,6 +124,9 @@ def child(rank: int, folder: str) -> None:
     optimizer.step(objective_of(model, own, group))
     results["afterwards"] = optimizer.report.accepted
 
+    # Objectives of which one is shared out and the other is not would judge the step by numbers of one rank alone.
+    lone = objective_of(model, own)
+    results["mixed"] = message_of(lambda: HessianFree(model.parameters()).step(objective_of(model, own, group), lone))
     results["hidden"] = message_of(
         lambda: Objective(network(), lambda z, t: z.mean(), data(own), process_group=group).value()
     )
@@ -212,6 +215,10 @@ def test_parameters_that_differ_between_ranks_are_named_on_every_rank(ranks, cas
     for found in ranks:
         assert found[case].startswith("ValueError"), found[case]
         assert name in found[case]
+
+
+def test_objectives_of_one_step_share_their_ranks(ranks):
+    assert all(found["mixed"].startswith("ValueError") for found in ranks)
 
 
 @pytest.mark.parametrize("case", ["nan", "nan_evaluation"])

@@ -26,6 +26,10 @@ def spoiled(tensor: torch.Tensor, row: int, value: float = math.nan) -> torch.Te
     return tensor
 
 
+def ignored(targets: torch.Tensor, row: int) -> torch.Tensor:
+    return torch.where(torch.arange(len(targets)) == row, -100, targets)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"curvature": "fisher"}, r"curvature must be one of ggn, hessian; got 'fisher'"),
     ({"cg_stopping": "never"}, r"cg_stopping must be one of martens, residual"),
@@ -119,6 +123,9 @@ STEPS = {
     "nan_curvature": (
         lambda m: (cross_entropy(m, (X, Y)), None, cross_entropy(m, (spoiled(X, 1), Y))), ValueError,
         r"inputs .* row 1"),
+    "nan_behind_a_finite_loss": (  # the row's target does not count, but its gradient is 0 * NaN
+        lambda m: (Objective(m[3], nn.CrossEntropyLoss(), (torch.cat([spoiled(X, 5), X[:, :1]], 1), ignored(Y, 5))),),
+        ValueError, r"inputs of chunk 0 .* row 5"),
     "not_a_scalar": (
         lambda m: (Objective(m, nn.CrossEntropyLoss(reduction="none"), (X, Y)),), ValueError, r"scalar.*\(8,\)"),
     "not_a_tensor": (lambda m: (Objective(m, lambda z, t: 1.0, (X, Y)),), TypeError, r"scalar tensor, got float"),
@@ -133,7 +140,7 @@ STEPS = {
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_step_on_bad_input_changes_nothing(case, begun, unchanged):
     model = normalized()
-    optimizer = HessianFree(model.parameters())
+    optimizer = HessianFree(model[3].parameters() if case == "nan_behind_a_finite_loss" else model.parameters())
     if begun:
         optimizer.step(cross_entropy(model, (X, Y)))
     arguments, error, message = STEPS[case]

@@ -150,6 +150,18 @@ def test_the_curvature_objective_gives_curvature_only(toy, dense, flat):
     torch.testing.assert_close(step, torch.linalg.solve(matrix + 0.5 * torch.eye(31), -gradient), **SOLVED)
 
 
+def test_chunks_take_the_same_steps(toy, flat):
+    data, other, models = toy.batch(), toy.batch(9, seed=4), [toy.network(), toy.network()]
+    optimizers = [HessianFree(model.parameters(), cg_max_iter=8) for model in models]
+    for _ in range(5):
+        for model, optimizer, size in zip(models, optimizers, (None, 7), strict=True):
+            parts = {"microbatch_size": size, "weight_decay": 0.01}
+            objectives = cross_entropy(model, data, **parts), cross_entropy(model, other, **parts)
+            optimizer.step(*objectives, curvature_objective=objectives[0].split(12)[0])
+        torch.testing.assert_close(*map(flat, models), rtol=1e-9, atol=1e-11)
+    assert sum(optimizer.report.accepted for optimizer in optimizers) == 2
+
+
 @pytest.mark.parametrize("per_group", [False, True])
 def test_lr_scales_the_step(per_group, toy, flat):
     data, unit, model = toy.batch(), toy.network(), toy.network()
@@ -273,13 +285,12 @@ def test_ignoring_nonpositive_curvature_is_newtons_step(function):
     torch.testing.assert_close(point.x.detach(), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_parameters_outside_the_optimizer_and_unused_ones_do_not_move(toy):
-    model = toy.network()
-    model.unused = nn.Linear(2, 2).double()
-    model.forward = lambda x: model[2](model[1](model[0](x)))
-    before = copy.deepcopy(model.state_dict())
-    optimizer = HessianFree([*model[2].parameters(), *model.unused.parameters()])
-    for _ in range(3):
-        optimizer.step(cross_entropy(model, toy.batch()))
-    moved = {name for name, p in model.state_dict().items() if not torch.equal(p, before[name])}
-    assert moved == {"2.weight", "2.bias"}
+def test_a_positive_slope_does_not_admit_an_increase(function):
+    """The slope is the objective's, a thousand times the evaluation's: cut at zero, or any step would pass Armijo's."""
+    point, objective = function(lambda x: (1000 * (x[0] ** 2 - x[1] ** 2), x), 0.0, 0.1)
+    evaluation = Objective.from_forward(point, lambda: (point.x[0] ** 2 - point.x[1] ** 2, point.x))
+    options = {"damping": 0.0, "cg_backtracking": False, "nonpositive_curvature": "ignore"}
+    optimizer = HessianFree(point.parameters(), curvature="hessian", **options)
+    optimizer.step(objective, evaluation)
+    assert not optimizer.report.accepted
+    assert point.x.tolist() == [0.0, 0.1]

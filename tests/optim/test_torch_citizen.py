@@ -161,6 +161,18 @@ def test_no_loss_is_computed_twice(with_evaluation, toy):
         assert len(set(points)) == len(points)
 
 
+def test_parameters_outside_the_optimizer_and_unused_ones_do_not_move(toy):
+    model = toy.network()
+    model.unused = nn.Linear(2, 2).double()
+    model.forward = lambda x: model[2](model[1](model[0](x)))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = HessianFree([*model[2].parameters(), *model.unused.parameters()])
+    for _ in range(3):
+        optimizer.step(cross_entropy(model, toy.batch()))
+    moved = {name for name, p in model.state_dict().items() if not torch.equal(p, before[name])}
+    assert moved == {"2.weight", "2.bias"}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("with_evaluation", [False, True])
 def test_the_report_is_true(dtype, with_evaluation, toy, flat):
@@ -243,6 +255,19 @@ def test_an_accepted_step_moves_the_buffers_as_one_forward_pass_would(make, with
         assert optimizer.report.accepted
         for (name, buffer), expected in zip(model.named_buffers(), twin.buffers(), strict=True):
             torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-14, msg=name)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 7])
+def test_chunks_move_the_buffers_one_after_the_other(microbatch_size, toy):
+    model, data = normalized(), toy.batch()
+    twin = copy.deepcopy(model)
+    for rows in data[0].split(microbatch_size or 20):
+        twin(rows)
+    optimizer = HessianFree(model.parameters())
+    optimizer.step(cross_entropy(model, data, microbatch_size=microbatch_size))
+    assert optimizer.report.accepted
+    for buffer, expected in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_a_rejected_step_moves_nothing_and_forgets_its_start(toy, unchanged):

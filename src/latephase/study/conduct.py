@@ -26,6 +26,14 @@ FREE = ("jobs", "seeds", "description")
 """Keys that may change when a study goes on: they move no run's result."""
 
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+"""Settings of glibc's allocator for all runs alike: it keeps freed memory instead of handing it back at every step.
+
+By default every large temporary tensor is mapped anew. On one CPU thread that took a third of the time of a curvature
+product on 384 digits (41 ms against 28 ms) and none of a gradient's on 128 (7.0 ms), so it would bias the comparison.
+"""
+
+
 class StudyError(RuntimeError):
     """The study stopped before its end; the message says why and how to go on."""
 
@@ -56,6 +64,7 @@ def conduct(study: Study, directory: Path, progress: StudyProgress) -> Path:
         StudyError: a worker process died.
     """
     claim(study, directory)
+    os.environ.update(ALLOCATOR)  # for the processes that are started from here on
     write_json(directory / "environment.json", describe_environment(study.threads, study.jobs))
     seconds = _train(study, directory, progress)
     _perform(study, directory, study.budget_share * seconds, progress)

@@ -31,6 +31,7 @@ def describe_environment(threads: int, jobs: int, device: str = "cpu") -> dict[s
         "cores": os.cpu_count(),
         "threads": threads,
         "jobs": jobs,
+        "allocator": " ".join(f"{name}={os.environ[name]}" for name in sorted(os.environ) if "MALLOC_" in name) or None,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
     }
 

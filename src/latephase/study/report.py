@@ -32,6 +32,7 @@ _MACHINE = {
     "torch": "PyTorch",
     "numpy": "NumPy",
     "latephase": "latephase",
+    "allocator": "Memory allocator",
     "git_commit": "Commit",
 }
 
