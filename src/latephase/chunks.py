@@ -1,7 +1,7 @@
 """The data of an objective as chunks: reading what the user gives, cutting and drawing rows, weighing chunks."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,10 @@ def _read_batch(batch: Any, index: int, count: int) -> Chunk:
             f"{where} must be a pair (inputs, targets) with a tensor of targets, got {type(batch).__name__}"
         )
     inputs, targets = batch
+    if isinstance(inputs, list):
+        inputs = tuple(inputs)
+    elif isinstance(inputs, Mapping):  # of any kind, such as a tokenizer's
+        inputs = dict(inputs)
     lengths = [leaf.shape[0] for leaf in _batched(inputs)]
     if targets.dim() == 0 or not lengths:
         raise ValueError(f"{where} has no examples to count: {ROWS_HINT}")
@@ -76,7 +80,7 @@ def _read_batch(batch: Any, index: int, count: int) -> Chunk:
             raise ValueError(f"{where} has {length} rows of inputs but {rows} of targets; {ROWS_HINT}")
     if rows == 0:
         raise ValueError(f"{where} is empty: it has no rows")
-    return Chunk(tuple(inputs) if isinstance(inputs, list) else inputs, targets, rows)
+    return Chunk(inputs, targets, rows)
 
 
 def _batched(tree: Any) -> list[Tensor]:
@@ -117,14 +121,20 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
 
 
 def nonfinite_entries(chunks: Sequence[Chunk]) -> str | None:
-    """Where the data is infinite or not a number, in words; None where it is finite."""
+    """Where the data is not a number or plus infinity, in words; None where it is neither.
+
+    Minus infinity is let pass: attention masks hold it on purpose.
+    """
     for index, chunk in enumerate(chunks):
         for path, leaf in tree_flatten_with_path({"inputs": chunk.inputs, "targets": chunk.targets})[0]:
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
-                bad = (~leaf.isfinite()).nonzero()
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                continue
+            bad = leaf.isnan() | leaf.isposinf()
+            if bool(bad.any()):
+                where = bad.nonzero()
                 name = "".join(str(key) for key in path)[2:].replace("']", "", 1)
-                row = f", the first in row {int(bad[0, 0])}" if leaf.dim() else ""
-                return f"{name} of chunk {index} holds {len(bad)} values that are not finite{row}"
+                row = f", the first in row {int(where[0, 0])}" if leaf.dim() else ""
+                return f"{name} of chunk {index} holds {len(where)} values that are not finite{row}"
     return None
 
 

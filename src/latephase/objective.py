@@ -36,7 +36,9 @@ class Objective:
 
     Args:
         model: the module that is trained. `torch.compile`d and DistributedDataParallel modules are unwrapped.
-        loss: any callable (outputs, targets) -> scalar, mean or sum over the examples.
+        loss: any callable (outputs, targets) -> scalar, mean or sum over the examples. Outputs in bfloat16 or float16
+            reach it in float32, since damping and line search tell apart losses that those cannot; unless the loss
+            is a module with tensors that narrow itself.
         data: one batch (inputs, targets), or a sequence of batches (chunks). Inputs may be a tensor, a tuple of tensors
             (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples.
         microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole.
@@ -104,7 +106,7 @@ class Objective:
         self.program = program
         self.chunks: list[Chunk] = chunks
         self.reduce: Reduce = Local() if process_group is None else ProcessGroup(process_group)
-        self._process_group = process_group
+        self.process_group = process_group
         self._decay = _read_decay(weight_decay)
         self._weight_decay = weight_decay
         self._seed: int | None = None
@@ -316,7 +318,7 @@ class Objective:
             microbatch_size=self._microbatch_size,
             weight_decay=self._weight_decay,
             forward=program.forward,
-            process_group=self._process_group,
+            process_group=self.process_group,
         )
 
 

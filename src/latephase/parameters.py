@@ -51,7 +51,8 @@ class ParameterSpace:
 
     def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
         """Tensors in the parameters' shapes -> vector [P]."""
-        return torch.cat([t.detach().reshape(-1).to(self.dtype) for t in tensors])
+        dense = (t.to_dense() if t.is_sparse else t for t in tensors)
+        return torch.cat([t.detach().reshape(-1).to(self.dtype) for t in dense])
 
     def values(self) -> Tensor:
         """The parameters as a new vector [P]."""

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from .chunks import Chunk, cast
 
@@ -46,6 +47,8 @@ class LossOfOutputs:
     def __init__(self, loss: Callable[[Any, Any], Tensor], forward: Callable[[nn.Module, Any], Any]):
         self.loss = loss
         self.forward = forward
+        held = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
+        self._widens = not any(is_narrow(tensor) for tensor in held)
 
     def __call__(self, model: nn.Module, chunk: Chunk, precision: Precision | None = None) -> tuple[Tensor, Any]:
         """Loss and outputs, the model running in another dtype where a precision is given."""
@@ -54,6 +57,8 @@ class LossOfOutputs:
         else:
             inner, outer = precision
             outputs = cast(self.forward(model, cast(chunk.inputs, inner)), outer)
+        if self._widens:
+            outputs = tree_map(lambda leaf: leaf.float() if is_narrow(leaf) else leaf, outputs)
         return scalar(self.loss(outputs, chunk.targets)), outputs
 
 
@@ -78,6 +83,11 @@ class FreeForm:
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"forward must return a pair (loss, outputs), got {type(result).__name__}")
         return scalar(result[0]), result[1]
+
+
+def is_narrow(leaf: Any) -> bool:
+    """Whether this is a floating-point tensor narrower than float32."""
+    return isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16)
 
 
 def scalar(loss: Any) -> Tensor:

@@ -152,6 +152,9 @@ class HessianFree(Optimizer):
         for each in objectives:
             each.reseed()
         model = self._solve(objective, curvature_objective, space)
+        if not model.finite:
+            for each in objectives:
+                each.check_data()
         outcome = self._try(model, evaluation, float(model.loss) if evaluation is objective else None)
         self._settle(model, outcome, objective)
         self.report = StepReport(
@@ -184,9 +187,12 @@ class HessianFree(Optimizer):
         multiply = block_diagonal(curved.matvec, blocks) if options["block_diagonal"] else curved.matvec
         scale = self._per_parameter("damping_scale")
         damping = self.damping
+        downhill = -linear.gradient
+        if not linear.loss.isfinite():
+            downhill.fill_(math.nan)  # ends conjugate gradients at once, with the status that says why
         cg = conjugate_gradient(
             damped(multiply, damping * scale),
-            -linear.gradient,
+            downhill,
             self._start(space),
             preconditioner=self._preconditioner,
             max_iter=options["cg_max_iter"],
@@ -322,3 +328,5 @@ def _check_objective(objective: Any, first: Any) -> None:
         )
     if objective.model is not first.model:
         raise ValueError("objective, evaluation and curvature_objective must be of the same model")
+    if objective.process_group is not first.process_group:
+        raise ValueError("objective, evaluation and curvature_objective must have the same process_group")
