@@ -11,13 +11,14 @@ import torch
 from ..problems import Problem, Splits, get
 from .checkpoint import checkpoint_path, load_checkpoint
 from .clock import Clock
-from .config import StrategyConfig, Study
+from .config import HessianFreeSteps, StrategyConfig, Study
 from .evaluate import Evaluator
 from .results import run_id
 from .store import Journal, read_json, write_json
 from .strategies import Strategy, start_strategy
 
 WARM_UP_STEPS = {"sgd": 5, "hessian_free": 1}
+WARM_UP_ITERATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,13 @@ def perform_run(directory: Path, study: Study, key: RunKey, budget: float, envir
     return record["status"]
 
 
+def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:
+    """The strategy with few iterations of conjugate gradients, which call all that many call."""
+    if isinstance(strategy, HessianFreeSteps):
+        return strategy.model_copy(update={"options": strategy.options | {"cg_max_iter": WARM_UP_ITERATIONS}})
+    return strategy
+
+
 class _Run:
     """The state of one run."""
 
@@ -123,10 +131,10 @@ class _Run:
         splits: Splits = problem.load()
         checkpoint = load_checkpoint(checkpoint_path(self.directory, self.key.checkpoint_epoch))
         model = problem.model()
-        arguments = (self.key.strategy, self.study, problem, model, splits, checkpoint, self.key.seed)
-        self._warm_up(start_strategy(*arguments))
+        arguments = (self.study, problem, model, splits, checkpoint, self.key.seed)
+        self._warm_up(start_strategy(warm_up_version(self.key.strategy), *arguments))
         evaluate = Evaluator(problem, model, splits)
-        strategy = start_strategy(*arguments)
+        strategy = start_strategy(self.key.strategy, *arguments)
         metrics: dict[str, float | None] = evaluate(checkpoint["model"])
         self._log(self.due.pop(0), strategy.lr, metrics)
         evaluated = 0
