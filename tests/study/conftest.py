@@ -38,6 +38,7 @@ def metrics(values: tuple[float, float, float]) -> dict[str, float]:
         "valid_accuracy": test_accuracy,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
+        "l2_term": train_loss / 4,
     }
 
 

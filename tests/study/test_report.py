@@ -9,6 +9,7 @@ from latephase.study.results import load_results, run_id
 from latephase.study.score import score, score_results, write_scores
 
 LOSS, TEST_LOSS, ACCURACY = METRICS
+START_LOSS = 0.8  # train loss of the checkpoint of epoch 20
 
 
 class Page(HTMLParser):
@@ -243,3 +244,9 @@ def test_losses_have_four_significant_digits(loss, text):
 )
 def test_differences_have_two_significant_digits(metric, difference, text):
     assert metric.difference(difference) == text
+
+
+def test_the_tables_say_how_much_of_the_train_loss_is_the_l2_term(reported):
+    page = Page((reported / "report.html").read_text(encoding="utf-8"))
+    assert "L2 in train loss" in page.text
+    assert loss_text(START_LOSS / 4) in page.text

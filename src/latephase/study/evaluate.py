@@ -36,13 +36,16 @@ class Evaluator:
         }
 
     def __call__(self, state: dict[str, Tensor]) -> dict[str, float | None]:
-        """Loss (L2 term included) and accuracy of a state dict on each split; None where a loss is not finite.
+        """Loss (L2 term included) and accuracy of a state dict on each split, and the L2 term alone.
+
+        A loss that is not finite is None.
 
         Args:
             state: a state dict of the model.
         """
         self._model.load_state_dict(state)
-        metrics: dict[str, float | None] = {}
+        (objective, *_) = self._objectives.values()
+        metrics: dict[str, float | None] = {"l2_term": float(objective.decay_value())}
         for name, objective in self._objectives.items():
             loss, accuracy = self._measure(objective)
             metrics[f"{name}_loss"] = loss if math.isfinite(loss) else None

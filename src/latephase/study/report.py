@@ -49,13 +49,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A strategy's row in the table of a checkpoint; ``metrics`` pairs each summary with whether it is the best."""
+    """A strategy's row in the table of a checkpoint.
+
+    ``metrics`` pairs each summary with whether it is the best; ``l2_term`` is that part of the best train loss.
+    """
 
     strategy: Strategy
     colour: str
     runs: int
     steps: Summary
     metrics: list[tuple[Summary, bool]]
+    l2_term: Summary
     warmup: str
     overshoot: str
 
@@ -143,6 +147,7 @@ def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]
         ],
         "pictures": pictures,
         "metrics": METRICS,
+        "has_l2_term": any(score.l2_term > 0 for score in scores),
         "statuses": Counter(run.status for run in results.runs),
         "planned": len(results.runs),
         "troubles": _troubles(results.runs),
@@ -169,7 +174,7 @@ def _options(strategy: Strategy) -> str:
 
 def _table(reading: Reading, scores: list[Score], epoch: int, colours: dict[str, str]) -> list[TableRow]:
     """The rows of a checkpoint's table, for the strategies with at least one concluded run."""
-    steps = summarize(scores, "steps")
+    steps, l2_terms = summarize(scores, "steps"), summarize(scores, "l2_term")
     best = {metric.field: reading.ranking(metric, epoch)[:1] for metric in METRICS}
     rows = []
     for strategy in reading.results.plan.strategies:
@@ -180,8 +185,9 @@ def _table(reading: Reading, scores: list[Score], epoch: int, colours: dict[str,
                 metrics.append((summary, summary.mean == best[metric.field][0][1].mean))
         if metrics:
             seconds = [_mean_seconds(runs, key) for key in ("warmup_seconds", "overshoot_seconds")]
-            count = steps[epoch, strategy.name]
-            rows.append(TableRow(strategy, colours[strategy.name], len(runs), count, metrics, *seconds))
+            key = (epoch, strategy.name)
+            colour = colours[strategy.name]
+            rows.append(TableRow(strategy, colour, len(runs), steps[key], metrics, l2_terms[key], *seconds))
     return rows
 
 
