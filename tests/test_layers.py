@@ -22,6 +22,7 @@ LAYERS = {
     "chunks": 1,
     "program": 1,
     "randomness": 1,
+    "weight_decay": 1,
 }
 READING = ("store", "results", "score", "style", "figures", "reading", "report")
 """Modules of `study` that read result files; torch must not be needed for that."""

@@ -15,8 +15,7 @@ from .parameters import ParameterSpace
 from .program import Bound, FreeForm, LossOfOutputs, call_model, unwrap
 from .randomness import cuda_devices, draw_seed, forked, peek_seed
 from .reduce import Local, ProcessGroup, Reduce
-
-Decay = float | tuple[float, Callable[[str, nn.Parameter], bool]]
+from .weight_decay import Decay, WeightDecay
 
 
 class Objective:
@@ -107,13 +106,12 @@ class Objective:
         self.chunks: list[Chunk] = chunks
         self.reduce: Reduce = Local() if process_group is None else ProcessGroup(process_group)
         self.process_group = process_group
-        self._decay = _read_decay(weight_decay)
-        self._weight_decay = weight_decay
+        self.weight_decay = WeightDecay(model, weight_decay)
         self._seed: int | None = None
 
     def __call__(self) -> Tensor:
         """Set `.grad` of the model's trainable parameters to the gradient and return the loss, detached."""
-        trainable = self._trainable()
+        trainable = self.weight_decay.trainable()
         if not trainable:
             raise ValueError("no trainable parameter: the model has none that requires a gradient")
         parameters = [p for _, p, _ in trainable]
@@ -128,7 +126,7 @@ class Objective:
             for (_, p, decay), gradient in zip(trainable, gradients, strict=True):
                 # A tensor of its own for each: autograd may return one for two parameters, or an expanded one.
                 p.grad = torch.add(gradient, p, alpha=decay) if decay else gradient.clone()
-        return loss + _decay_value(trainable)
+        return loss + self.weight_decay.value_of([p for _, p, decay in trainable if decay])
 
     def value(self, at: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss f as a scalar, without gradient or side effect.
@@ -143,7 +141,7 @@ class Objective:
             with torch.enable_grad(), self.random_numbers(index):
                 return (self.forward_pass(chunk, point, self.buffers())[0].detach(),)
 
-        return self.sum(term)[0] + self.decay_value(point)
+        return self.sum(term)[0] + self.weight_decay.value(point)
 
     def sum(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """The one sum over chunks and ranks: each tensor that `term` returns, weighed, added up and reduced."""
@@ -252,22 +250,6 @@ class Objective:
                 )
         return ParameterSpace(parameters, [names[id(p)] for p in parameters])
 
-    def decay_of(self, parameters: Sequence[nn.Parameter]) -> list[float]:
-        """The L2 coefficient of each parameter."""
-        decays = {id(p): decay for _, p, decay in self._trainable()}
-        return [decays[id(p)] for p in parameters]
-
-    @torch.no_grad()
-    def decay_value(self, at: Mapping[str, Tensor] | None = None) -> Tensor | float:
-        """The L2 term, at the given or the current parameters."""
-        return _decay_value([(name, (at or {}).get(name, p), decay) for name, p, decay in self._trainable()])
-
-    def _trainable(self) -> list[tuple[str, nn.Parameter, float]]:
-        """Name, parameter and L2 coefficient of each parameter that requires a gradient."""
-        decay, predicate = self._decay
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        return [(name, p, decay if predicate is None or decay == 0 or predicate(name, p) else 0.0) for name, p in named]
-
     def check_data(self) -> None:
         """Look for values that are not finite, once a loss was not.
 
@@ -316,7 +298,7 @@ class Objective:
             program.loss,
             data[0] if len(data) == 1 else data,
             microbatch_size=self._microbatch_size,
-            weight_decay=self._weight_decay,
+            weight_decay=self.weight_decay.given,
             forward=program.forward,
             process_group=self.process_group,
         )
@@ -324,27 +306,3 @@ class Objective:
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
-
-
-@torch.no_grad()
-def _decay_value(terms: Sequence[tuple[str, Tensor, float]]) -> Tensor | float:
-    """0.5 * sum of coefficient times squared norm, in float32 or wider."""
-    norms = [
-        (decay, torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32)))
-        for _, value, decay in terms
-        if decay
-    ]
-    if not norms:
-        return 0.0
-    return 0.5 * norms[0][0] * torch.stack([norm for _, norm in norms]).square().sum()
-
-
-def _read_decay(weight_decay: Decay) -> tuple[float, Callable[[str, nn.Parameter], bool] | None]:
-    decay, predicate = weight_decay if isinstance(weight_decay, tuple) else (weight_decay, None)
-    number = isinstance(decay, (int, float)) and 0 <= decay < float("inf")
-    if not number or not (predicate is None or callable(predicate)):
-        raise ValueError(
-            "weight_decay must be a number >= 0, or a pair of one and a predicate (name, parameter) -> bool; "
-            f"got {weight_decay!r}"
-        )
-    return float(decay), predicate

@@ -63,7 +63,7 @@ class Linearization:
         self.products = 0
         self._parts: list[ChunkCurvature] = []
         self._buffers = objective.buffers()
-        self._decay = objective.decay_of(self.space.parameters)
+        self._decay = objective.weight_decay.of(self.space.parameters)
         hessian = curvature == "hessian"
 
         def term(chunk, index):
@@ -73,7 +73,7 @@ class Linearization:
             return (part.main.loss.detach(),)
 
         (loss,) = objective.sum(term)
-        self.loss: Tensor = loss + objective.decay_value()
+        self.loss: Tensor = loss + objective.weight_decay.value()
         if not self.loss.isfinite():
             objective.check_data()
 

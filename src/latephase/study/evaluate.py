@@ -45,7 +45,7 @@ class Evaluator:
         """
         self._model.load_state_dict(state)
         (objective, *_) = self._objectives.values()
-        metrics: dict[str, float | None] = {"l2_term": float(objective.decay_value())}
+        metrics: dict[str, float | None] = {"l2_term": float(objective.weight_decay.value())}
         for name, objective in self._objectives.items():
             loss, accuracy = self._measure(objective)
             metrics[f"{name}_loss"] = loss if math.isfinite(loss) else None
@@ -59,4 +59,4 @@ class Evaluator:
 
         with torch.no_grad():
             loss, accuracy = objective.sum(term)
-            return float(loss + objective.decay_value()), float(accuracy)
+            return float(loss + objective.weight_decay.value()), float(accuracy)
