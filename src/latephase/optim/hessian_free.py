@@ -14,7 +14,7 @@ from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..solve import armijo, backtrack, conjugate_gradient, levenberg_marquardt, reduction_ratio
 from .local_model import LocalModel, Outcome, Trials
-from .options import check_groups, check_number
+from .options import check_groups, check_number, per_parameter, trainable_size
 from .report import StepReport
 
 DAMPING_RANGE = (1e-12, 1e12)
@@ -183,9 +183,9 @@ class HessianFree(Optimizer):
         linear = linearize(objective, options["curvature"], **settings)
         same = curvature_objective is objective
         curved = linear if same else linearize(curvature_objective, options["curvature"], **settings)
-        blocks = self._block_sizes() if options["block_diagonal"] else [space.size]
+        blocks, tolerances = self._blocks(space)
         multiply = block_diagonal(curved.matvec, blocks) if options["block_diagonal"] else curved.matvec
-        scale = self._per_parameter("damping_scale")
+        scale = per_parameter(self.param_groups, "damping_scale", space)
         damping = self.damping
         downhill = -linear.gradient
         if not linear.loss.isfinite():
@@ -197,7 +197,7 @@ class HessianFree(Optimizer):
             preconditioner=self._preconditioner,
             max_iter=options["cg_max_iter"],
             stopping=options["cg_stopping"],
-            tolerance=self._tolerances(len(blocks)),
+            tolerance=tolerances,
             block_sizes=blocks,
             nonpositive_curvature=options["nonpositive_curvature"],
             rescale_x0=True,
@@ -233,7 +233,7 @@ class HessianFree(Optimizer):
         else:
             chosen, candidate_loss = len(iterates) - 1, trials.value(iterates[-1])
         ratio = reduction_ratio(candidate_loss - loss, model.predicted(chosen))
-        lr = self._per_parameter("lr")
+        lr = per_parameter(self.param_groups, "lr", model.space)
         direction = iterates[chosen] if isinstance(lr, float) and lr == 1 else lr * iterates[chosen]
         known = candidate_loss if direction is iterates[chosen] else None
         if options["line_search"]:
@@ -277,28 +277,14 @@ class HessianFree(Optimizer):
         starts = [self.state[p].get("x0", torch.zeros_like(p)) for p in space.parameters]
         return self.param_groups[0]["cg_decay_x0"] * space.flatten(starts)
 
-    def _block_sizes(self) -> list[int]:
-        sizes = [sum(p.numel() for p in group["params"] if p.requires_grad) for group in self.param_groups]
-        return [size for size in sizes if size]
-
-    def _tolerances(self, blocks: int) -> list[float]:
-        groups = [group for group in self.param_groups if any(p.requires_grad for p in group["params"])]
-        return [float(group["cg_tolerance"]) for group in groups[:blocks]]
-
-    def _per_parameter(self, name: str) -> float | Tensor:
-        """A per-group number: one float where the groups agree, else one per entry of the flat vectors [P]."""
-        values = [float(group[name]) for group in self.param_groups]
-        if len(set(values)) == 1:
-            return values[0]
-        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        dtype = parameters[0].dtype
-        for p in parameters:
-            dtype = torch.promote_types(torch.promote_types(dtype, p.dtype), torch.float32)
-        numbers = [
-            v for v, group in zip(values, self.param_groups, strict=True) for p in group["params"] if p.requires_grad
-        ]
-        sizes = torch.tensor([p.numel() for p in parameters], device=parameters[0].device)
-        return torch.tensor(numbers, dtype=dtype, device=sizes.device).repeat_interleave(sizes)
+    def _blocks(self, space: ParameterSpace) -> tuple[list[int], list[float]]:
+        """Size and tolerance of each block: the param groups that can move, or all of them as one."""
+        first = self.param_groups[0]
+        if not first["block_diagonal"]:
+            return [space.size], [float(first["cg_tolerance"])]
+        groups = [(trainable_size(group), float(group["cg_tolerance"])) for group in self.param_groups]
+        sizes, tolerances = zip(*[group for group in groups if group[0]], strict=True)
+        return list(sizes), list(tolerances)
 
     def _first_state(self) -> dict[str, Any]:
         return self.state[next(p for group in self.param_groups for p in group["params"])]

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from ..parameters import ParameterSpace
 
 CHOICES = {
     "curvature": ("ggn", "hessian"),
@@ -67,3 +70,17 @@ def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
                     f"{name} must be the same in all param groups{hint}: group 0 has {first[name]!r}, "
                     f"group {index} has {group[name]!r}"
                 )
+
+
+def trainable_size(group: Mapping[str, Any]) -> int:
+    """How many entries of the flat vectors belong to a param group."""
+    return sum(p.numel() for p in group["params"] if p.requires_grad)
+
+
+def per_parameter(groups: Sequence[Mapping[str, Any]], name: str, space: ParameterSpace) -> float | Tensor:
+    """A per-group number: one float where the groups agree, else one per entry of the flat vectors [P]."""
+    values = [float(group[name]) for group in groups]
+    if len(set(values)) == 1:
+        return values[0]
+    sizes = torch.tensor([trainable_size(group) for group in groups], device=space.device)
+    return torch.tensor(values, dtype=space.dtype, device=space.device).repeat_interleave(sizes)
