@@ -25,7 +25,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/products.py
 
-# torch goes in first, by its exact version: a looser requirement may fetch gigabytes of GPU packages.
+# torch goes in first, by its exact version, so that no other requirement decides which build is fetched.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip --constraint constraints.txt

@@ -22,6 +22,7 @@ LAYERS = {
     "chunks": 1,
     "program": 1,
     "randomness": 1,
+    "kernels": 1,
     "weight_decay": 1,
 }
 READING = ("store", "results", "score", "style", "figures", "reading", "report")

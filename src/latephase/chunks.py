@@ -140,9 +140,9 @@ def nonfinite_entries(chunks: Sequence[Chunk]) -> str | None:
 
 _ELEMENTS = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
-    nn.PoissonNLLLoss, nn.GaussianNLLLoss,
+    nn.PoissonNLLLoss, nn.GaussianNLLLoss, nn.KLDivLoss, nn.SoftMarginLoss,
     F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
-    F.poisson_nll_loss, F.gaussian_nll_loss,
+    F.poisson_nll_loss, F.gaussian_nll_loss, F.kl_div, F.soft_margin_loss,
 )  # fmt: skip
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
 

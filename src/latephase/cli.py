@@ -58,8 +58,11 @@ def study(
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
         raise typer.Exit(130) from None
-    _say_scores(directory)
+    failed = _say_scores(directory)
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
+    if failed:
+        err.print("\n".join(failed), style="red", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -104,8 +107,8 @@ def _say_plan(config, directory: Path) -> None:
     )
 
 
-def _say_scores(directory: Path) -> None:
-    """The mean scores over seeds, one line per checkpoint and strategy."""
+def _say_scores(directory: Path) -> list[str]:
+    """Print the mean scores over seeds, one line per checkpoint and strategy; returns a line for each failed run."""
     from .study.results import load_results
     from .study.score import score_results, summarize
 
@@ -126,3 +129,4 @@ def _say_scores(directory: Path) -> None:
                 table.add_row(str(epoch), strategy.label, *numbers)
         table.add_section()
     out.print(table)
+    return [f"{run.run_id} failed: {run.record.get('error', '')}" for run in results.runs if run.status == "failed"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .chunks import Chunk, loss_normalizer, loss_reduction, nonfinite_entries, read_chunks, take
+from .kernels import differentiable_kernels
 from .parameters import ParameterSpace
 from .program import Bound, FreeForm, LossOfOutputs, call_model, unwrap
 from .randomness import cuda_devices, draw_seed, forked, peek_seed
@@ -40,7 +41,9 @@ class Objective:
             is a module with tensors that narrow itself.
         data: one batch (inputs, targets), or a sequence of batches (chunks). Inputs may be a tensor, a tuple of tensors
             (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples.
-        microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole.
+        microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole. Values
+            and gradients then need the memory of one chunk; curvature products keep the graphs of all chunks, and
+            save the temporaries only.
         weight_decay: L2 coefficient wd, or (wd, predicate) with predicate (name, parameter) -> bool: adds
             0.5 * wd * sum theta_i^2 over the trainable parameters that the predicate takes, in loss, gradient and
             curvature alike. Default 0.
@@ -125,7 +128,10 @@ class Objective:
         with torch.no_grad():
             for (_, p, decay), gradient in zip(trainable, gradients, strict=True):
                 # A tensor of its own for each: autograd may return one for two parameters, or an expanded one.
-                p.grad = torch.add(gradient, p, alpha=decay) if decay else gradient.clone()
+                if decay:
+                    p.grad = torch.add(gradient.to_dense() if gradient.is_sparse else gradient, p, alpha=decay)
+                else:
+                    p.grad = gradient.clone()
         return loss + self.weight_decay.value_of([p for _, p, decay in trainable if decay])
 
     def value(self, at: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -191,7 +197,8 @@ class Objective:
         bound = Bound(self.model, self.program)
         own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         precision = None if dtype is None else (dtype, own)
-        result = functional_call(bound, swap, (chunk, precision), tie_weights=False)
+        with differentiable_kernels(self.model):  # every pass of a step, so that losses differ by their parameters only
+            result = functional_call(bound, swap, (chunk, precision), tie_weights=False)
         buffers.update({name: buffer for name, buffer in bound.buffers_after.items() if name in buffers})
         return result
 

@@ -81,11 +81,12 @@ class ProcessGroup:
         if low.item() != high.item():
             raise ValueError(f"ranks hold {int(low)} to {int(high)} parameters; build the same model on each rank")
         low, high = self._extremes(torch.stack([_fingerprint(tensor) for tensor in tensors]))
-        different = (low != high).any(dim=1).nonzero().flatten().tolist()
+        same = (low == high) | (low.isnan() & high.isnan())
+        different = (~same).any(dim=1).nonzero().flatten().tolist()
         if different:
             raise ValueError(
-                f"parameter {names[different[0]]!r} differs between ranks ({len(different)} of {len(names)} do); start "
-                "every rank from the same parameters, for example with torch.distributed.broadcast"
+                f"{names[different[0]]!r} differs between ranks ({len(different)} of {len(names)} tensors do); start "
+                "every rank from the same parameters and optimizer state, for example with torch.distributed.broadcast"
             )
 
     def _extremes(self, tensor: Tensor) -> tuple[Tensor, Tensor]:

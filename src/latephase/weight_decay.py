@@ -17,7 +17,7 @@ class WeightDecay:
         weight_decay: a coefficient, or (coefficient, predicate) with predicate (name, parameter) -> bool.
 
     Raises:
-        ValueError: neither.
+        ValueError: not a finite number >= 0, nor a pair of one and a callable.
     """
 
     def __init__(self, model: nn.Module, weight_decay: Decay):

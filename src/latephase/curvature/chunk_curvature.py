@@ -90,6 +90,9 @@ class ChunkCurvature:
             return [torch.zeros_like(leaf) for leaf in forward.leaves] if self.hessian else []
         if self._push is not None:
             return self._push(v)
+        if self.method != "auto":
+            self._push = self._build(self.method)
+            return self._push(v)
         failures: list[Exception] = []
         for method in self._ladder():
             try:
@@ -114,8 +117,6 @@ class ChunkCurvature:
 
     def _ladder(self) -> list[str]:
         """The methods in the order in which they are tried."""
-        if self.method != "auto":
-            return [self.method]
         forward = self._curved
         if self.hessian or forward.random:  # tracing would draw the random numbers anew
             return ["double_backward"]

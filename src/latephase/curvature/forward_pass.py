@@ -12,7 +12,6 @@ from ..chunks import Chunk
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..randomness import cuda_devices, generator_states
-from .kernels import differentiable_kernels
 
 Tensors = Sequence[Tensor]
 
@@ -51,7 +50,7 @@ class ForwardPass:
         }
         self.buffers = self._fresh_buffers()
         devices = cuda_devices(objective.model)
-        with torch.enable_grad(), differentiable_kernels(objective.model), objective.random_numbers(index):
+        with torch.enable_grad(), objective.random_numbers(index):
             before = generator_states(devices)
             self.loss, tree = self._run(self.named(self.leaves), self.buffers)
             self.random = not all(map(torch.equal, before, generator_states(devices)))
@@ -75,7 +74,7 @@ class ForwardPass:
 
     def function(self, leaves: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The same pass as a pure function, for function transforms: parameters by name -> loss and outputs."""
-        with differentiable_kernels(self.objective.model), self.objective.random_numbers(self.index):
+        with self.objective.random_numbers(self.index):
             loss, tree = self._run(leaves, self._fresh_buffers())
         return loss, self._select(tree_flatten(tree)[0])
 

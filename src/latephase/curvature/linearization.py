@@ -18,6 +18,7 @@ def linearize(
     parameters: Sequence[nn.Parameter] | None = None,
     dtype: torch.dtype | None = None,
     method: str = "auto",
+    products: bool = True,
 ) -> "Linearization":
     """Linearise an objective at the current parameters.
 
@@ -32,6 +33,8 @@ def linearize(
             trace), "double_backward" (through the pull-back), or "auto": the one that is expected to be faster, and
             the other where a layer does not support it. Tracing pays for large convolutional problems on a CPU. The
             Hessian knows the second only.
+        products: whether products will be asked for. The graphs of all chunks are kept for them; without, the loss and
+            the gradient are computed and each chunk's graph is let go.
 
     Raises:
         ValueError: an unknown option, a parameter that is not the model's, none that is trainable, or data that is not
@@ -43,7 +46,7 @@ def linearize(
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if curvature == "hessian" and method == "linearize":
         raise ValueError("the Hessian is computed by double_backward only; method must be 'auto' or 'double_backward'")
-    return Linearization(objective, curvature, parameters, dtype, method)
+    return Linearization(objective, curvature, parameters, dtype, method, products)
 
 
 class Linearization:
@@ -55,7 +58,7 @@ class Linearization:
         products: how many products have been computed.
     """
 
-    def __init__(self, objective, curvature, parameters, dtype, method):
+    def __init__(self, objective, curvature, parameters, dtype, method, products):
         self.objective: Objective = objective
         self.curvature: str = curvature
         self.space = objective.space(parameters)
@@ -69,10 +72,14 @@ class Linearization:
         def term(chunk, index):
             part = ChunkCurvature(objective, chunk, index, self.space, self._buffers, hessian, dtype, method)
             self._buffers = part.main.buffers
-            self._parts.append(part)
-            return (part.main.loss.detach(),)
+            if products:
+                self._parts.append(part)
+                return (part.main.loss.detach(),)
+            return part.main.loss.detach(), part.gradient()
 
-        (loss,) = objective.sum(term)
+        loss, *gradient = objective.sum(term)
+        if gradient:
+            self.gradient = self._decayed(gradient[0], self.space.values())
         self.loss: Tensor = loss + objective.weight_decay.value()
         if not self.loss.isfinite():
             objective.check_data()
@@ -130,6 +137,9 @@ class Linearization:
     def _sum(self, term: Callable[[ChunkCurvature], Tensor], decayed: Tensor) -> Tensor:
         """Sum of the chunks' vectors, and the L2 term's share: the coefficient times `decayed`."""
         (total,) = self.objective.sum(lambda chunk, index: (term(self._parts[index]),))
+        return self._decayed(total, decayed)
+
+    def _decayed(self, total: Tensor, decayed: Tensor) -> Tensor:
         pieces = zip(total.split(self.space.sizes), decayed.split(self.space.sizes), self._decay, strict=True)
         for piece, value, decay in pieces:
             if decay:
@@ -138,6 +148,10 @@ class Linearization:
 
     def _checked(self, v: Tensor) -> Tensor:
         self._check_unchanged()
+        if not self._parts:
+            raise RuntimeError("linearised with products=False; call linearize again to multiply")
+        if v.device != self.space.device:
+            raise ValueError(f"the vector is on {v.device}, the parameters are on {self.space.device}")
         if v.shape != (self.space.size,):
             raise ValueError(f"the vector must have shape [{self.space.size}], got {list(v.shape)}")
         return v.detach().to(self.space.dtype)

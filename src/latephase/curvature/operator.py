@@ -15,7 +15,9 @@ def damped(matvec: Matvec, damping: float | Tensor) -> Matvec:
         matvec: v [P] -> C v [P].
         damping: lambda, one number or one per parameter [P].
     """
-    return lambda v: matvec(v) + damping * v
+    if isinstance(damping, Tensor):
+        return lambda v: torch.addcmul(matvec(v), damping, v)
+    return lambda v: torch.add(matvec(v), v, alpha=damping)
 
 
 def block_diagonal(matvec: Matvec, block_sizes: Sequence[int]) -> Matvec:

@@ -53,7 +53,8 @@ class HessianFree(Optimizer):
             Default none, as in the paper's experiments.
         nonpositive_curvature: "truncate" (default), "ignore" or "absolute" (`solve.conjugate_gradient`).
         curvature_dtype: dtype in which products run, loss and gradient staying in the parameters' own. Default that.
-        block_diagonal: curvature only within each param group (Zhang et al. 2017), see `layerwise`. Default False.
+        block_diagonal: curvature only within each param group (Zhang et al. 2017), see `layerwise`; each iteration
+            costs one product per block for now. Default False.
 
     Attributes:
         report: `StepReport` of the last step; None before the first.
@@ -115,6 +116,7 @@ class HessianFree(Optimizer):
     def damping(self, value: float) -> None:
         check_number("damping", value)
         self._first_state()["damping"] = float(value)
+        self._ranks_compared = False
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -146,9 +148,7 @@ class HessianFree(Optimizer):
             _check_objective(each, objective)
         check_groups(self.param_groups)
         space = objective.space([p for group in self.param_groups for p in group["params"]])
-        if not self._ranks_compared:
-            objective.reduce.check_equal(space.parameters, space.names)
-            self._ranks_compared = True
+        self._compare_ranks(objective, space)
         for each in objectives:
             each.reseed()
         model = self._solve(objective, curvature_objective, space)
@@ -176,12 +176,23 @@ class HessianFree(Optimizer):
         )
         return model.loss
 
+    def _compare_ranks(self, objective: Objective, space: ParameterSpace) -> None:
+        """At the first step, and the first after loading: every rank must start from the same numbers."""
+        if self._ranks_compared:
+            return
+        start = self._start(space)
+        start = torch.zeros((), device=space.device) if start is None else start
+        damping = torch.tensor([self.damping], dtype=torch.float64, device=space.device)
+        names = [*space.names, "start of conjugate gradients", "damping"]
+        objective.reduce.check_equal([*space.parameters, start, damping], names)
+        self._ranks_compared = True
+
     def _solve(self, objective: Objective, curvature_objective: Objective, space: ParameterSpace) -> LocalModel:
         """Gradient and curvature of the objective, and the iterates of conjugate gradients on them."""
         options = self.param_groups[0]
         settings = {"parameters": space.parameters, "dtype": options["curvature_dtype"]}
-        linear = linearize(objective, options["curvature"], **settings)
         same = curvature_objective is objective
+        linear = linearize(objective, options["curvature"], products=same, **settings)
         curved = linear if same else linearize(curvature_objective, options["curvature"], **settings)
         blocks, tolerances = self._blocks(space)
         multiply = block_diagonal(curved.matvec, blocks) if options["block_diagonal"] else curved.matvec
@@ -207,7 +218,7 @@ class HessianFree(Optimizer):
             space=space,
             loss=linear.loss,
             gradient=linear.gradient,
-            gradient_norm=float(linear.gradient.norm()),
+            gradient_norm=float(objective.reduce.share(linear.gradient.norm())),
             damping=damping,
             damping_scale=scale,
             cg=cg,
@@ -232,12 +243,13 @@ class HessianFree(Optimizer):
             chosen, candidate_loss, _ = backtrack(lambda index: trials.value(iterates[index]), len(iterates))
         else:
             chosen, candidate_loss = len(iterates) - 1, trials.value(iterates[-1])
-        ratio = reduction_ratio(candidate_loss - loss, model.predicted(chosen))
         lr = per_parameter(self.param_groups, "lr", model.space)
         direction = iterates[chosen] if isinstance(lr, float) and lr == 1 else lr * iterates[chosen]
         known = candidate_loss if direction is iterates[chosen] else None
+        numbers = torch.stack([model.predicted(chosen), torch.dot(model.gradient, direction).double()])
+        predicted, slope = evaluation.reduce.share(numbers).tolist()
+        ratio = reduction_ratio(candidate_loss - loss, predicted)
         if options["line_search"]:
-            slope = float(torch.dot(model.gradient, direction))
             search = armijo(lambda alpha: trials.value(alpha * direction), loss, slope, known=known)
             alpha, new_loss = search.lr, search.value
         else:
@@ -268,7 +280,8 @@ class HessianFree(Optimizer):
                 self.state[p]["x0"] = x
         if self.param_groups[0]["adapt_damping"] and model.damping > 0:
             low, high = DAMPING_RANGE
-            self.damping = min(max(levenberg_marquardt(model.damping, outcome.ratio), low), high)
+            damping = min(max(levenberg_marquardt(model.damping, outcome.ratio), low), high)
+            self._first_state()["damping"] = damping
 
     def _start(self, space: ParameterSpace) -> Tensor | None:
         """Where conjugate gradients start: the decayed last solution, zero for parameters that have none."""
@@ -292,6 +305,7 @@ class HessianFree(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; the start of conjugate gradients keeps its dtype, which may be wider than the parameters'."""
         super().load_state_dict(state_dict)
+        self._ranks_compared = False
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         for index, p in zip(saved, own, strict=True):

@@ -43,11 +43,11 @@ class LocalModel:
         numbers = math.isfinite(self.gradient_norm) and bool(self.loss.isfinite())
         return numbers and CGStatus.NONFINITE not in self.cg.status
 
-    def predicted(self, candidate: int) -> float:
+    def predicted(self, candidate: int) -> Tensor:
         """The undamped model's change q(p) for a candidate p, without another product: m(p) - 0.5 lambda |p|^2."""
         p = self.cg.iterates[candidate]
         damped = math.fsum(self.cg.values[candidate])
-        return damped - 0.5 * self.damping * float(torch.dot(self.damping_scale * p, p))
+        return damped - 0.5 * self.damping * torch.dot(self.damping_scale * p, p).double()
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ class StepReport:
         damping: lambda used in this step.
         reduction_ratio: actual over predicted change of the evaluation loss for the chosen candidate; minus infinity
             where the model predicted no decrease or something was not finite.
-        lr: step size taken, line search included (the first param group's where they differ); 0.0 where rejected.
+        lr: step size taken, line search included (the first param group's where they differ); 0.0 where the step was
+            rejected, or where a schedule has set it to that.
         cg_iterations: iterations of conjugate gradients, one entry per block.
         cg_status: why they stopped, one entry per block.
         cg_chosen: iteration of the chosen candidate.
         products: products with the curvature matrix.
-        accepted: whether the parameters moved.
+        accepted: whether the step was taken.
         seconds: wall-clock time of the step, in seconds.
     """
 

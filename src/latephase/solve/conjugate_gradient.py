@@ -86,13 +86,13 @@ def conjugate_gradient(
     sizes, tolerances = _checked(b, x0, max_iter, stopping, tolerance, block_sizes, nonpositive_curvature)
     run = _Run(matvec, b, sizes, preconditioner, nonpositive_curvature, share)
     run.start(x0, rescale_x0)
-    run.stop_where_done(0, stopping, tolerances)
+    run.stop_where_done(stopping, tolerances)
     grid = set(iteration_grid(max_iter))
     iteration = 0
     while any(run.active) and iteration < max_iter:
         iteration += 1
         run.iterate(iteration)
-        run.stop_where_done(iteration, stopping, tolerances)
+        run.stop_where_done(stopping, tolerances)
         if iteration in grid:
             run.keep()
     run.keep()
@@ -226,7 +226,7 @@ class _Run:
         for block in blocks:
             self.values[block] = 0.5 * curvature[block] - slope[block]
 
-    def stop_where_done(self, iteration: int, stopping: str, tolerances: Sequence[float]) -> None:
+    def stop_where_done(self, stopping: str, tolerances: Sequence[float]) -> None:
         """Apply the stopping rule to every active block."""
         for block, tolerance in enumerate(tolerances):
             if not self.active[block]:
@@ -238,7 +238,7 @@ class _Run:
                 stopping == "residual" and residual_small(math.sqrt(self.rr[block]), self.b_norms[block], tolerance)
             ):
                 self._stop(block, CGStatus.RESIDUAL)
-            elif stopping == "martens" and martens_progress(self.history[block][: iteration + 1], tolerance):
+            elif stopping == "martens" and martens_progress(self.history[block], tolerance):
                 self._stop(block, CGStatus.PROGRESS)
 
     def _stop(self, block: int, status: CGStatus) -> None:

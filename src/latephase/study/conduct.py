@@ -10,8 +10,10 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..problems import get
 from .config import ConfigError, Study, check_fit
@@ -19,11 +21,14 @@ from .environment import describe_environment
 from .progress import StudyProgress
 from .report import write_report
 from .run import is_finished, perform_run, plan_runs
-from .store import read_journal, write_json, write_text_atomic
+from .store import read_journal, read_json, write_json, write_text_atomic
 from .train import train
 
-FREE = ("jobs", "seeds", "description")
+FREE = ("seeds", "description")
 """Keys that may change when a study goes on: they move no run's result."""
+
+SAME_MACHINE = ("cpu", "torch", "latephase", "threads")
+"""What must be as before when a study goes on: seconds on one machine are not seconds on another."""
 
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
@@ -42,9 +47,15 @@ def resolve(study: Study) -> Study:
     """The study with everything filled in that depends on the data.
 
     Raises:
-        ConfigError: a strategy's batches do not fit the data.
+        ConfigError: a strategy's batches do not fit the data, or the runs at a time not the cores.
     """
     problem = get(study.problem)
+    cores = os.cpu_count() or 1
+    if study.jobs * study.threads > cores:
+        raise ConfigError(
+            f"jobs ({study.jobs}) times threads ({study.threads}) exceeds the {cores} cores of this machine, so that "
+            "runs would starve each other; give --jobs"
+        )
     return check_fit(study, problem, len(problem.load().train[1]))
 
 
@@ -64,11 +75,33 @@ def conduct(study: Study, directory: Path, progress: StudyProgress) -> Path:
         StudyError: a worker process died.
     """
     claim(study, directory)
-    os.environ.update(ALLOCATOR)  # for the processes that are started from here on
-    write_json(directory / "environment.json", describe_environment(study.threads, study.jobs))
-    seconds = _train(study, directory, progress)
-    _perform(study, directory, study.budget_share * seconds, progress)
-    return write_report(directory)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            os.environ.update(ALLOCATOR)  # for the processes that are started from here on
+            environment = describe_environment(study.threads, study.jobs)
+            claim_machine(directory, environment)
+            seconds = _train(study, directory, progress)
+            _perform(study, directory, study.budget_share * seconds, environment, progress)
+            return write_report(directory)
+    except Timeout as error:
+        raise ConfigError(f"another process works on {directory}; wait for it, or stop it") from error
+
+
+def claim_machine(directory: Path, environment: dict[str, Any]) -> None:
+    """Write down the machine and the software, unless the study began on others.
+
+    Raises:
+        ConfigError: it did; names what differs.
+    """
+    path = directory / "environment.json"
+    before = read_json(path) or environment
+    for key in SAME_MACHINE:
+        if before.get(key) != environment[key]:
+            raise ConfigError(
+                f"{directory} was begun with {key} {before.get(key)!r}, this is {environment[key]!r}: their seconds do "
+                "not compare; choose another folder with --out"
+            )
+    write_json(path, environment)
 
 
 def claim(study: Study, directory: Path) -> None:
@@ -87,7 +120,7 @@ def claim(study: Study, directory: Path) -> None:
                     f"{directory} holds another study: {key} is {old.get(key)!r} there and {new.get(key)!r} here; "
                     "choose another folder with --out, or delete this one"
                 )
-    elif directory.exists() and any(directory.iterdir()):
+    elif directory.exists() and any(entry.name != ".lock" for entry in directory.iterdir()):
         raise ConfigError(f"{directory} is not empty and holds no study; choose another folder with --out")
     write_text_atomic(path, text)
 
@@ -100,6 +133,10 @@ def _workers(study: Study, jobs: int) -> Iterator[ProcessPoolExecutor]:
     )
     try:
         yield pool
+    except KeyboardInterrupt:
+        for process in list((pool._processes or {}).values()):  # every row is on disk, so nothing is lost
+            process.terminate()
+        raise
     except BrokenProcessPool as error:
         raise StudyError(
             "a worker process died (killed, or out of memory); nothing that was written is lost, and the same command "
@@ -142,7 +179,9 @@ def _trained(directory: Path) -> int:
     return max((row["epoch"] for row in rows if row["event"] == "evaluation"), default=0)
 
 
-def _perform(study: Study, directory: Path, budget: float, progress: StudyProgress) -> None:
+def _perform(
+    study: Study, directory: Path, budget: float, environment: dict[str, Any], progress: StudyProgress
+) -> None:
     """Perform the runs that are left, as many at a time as there are jobs."""
     keys = plan_runs(study)
     left = [key for key in keys if not is_finished(directory, key)]
@@ -150,7 +189,6 @@ def _perform(study: Study, directory: Path, budget: float, progress: StudyProgre
     progress.begin("runs", len(keys), done)
     if not left:
         return
-    environment = describe_environment(study.threads, study.jobs)
     with _workers(study, study.jobs) as pool:
         futures = {pool.submit(perform_run, directory, study, key, budget, environment): key for key in left}
         waiting = set(futures)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..optim import HessianFree
 from ..problems import Problem, get
 
 STUDIES = Path(__file__).parent / "studies"
+NOT_IN_TOML = ("params", "preconditioner", "curvature_dtype")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
 
 
@@ -63,10 +65,11 @@ class HessianFreeSteps(_Table):
     @field_validator("options")
     @classmethod
     def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
-        known = [name for name in inspect.signature(HessianFree).parameters if name != "params"]
+        known = [name for name in inspect.signature(HessianFree).parameters if name not in NOT_IN_TOML]
         for name in options:
             if name not in known:
                 raise ValueError(f"{name!r} is no option of HessianFree{_hint(name, known)}")
+        HessianFree([torch.zeros(1, requires_grad=True)], **options)  # checks the values
         return options
 
 
@@ -79,6 +82,7 @@ class Study(_Table):
     name: str = Field(pattern=NAME)
     description: str = ""
     problem: str
+    problem_version: int
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     jobs: int = Field(default=1, ge=1, description="runs at a time")
     threads: int = Field(default=1, ge=1, description="threads of each run")
@@ -152,6 +156,13 @@ def parse_study(table: Mapping[str, Any], source: str) -> Study:
         problem = get(table["problem"]) if isinstance(table.get("problem"), str) else None
     except ValueError as error:
         raise ConfigError(f"{source}: problem: {error}") from error
+    if problem:
+        table.setdefault("problem_version", problem.version)
+        if table["problem_version"] != problem.version:
+            raise ConfigError(
+                f"{source}: problem_version is {table['problem_version']}, but {problem.name} is at {problem.version}; "
+                "results of different versions do not compare"
+            )
     training = table.get("training", {})
     if problem and isinstance(training, dict):
         setting = problem.training

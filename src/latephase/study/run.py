@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..problems import Problem, Splits, get
+from ..problems.sampling import permutation
 from .checkpoint import checkpoint_path, load_checkpoint
 from .clock import Clock
 from .config import HessianFreeSteps, StrategyConfig, Study
@@ -36,12 +37,16 @@ class RunKey:
 
 
 def plan_runs(study: Study) -> list[RunKey]:
-    """All runs, strategies innermost, so that slow drifts of the machine meet all of them alike."""
+    """All runs, strategies innermost and in a fixed random order.
+
+    So slow drifts of the machine meet all strategies alike, and where two runs share it, every strategy has every other
+    beside it.
+    """
     return [
-        RunKey(epoch, strategy, seed)
+        RunKey(epoch, study.strategies[position], seed)
         for seed in study.seeds
         for epoch in study.checkpoints
-        for strategy in study.strategies
+        for position in permutation(len(study.strategies), seed, epoch).tolist()
     ]
 
 
@@ -80,6 +85,7 @@ def perform_run(directory: Path, study: Study, key: RunKey, budget: float, envir
     )
     write_json(folder / "environment.json", environment)
     write_json(folder / "status.json", {"status": "running"})
+    (folder / "error.txt").unlink(missing_ok=True)
     run = _Run(directory, study, key, budget)
     try:
         run.go()

@@ -81,7 +81,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 
 class Journal:
-    """An append-only file of JSON lines, one attempt after the other; every row is on disk when `write` returns.
+    """An append-only file of JSON lines, one attempt after the other; a written row survives the process.
 
     Args:
         path: The journal; its folder is made where it is missing. A line torn by a crash is closed first.
@@ -107,7 +107,8 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Write the rows through to the disk and close the file."""
+        os.fsync(self._file.fileno())
         self._file.close()
 
 

@@ -75,7 +75,7 @@ class _Training:
         for row in rows:  # an attempt's rows are whole, so the ones that still hold are said again
             if row["epoch"] <= self.epoch:
                 self.journal.write(**row)
-        if self.epoch == 0:
+        if not any(row["epoch"] == 0 for row in rows):
             self._log()
 
     def _resume(self, rows: list[dict[str, Any]]) -> None:
