@@ -113,6 +113,16 @@ def child(rank: int, folder: str) -> None:
     model = nn.Linear(3, 3 + rank).double()
     results["shapes"] = message_of(lambda: HessianFree(model.parameters()).step(objective_of(model, own, group)))
 
+    # The state of an optimizer that was loaded on one rank only.
+    model = network()
+    trained, fresh = HessianFree(model.parameters()), HessianFree(model.parameters())
+    trained.step(objective_of(model, own, group))
+    if rank == 0:
+        fresh.load_state_dict(trained.state_dict())
+    results["start"] = message_of(lambda: fresh.step(objective_of(model, own, group)))
+    trained.damping = 1.0 + rank
+    results["damping"] = message_of(lambda: trained.step(objective_of(model, own, group)))
+
     model, (x, y) = network(), data(own)
     x = x.clone()
     x[2, 1] = float("nan") if rank == 1 else 0.0
@@ -215,6 +225,11 @@ def test_parameters_that_differ_between_ranks_are_named_on_every_rank(ranks, cas
     for found in ranks:
         assert found[case].startswith("ValueError"), found[case]
         assert name in found[case]
+
+
+@pytest.mark.parametrize(("case", "name"), [("start", "start of conjugate gradients"), ("damping", "damping")])
+def test_optimizer_state_that_differs_between_ranks_is_named_on_every_rank(ranks, case, name):
+    assert all(found[case].startswith(f"ValueError: '{name}' differs") for found in ranks), ranks[0][case]
 
 
 def test_objectives_of_one_step_share_their_ranks(ranks):

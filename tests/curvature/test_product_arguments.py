@@ -63,3 +63,13 @@ def test_a_frozen_parameter_keeps_no_gradient():
     model = case.model()
     Objective(model, case.loss, (case.inputs, case.targets))()
     assert [parameter.grad is None for parameter in model.parameters()] == [True, True, False, False]
+
+
+def test_without_products_loss_and_gradient_are_the_same_and_the_graphs_are_let_go():
+    case = CASES["cross_entropy"]
+    objective = Objective(case.model(), case.loss, case.chunks(), weight_decay=0.1)
+    whole, light = linearize(objective), linearize(objective, products=False)
+    assert torch.equal(light.loss, whole.loss)
+    assert relative(light.gradient, whole.gradient) < TIGHT
+    with pytest.raises(RuntimeError, match="products=False"):
+        light.matvec(torch.ones_like(light.gradient))
