@@ -71,6 +71,8 @@ def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder
     from .study.report import write_report
 
     try:
+        if not (directory / "study.toml").is_file():
+            raise ValueError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
         page = write_report(directory)
     except (OSError, ValueError) as error:
         raise _fail(error) from error

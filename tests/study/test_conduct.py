@@ -214,8 +214,9 @@ def test_a_row_holds_the_state_of_its_second(study, trained, tmp_path, monkeypat
     assert len(evaluations) == 5
     assert len({(row["train_loss"], row["step"]) for row in evaluations}) == 1
     status = read_json(tmp_path / "runs" / key.run_id / "status.json")
-    assert status["steps"] == 1
+    assert status["steps"] == 0  # it did not end within the budget
     assert status["overshoot_seconds"] > 0
+    assert len([row for row in rows if row["event"] == "step"]) == 1
 
 
 def test_a_run_that_fails_says_why_and_keeps_its_rows(study, trained, tmp_path, monkeypatch):

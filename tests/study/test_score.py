@@ -29,7 +29,7 @@ COLUMNS = [
     "final_test_accuracy",
     "warmup_seconds",
     "seconds",
-    "l2_term",
+    "final_l2_term",
 ]
 
 
@@ -71,7 +71,7 @@ def test_known_answers_of_a_finished_run(write_study):
         final_test_accuracy=0.70,
         warmup_seconds=0.5,
         seconds=2.25,
-        l2_term=0.13,
+        final_l2_term=0.1325,
     )
 
 

@@ -207,7 +207,10 @@ class _Run:
             return self.rz[block] / curvature
         if curvature < 0 and self.nonpositive_curvature == "absolute":
             return self.rz[block] / -curvature
-        self._stop(block, CGStatus.NONPOSITIVE_CURVATURE)
+        # Where nothing is left but rounding, p'Ap may underflow or round to a negative number.
+        rounding = torch.finfo(self.b.dtype).eps * self.b_norms[block]
+        done = math.sqrt(self.rr[block]) <= rounding
+        self._stop(block, CGStatus.RESIDUAL if done else CGStatus.NONPOSITIVE_CURVATURE)
         return None
 
     def _take_steepest(self) -> None:

@@ -163,6 +163,9 @@ def _start_worker(threads: int) -> None:
 def _train(study: Study, directory: Path, progress: StudyProgress) -> float:
     """Train in a process of its own and follow its journal."""
     epochs = study.training.epochs
+    status = read_json(directory / "training" / "status.json") or {}
+    if status.get("status") == "finished":
+        return status["seconds"]
     progress.begin("training, epochs", epochs, _trained(directory))
     with _workers(study, 1) as pool:
         future = pool.submit(train, directory, study)

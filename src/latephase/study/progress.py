@@ -47,6 +47,7 @@ class StudyProgress:
             done: units that were done before.
         """
         self._what, self._total, self._first, self._done = what, total, done, done
+        self._ended = False
         self._started = self._said = time.monotonic()
         self._task = self._bar.add_task(what, total=total, completed=done, left="")
         self._say(f"{what}: {done} of {total} done")
@@ -58,8 +59,8 @@ class StudyProgress:
         description = f"{self._what}: {detail}" if detail else self._what
         self._bar.update(self._task, completed=done, description=description, left=left)
         now = time.monotonic()
-        if now - self._said >= LINE_EVERY or done == self._total:
-            self._said = now
+        if now - self._said >= LINE_EVERY or (done == self._total and not self._ended):
+            self._said, self._ended = now, done == self._total
             self._say(f"{description}: {done} of {self._total} done{', ' + left if left else ''}")
 
     def _left(self) -> str:

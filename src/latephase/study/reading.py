@@ -115,7 +115,7 @@ class Reading:
                 if ranking := self.ranking(metric, epoch):
                     leaders.setdefault(ranking[0][0].label, []).append(epoch)
             if leaders:
-                parts = [f"“{label}” ({_epochs(epochs)})" for label, epochs in leaders.items()]
+                parts = [f"“{label}” ({epochs_text(epochs)})" for label, epochs in leaders.items()]
                 lines.append(Finding(metric.title, f"{'; '.join(parts)}."))
         return lines + self._hessian_free_headlines()
 
@@ -283,7 +283,8 @@ def _series(items: Sequence[object]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _epochs(epochs: Sequence[int]) -> str:
+def epochs_text(epochs: Sequence[int]) -> str:
+    """Write the epochs of checkpoints, such as "epochs 40 and 200"."""
     return f"epoch{'s'[: len(epochs) > 1]} {_series(epochs)}"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .ending import MEASURES, ending_headline, endings
 from .figures import draw, render
 from .reading import METRICS, Reading, duration_text, loss_text, number_word, percent_text
 from .results import Results, Run, Strategy, finite_values, load_results
@@ -49,17 +50,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A strategy's row in the table of a checkpoint.
-
-    ``metrics`` pairs each summary with whether it is the best; ``l2_term`` is that part of the best train loss.
-    """
+    """A strategy's row in the table of a checkpoint; ``metrics`` pairs each summary with whether it is the best."""
 
     strategy: Strategy
     colour: str
-    runs: int
     steps: Summary
     metrics: list[tuple[Summary, bool]]
-    l2_term: Summary
     warmup: str
     overshoot: str
 
@@ -134,20 +130,21 @@ def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]
         "options": {strategy.name: _options(strategy) for strategy in plan.strategies},
         "colours": colours,
         "constant": reading.constant,
-        "headlines": reading.headlines(),
+        "headlines": reading.headlines() + ending_headline(results, scores),
         "checkpoints": [
             {
                 "epoch": epoch,
                 "row": results.checkpoint(epoch),
                 "findings": reading.compare(epoch),
                 "table": _table(reading, scores, epoch, colours),
+                "endings": endings(results, scores, epoch),
                 "steps": reading.steps(epoch),
             }
             for epoch in plan.checkpoints
         ],
         "pictures": pictures,
         "metrics": METRICS,
-        "has_l2_term": any(score.l2_term > 0 for score in scores),
+        "measures": MEASURES,
         "statuses": Counter(run.status for run in results.runs),
         "planned": len(results.runs),
         "troubles": _troubles(results.runs),
@@ -174,7 +171,7 @@ def _options(strategy: Strategy) -> str:
 
 def _table(reading: Reading, scores: list[Score], epoch: int, colours: dict[str, str]) -> list[TableRow]:
     """The rows of a checkpoint's table, for the strategies with at least one concluded run."""
-    steps, l2_terms = summarize(scores, "steps"), summarize(scores, "l2_term")
+    steps = summarize(scores, "steps")
     best = {metric.field: reading.ranking(metric, epoch)[:1] for metric in METRICS}
     rows = []
     for strategy in reading.results.plan.strategies:
@@ -185,9 +182,8 @@ def _table(reading: Reading, scores: list[Score], epoch: int, colours: dict[str,
                 metrics.append((summary, summary.mean == best[metric.field][0][1].mean))
         if metrics:
             seconds = [_mean_seconds(runs, key) for key in ("warmup_seconds", "overshoot_seconds")]
-            key = (epoch, strategy.name)
-            colour = colours[strategy.name]
-            rows.append(TableRow(strategy, colour, len(runs), steps[key], metrics, l2_terms[key], *seconds))
+            count = steps[epoch, strategy.name]
+            rows.append(TableRow(strategy, colours[strategy.name], count, metrics, *seconds))
     return rows
 
 

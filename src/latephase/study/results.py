@@ -184,13 +184,14 @@ def _read_run(root: Path, epoch: int, strategy: Strategy, seed: int, run: dict[s
     rows = read_journal(folder / "rows.jsonl")
     record = read_json(folder / "status.json") or {}
     budget_seconds = finite(run.get("budget_seconds"))
+    within = budget if budget_seconds is None else budget_seconds  # the step that overran it does not count
     return Run(
         checkpoint_epoch=epoch,
         strategy=strategy,
         seed=seed,
         status=record.get("status", "running" if rows else "missing"),
-        budget_seconds=budget if budget_seconds is None else budget_seconds,
+        budget_seconds=within,
         record=record,
         evaluations=tuple(row for row in rows if row.get("event") == "evaluation"),
-        steps=tuple(row for row in rows if row.get("event") == "step"),
+        steps=tuple(row for row in rows if row.get("event") == "step" and row["seconds"] <= within),
     )

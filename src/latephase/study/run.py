@@ -102,7 +102,7 @@ def perform_run(directory: Path, study: Study, key: RunKey, budget: float, envir
         | {
             "seconds": run.clock.seconds,
             "overshoot_seconds": max(0.0, run.clock.seconds - budget),
-            "steps": run.steps,
+            "steps": run.steps_within_budget,
             "warmup_seconds": run.warmup_seconds,
         },
     )
@@ -124,6 +124,7 @@ class _Run:
         self.journal = Journal(directory / "runs" / key.run_id / "rows.jsonl")
         self.clock = Clock()
         self.steps = 0
+        self.steps_within_budget = 0
         self.warmup_seconds = 0.0
         self.due = [budget * i / study.evaluations for i in range(study.evaluations + 1)]
 
@@ -167,4 +168,5 @@ class _Run:
         self.warmup_seconds = time.perf_counter() - started
 
     def _log(self, seconds: float, lr: float, metrics: dict[str, float | None]) -> None:
+        self.steps_within_budget = self.steps
         self.journal.write("evaluation", seconds=seconds, step=self.steps, lr=lr, **metrics)

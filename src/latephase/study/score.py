@@ -24,9 +24,9 @@ class Score:
     """What one planned run reached: a row of ``scores.csv``, whose columns are these fields in this order.
 
     Losses are means over a whole split with the L2 term, accuracies are fractions in [0, 1]. ``final_*`` is the last
-    finite value of the run, so of a run that diverged it is the value before it did. ``l2_term`` is the part of
-    ``best_train_loss`` that is the L2 term; 0 where the rows do not say. Of a run that has not started, all metrics are
-    those of the checkpoint, and seconds and steps are 0.
+    finite value of the run, so of a run that diverged it is the value before it did. ``final_l2_term`` is the part of
+    ``final_train_loss`` that is the L2 term; 0 where the rows do not say. Of a run that has not started, all metrics
+    are those of the checkpoint, and seconds and steps are 0. Steps are those that ended within the budget.
     """
 
     problem: str
@@ -47,7 +47,12 @@ class Score:
     final_test_accuracy: float
     warmup_seconds: float
     seconds: float
-    l2_term: float
+    final_l2_term: float
+
+    @property
+    def final_train_loss_without_l2(self) -> float:
+        """The data's part of the final train loss."""
+        return self.final_train_loss - self.final_l2_term
 
     @property
     def concluded(self) -> bool:
@@ -184,11 +189,5 @@ def _score_run(run: Run, problem: str, checkpoint: dict[str, Any]) -> Score:
         final_test_accuracy=accuracies[-1],
         warmup_seconds=finite(run.record.get("warmup_seconds")) or 0.0,
         seconds=finite(run.record.get("seconds")) or 0.0,
-        l2_term=_l2_term(run.evaluations, min(losses), checkpoint),
+        final_l2_term=(finite_values(run.evaluations, "l2_term") or [finite(checkpoint.get("l2_term")) or 0.0])[-1],
     )
-
-
-def _l2_term(evaluations: Sequence[dict[str, Any]], best: float, checkpoint: dict[str, Any]) -> float:
-    """The L2 term of the first evaluation with the best train loss; the checkpoint's where there is none."""
-    row = next((row for row in evaluations if row.get("train_loss") == best), checkpoint)
-    return finite(row.get("l2_term")) or 0.0
