@@ -99,3 +99,21 @@ def test_a_batch_whose_targets_are_all_ignored_is_rejected_as_not_finite():
     assert report.cg_status == (CGStatus.NONFINITE,)
     assert report.products == 0
     assert all(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((torch.ones(4, 2), [1.0] * 4), "the batch must be a pair .* got a tuple of Tensor, list"),
+        ((torch.ones(4, 2), torch.ones(4, 1).numpy()), "the batch .* tuple of Tensor, ndarray; torch.as_tensor"),
+        (
+            (torch.ones(4, 2), torch.ones(4, 2), torch.ones(4, 1)),
+            r"tuple of Tensor, Tensor, Tensor; .*\(\(x1, x2\), y\)",
+        ),
+        ([(torch.ones(4, 2), torch.ones(4, 1)), (torch.ones(4, 2), None)], "chunk 1 .* tuple of Tensor, NoneType"),
+    ],
+    ids=["list", "array", "triple", "none"],
+)
+def test_data_of_another_form_is_told_what_to_become(data, message):
+    with pytest.raises(TypeError, match=message):
+        Objective(nn.Linear(2, 1), nn.MSELoss(), data)

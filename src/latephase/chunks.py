@@ -37,6 +37,8 @@ def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
         raise ValueError(f"microbatch_size must be an integer >= 1, got {microbatch_size!r}")
     if _is_pair(data):
         batches = [data]
+    elif isinstance(data, (tuple, list)) and data and not isinstance(data[0], (tuple, list)):
+        batches = [data]  # meant as one batch; what is wrong with it is said below
     elif isinstance(data, Sequence) and not isinstance(data, str):
         batches = list(data)
         if not batches:
@@ -63,8 +65,12 @@ def _is_pair(data: Any) -> bool:
 def _read_batch(batch: Any, index: int, count: int) -> Chunk:
     where = "the batch" if count == 1 else f"chunk {index}"
     if not _is_pair(batch):
+        what = type(batch).__name__
+        if isinstance(batch, (tuple, list)):
+            what = f"{what} of {', '.join(type(part).__name__ for part in batch)}"
         raise TypeError(
-            f"{where} must be a pair (inputs, targets) with a tensor of targets, got {type(batch).__name__}"
+            f"{where} must be a pair (inputs, targets) with a tensor of targets, got a {what}; torch.as_tensor makes "
+            "tensors of arrays, and several inputs are one tuple: ((x1, x2), y)"
         )
     inputs, targets = batch
     if isinstance(inputs, list):

@@ -14,7 +14,7 @@ from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..solve import armijo, backtrack, conjugate_gradient, levenberg_marquardt, reduction_ratio
 from .local_model import LocalModel, Outcome, Trials
-from .options import check_groups, check_number, per_parameter, trainable_size
+from .options import check_groups, check_number, check_objective, per_parameter, trainable_size
 from .report import StepReport
 
 DAMPING_RANGE = (1e-12, 1e12)
@@ -145,7 +145,7 @@ class HessianFree(Optimizer):
         curvature_objective = objective if curvature_objective is None else curvature_objective
         objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
         for each in objectives:
-            _check_objective(each, objective)
+            check_objective(each, objective)
         check_groups(self.param_groups)
         space = objective.space([p for group in self.param_groups for p in group["params"]])
         self._compare_ranks(objective, space)
@@ -316,17 +316,3 @@ class HessianFree(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report and the preconditioner."""
         return super().__getstate__() | {"report": self.report, "_preconditioner": self._preconditioner}
-
-
-def _check_objective(objective: Any, first: Any) -> None:
-    if not isinstance(objective, Objective):
-        raise TypeError(
-            f"HessianFree.step needs an Objective, got {type(objective).__name__}: a closure has no curvature. Write\n"
-            "    objective = Objective(model, loss, (inputs, targets))\n"
-            "    optimizer.step(objective)\n"
-            "or Objective.from_forward(model, lambda: (loss, outputs)) for any other function"
-        )
-    if objective.model is not first.model:
-        raise ValueError("objective, evaluation and curvature_objective must be of the same model")
-    if objective.process_group is not first.process_group:
-        raise ValueError("objective, evaluation and curvature_objective must have the same process_group")

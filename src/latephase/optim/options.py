@@ -1,4 +1,4 @@
-"""Options of the Hessian-free optimizer: their checks, and what a param group may set for itself."""
+"""Arguments of the Hessian-free optimizer: their checks, and what a param group may set for itself."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..objective import Objective
 from ..parameters import ParameterSpace
 
 CHOICES = {
@@ -84,3 +85,23 @@ def per_parameter(groups: Sequence[Mapping[str, Any]], name: str, space: Paramet
         return values[0]
     sizes = torch.tensor([trainable_size(group) for group in groups], device=space.device)
     return torch.tensor(values, dtype=space.dtype, device=space.device).repeat_interleave(sizes)
+
+
+def check_objective(objective: Any, first: Any) -> None:
+    """Check that this is an objective, of the same model and the same ranks as the first one of a step.
+
+    Raises:
+        TypeError: a plain closure or anything else; shows what to write instead.
+        ValueError: another model or another process group.
+    """
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"HessianFree.step needs an Objective, got {type(objective).__name__}: a closure has no curvature. Write\n"
+            "    objective = Objective(model, loss, (inputs, targets))\n"
+            "    optimizer.step(objective)\n"
+            "or Objective.from_forward(model, lambda: (loss, outputs)) for any other function"
+        )
+    if objective.model is not first.model:
+        raise ValueError("objective, evaluation and curvature_objective must be of the same model")
+    if objective.process_group is not first.process_group:
+        raise ValueError("objective, evaluation and curvature_objective must have the same process_group")

@@ -131,6 +131,7 @@ class _Run:
         return v.split(self.sizes)
 
     def start(self, x0: Tensor | None, rescale: bool) -> None:
+        """Set iterate, residual and first direction."""
         self.b_norms = [math.sqrt(square) for square in self.scalars((self.b, self.b))[0]]
         for block, norm in enumerate(self.b_norms):
             if not math.isfinite(norm):
@@ -263,6 +264,7 @@ class _Run:
             self.kept.append((iteration, self.x.clone(), tuple(self.values)))
 
     def result(self) -> CGResult:
+        """What was kept, and how each block ended."""
         indices, iterates, values = (list(column) for column in zip(*self.kept, strict=True))
         return CGResult(
             solution=iterates[-1],
