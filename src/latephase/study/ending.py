@@ -6,25 +6,15 @@ The best of many noisy evaluations flatters a strategy that wanders, and an L2 t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .reading import Finding, epochs_text
+from .reading import Finding, Metric, epochs_text
 from .results import Results, Strategy
 from .score import Score, Summary, summarize
 
-
-@dataclass(frozen=True)
-class Measure:
-    """One number at the end of the budget: the field of `Score`, its name in sentences, and which end is good."""
-
-    field: str
-    name: str
-    smaller_is_better: bool
-
-
 MEASURES = (
-    Measure("final_train_loss", "train loss", True),
-    Measure("final_train_loss_without_l2", "train loss without the L2 term", True),
-    Measure("final_test_loss", "test loss", True),
-    Measure("final_test_accuracy", "test accuracy", False),
+    Metric("final_train_loss", "train loss", True),
+    Metric("final_train_loss_without_l2", "train loss without the L2 term", True),
+    Metric("final_test_loss", "test loss", True),
+    Metric("final_test_accuracy", "test accuracy", False),
 )
 
 
@@ -64,18 +54,17 @@ def ending_headline(results: Results, scores: Sequence[Score]) -> list[Finding]:
                     break
         if leaders:
             who = "; ".join(f"“{label}” ({epochs_text(epochs)})" for label, epochs in leaders.items())
-            parts.append(f"{'lowest' if measure.smaller_is_better else 'highest'} mean {measure.name}: {who}")
+            parts.append(f"{measure.title}: {who}")
     if not parts:
         return []
-    text = ". ".join(part[0].upper() + part[1:] for part in parts)
-    return [Finding("At the end of the budget, instead of the best moment within it", f"{text}.")]
+    return [Finding("At the end of the budget, instead of the best moment within it", f"{'. '.join(parts)}.")]
 
 
-def _at(scores: Sequence[Score], measure: Measure, epoch: int) -> dict[str, Summary]:
+def _at(scores: Sequence[Score], measure: Metric, epoch: int) -> dict[str, Summary]:
     summaries = summarize(scores, measure.field)
     return {name: summary for (at, name), summary in summaries.items() if at == epoch}
 
 
-def _best(measure: Measure, summaries: dict[str, Summary]) -> float:
+def _best(measure: Metric, summaries: dict[str, Summary]) -> float:
     choose = min if measure.smaller_is_better else max
     return choose(summary.mean for summary in summaries.values())
