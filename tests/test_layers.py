@@ -1,4 +1,4 @@
-"""Imports run downward only: cli, study, problems, optim, curvature and solve, objective."""
+"""Imports run downward only: cli, bench, study, problems, optim, curvature and solve, objective."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ import latephase
 
 SOURCE = Path(latephase.__file__).parent
 LAYERS = {
-    "cli": 6,
+    "cli": 7,
+    "bench": 6,
     "study": 5,
     "problems": 4,
     "optim": 3,
@@ -23,6 +24,7 @@ LAYERS = {
     "program": 1,
     "randomness": 1,
     "kernels": 1,
+    "memory": 1,
     "weight_decay": 1,
 }
 READING = ("store", "results", "score", "style", "figures", "reading", "report")

@@ -28,3 +28,11 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+@contextlib.contextmanager
+def quiet_forward_mode() -> Iterator[None]:
+    """Within, torch's first use of forward mode imports its decompositions without a warning of its own workings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
+        yield

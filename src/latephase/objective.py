@@ -13,7 +13,7 @@ from torch.func import functional_call
 from .chunks import Chunk, loss_normalizer, loss_reduction, nonfinite_entries, read_chunks, take
 from .kernels import differentiable_kernels
 from .parameters import ParameterSpace
-from .program import Bound, FreeForm, LossOfOutputs, call_model, unwrap
+from .program import Between, Bound, FreeForm, LossOfOutputs, call_model, unwrap
 from .randomness import cuda_devices, draw_seed, forked, peek_seed
 from .reduce import Local, ProcessGroup, Reduce
 from .weight_decay import Decay, WeightDecay
@@ -42,8 +42,10 @@ class Objective:
         data: one batch (inputs, targets), or a sequence of batches (chunks). Inputs may be a tensor, a tuple of tensors
             (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples.
         microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole. Values
-            and gradients then need the memory of one chunk; curvature products keep the graphs of all chunks, and
-            save the temporaries only.
+            and gradients then need the memory of one chunk.
+        memory_limit: bytes that curvature products may keep between them, beside the parameters: what each chunk's
+            products need is kept while it fits, and computed anew at every product for the chunks that do not.
+            Default: half of the memory that is free when the objective is linearised.
         weight_decay: L2 coefficient wd, or (wd, predicate) with predicate (name, parameter) -> bool: adds
             0.5 * wd * sum theta_i^2 over the trainable parameters that the predicate takes, in loss, gradient and
             curvature alike. Default 0.
@@ -62,6 +64,7 @@ class Objective:
         data: Any,
         *,
         microbatch_size: int | None = None,
+        memory_limit: int | None = None,
         weight_decay: Decay = 0.0,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         process_group: dist.ProcessGroup | None = None,
@@ -74,6 +77,7 @@ class Objective:
         program = LossOfOutputs(loss, forward or call_model)
         self._set_up(model, program, read_chunks(data, microbatch_size), weight_decay, process_group)
         self._microbatch_size = microbatch_size
+        self.memory_limit = memory_limit
 
     @classmethod
     def from_forward(
@@ -101,6 +105,7 @@ class Objective:
             )
         self._set_up(model, FreeForm(forward), [Chunk(None, None, 0)], weight_decay, None)
         self._microbatch_size = None
+        self.memory_limit = None
         return self
 
     def _set_up(self, model, program, chunks, weight_decay, process_group) -> None:
@@ -180,6 +185,7 @@ class Objective:
         at: Mapping[str, Tensor],
         buffers: dict[str, Tensor],
         dtype: torch.dtype | None = None,
+        between: Between | None = None,
     ) -> tuple[Tensor, Any]:
         """Loss and outputs of one chunk as a function of parameters and buffers, given by name.
 
@@ -191,6 +197,7 @@ class Objective:
             buffers: buffers in place of the model's own; holds what they are afterwards.
             dtype: dtype in which the model runs, its floating-point inputs cast; the loss gets the outputs in the
                 model's own.
+            between: applied to the outputs before the loss gets them; not with `from_forward`.
         """
         places = self._places
         swap = {place: tensor for source in (at, buffers) for name, tensor in source.items() for place in places[name]}
@@ -198,7 +205,7 @@ class Objective:
         own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         precision = None if dtype is None else (dtype, own)
         with differentiable_kernels(self.model):  # every pass of a step, so that losses differ by their parameters only
-            result = functional_call(bound, swap, (chunk, precision), tie_weights=False)
+            result = functional_call(bound, swap, (chunk, precision, between), tie_weights=False)
         buffers.update({name: buffer for name, buffer in bound.buffers_after.items() if name in buffers})
         return result
 
@@ -305,6 +312,7 @@ class Objective:
             program.loss,
             data[0] if len(data) == 1 else data,
             microbatch_size=self._microbatch_size,
+            memory_limit=self.memory_limit,
             weight_decay=self.weight_decay.given,
             forward=program.forward,
             process_group=self.process_group,

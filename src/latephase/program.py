@@ -14,6 +14,9 @@ from .chunks import Chunk, cast
 Precision = tuple[torch.dtype, torch.dtype]
 """The dtype in which a model runs, and the one in which the loss gets its outputs."""
 
+Between = Callable[[Any], Any]
+"""Applied to the outputs before the loss gets them."""
+
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
     """The ordinary call: a tensor as the one argument, a tuple as arguments, a mapping as keyword arguments."""
@@ -33,9 +36,11 @@ class Bound(nn.Module):
         self.program = program
         self.buffers_after: dict[str, Tensor] = {}
 
-    def forward(self, chunk: Chunk, precision: Precision | None = None) -> tuple[Tensor, Any]:
+    def forward(
+        self, chunk: Chunk, precision: Precision | None = None, between: Between | None = None
+    ) -> tuple[Tensor, Any]:
         """Run the program on the bound model, whose tensors `functional_call` may have swapped."""
-        result = self.program(self.model, chunk, precision)
+        result = self.program(self.model, chunk, precision, between)
         # A module may assign a new tensor to a buffer, which `functional_call` would drop.
         self.buffers_after = {name: buffer.detach() for name, buffer in self.model.named_buffers()}
         return result
@@ -50,8 +55,17 @@ class LossOfOutputs:
         held = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
         self._widens = not any(is_narrow(tensor) for tensor in held)
 
-    def __call__(self, model: nn.Module, chunk: Chunk, precision: Precision | None = None) -> tuple[Tensor, Any]:
-        """Loss and outputs, the model running in another dtype where a precision is given."""
+    def __call__(
+        self, model: nn.Module, chunk: Chunk, precision: Precision | None = None, between: Between | None = None
+    ) -> tuple[Tensor, Any]:
+        """Loss and outputs, the model running in another dtype where a precision is given.
+
+        Args:
+            model: the model.
+            chunk: the data.
+            precision: the dtypes of model and loss. Default: as they are.
+            between: applied to the outputs; the loss gets its result, which is also what is returned. Default none.
+        """
         if precision is None:
             outputs = self.forward(model, chunk.inputs)
         else:
@@ -59,7 +73,14 @@ class LossOfOutputs:
             outputs = cast(self.forward(model, cast(chunk.inputs, inner)), outer)
         if self._widens:
             outputs = tree_map(lambda leaf: leaf.float() if is_narrow(leaf) else leaf, outputs)
-        return scalar(self.loss(outputs, chunk.targets)), outputs
+        if between is not None:
+            outputs = between(outputs)
+        return scalar(self._loss(outputs, chunk.targets)), outputs
+
+    def _loss(self, outputs: Any, targets: Any) -> Tensor:
+        if isinstance(self.loss, nn.GaussianNLLLoss) and isinstance(outputs, tuple) and len(outputs) == 2:
+            return self.loss(outputs[0], targets, outputs[1])  # torch's order: mean, target, variance
+        return self.loss(outputs, targets)
 
 
 class FreeForm:
@@ -70,8 +91,10 @@ class FreeForm:
     def __init__(self, forward: Callable[[], tuple[Tensor, Any]]):
         self.forward = forward
 
-    def __call__(self, model: nn.Module, chunk: Chunk, precision: Precision | None = None) -> tuple[Tensor, Any]:
-        """Loss and outputs.
+    def __call__(
+        self, model: nn.Module, chunk: Chunk, precision: Precision | None = None, between: Between | None = None
+    ) -> tuple[Tensor, Any]:
+        """Loss and outputs; the function calls its loss itself, so that nothing can come between.
 
         Raises:
             TypeError: the function does not return a pair.

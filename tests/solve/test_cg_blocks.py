@@ -75,8 +75,9 @@ def test_one_block_is_no_blocks():
 def test_tolerance_per_block():
     matrix, _, b = system(30, 1e3, seed=84)
     both = block_diagonal([matrix, matrix])
-    result = solve(both, np.tile(b, 2), block_sizes=[30, 30], stopping="residual", tolerance=[1e-2, 1e-8])
-    for block, tolerance in enumerate((1e-2, 1e-8)):
+    # Both are reached within 30 iterations; later ones live on rounding, which differs between one block and two.
+    result = solve(both, np.tile(b, 2), block_sizes=[30, 30], stopping="residual", tolerance=[1e-2, 1e-3])
+    for block, tolerance in enumerate((1e-2, 1e-3)):
         assert result.iterations[block] == solve(matrix, b, stopping="residual", tolerance=tolerance).iterations[0]
     assert result.iterations[0] < result.iterations[1]
 

@@ -6,14 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import grad
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from ..chunks import Chunk
 from ..objective import Objective
 from ..parameters import ParameterSpace
+from ..program import Between
 from ..randomness import cuda_devices, generator_states
 
 Tensors = Sequence[Tensor]
+
+
+def _aliases(outputs: Any) -> Any:
+    """The outputs as nodes of their own: the loss's slopes in them are then partial, also where one is made of another."""
+    return tree_map(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf, outputs)
 
 
 class ForwardPass:
@@ -52,15 +58,18 @@ class ForwardPass:
         devices = cuda_devices(objective.model)
         with torch.enable_grad(), objective.random_numbers(index):
             before = generator_states(devices)
-            self.loss, tree = self._run(self.named(self.leaves), self.buffers)
+            self.loss, tree = self._run(self.named(self.leaves), self.buffers, _aliases)
             self.random = not all(map(torch.equal, before, generator_states(devices)))
-        self._flat, self._structure = tree_flatten(tree)
-        self._positions = [i for i, leaf in enumerate(self._flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        self.outputs: list[Tensor] = self._select(self._flat)
+        flat = tree_flatten(tree)[0]
+        self._positions = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.outputs: list[Tensor] = self._select(flat)
 
-    def _run(self, leaves: Mapping[str, Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, Any]:
+    def _run(
+        self, leaves: Mapping[str, Tensor], buffers: dict[str, Tensor], between: Between | None = None
+    ) -> tuple[Tensor, Any]:
         """Loss and tree of outputs; parameters outside the space are constants without a graph."""
-        return self.objective.forward_pass(self.chunk, self._constants | dict(leaves), buffers, self.dtype)
+        point = self._constants | dict(leaves)
+        return self.objective.forward_pass(self.chunk, point, buffers, self.dtype, between)
 
     def _fresh_buffers(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self._buffers_before.items()}
@@ -77,15 +86,6 @@ class ForwardPass:
         with self.objective.random_numbers(self.index):
             loss, tree = self._run(leaves, self._fresh_buffers())
         return loss, self._select(tree_flatten(tree)[0])
-
-    def loss_of_detached_outputs(self) -> tuple[Tensor, list[Tensor]]:
-        """The loss computed once more from cut-off outputs, and those: partial derivatives instead of total ones."""
-        flat = list(self._flat)
-        for i in self._positions:
-            flat[i] = flat[i].detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self.objective.program.loss(tree_unflatten(flat, self._structure), self.chunk.targets)
-        return loss, self._select(flat)
 
     def gradient(self) -> Tensors:
         """Gradient of the loss in the leaves; zero where the loss does not depend on a leaf."""

@@ -1,11 +1,12 @@
 """The objective linearised at the current parameters: loss, gradient, and products that share one linearisation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from ..memory import available
 from ..objective import Objective
 from .chunk_curvature import METHODS, ChunkCurvature
 
@@ -29,23 +30,26 @@ def linearize(
         parameters: the parameters of the flat vectors [P], in order. Default: the model's trainable parameters in
             `model.parameters()` order.
         dtype: dtype in which the products run, the loss kept in the outputs' own. Default: the parameters' own.
-        method: how the tangents of the outputs are computed: "linearize" (`torch.func.linearize`, a forward-mode
-            trace), "double_backward" (through the pull-back), or "auto": the one that is expected to be faster, and
-            the other where a layer does not support it. Tracing pays for large convolutional problems on a CPU. The
-            Hessian knows the second only.
-        products: whether products will be asked for. The graphs of all chunks are kept for them; without, the loss and
-            the gradient are computed and each chunk's graph is let go.
+        method: how products are computed: "traced" (a graph partially evaluated, made once per shape and kept for later
+            steps), "linearize" (`torch.func.linearize`, which traces at every call), "double_backward" (through the
+            pull-back of a retained graph), or "auto": traced from the second time that a shape is seen, otherwise the
+            one of the others that is expected to be faster, or the one that supports every layer. The Hessian does
+            not know "linearize".
+        products: whether products will be asked for. Without, the loss and the gradient are computed and each chunk's
+            graph is let go. With, what they need is kept for as many chunks as the objective's `memory_limit` allows;
+            the other chunks are linearised anew at every product.
 
     Raises:
         ValueError: an unknown option, a parameter that is not the model's, none that is trainable, or data that is not
             finite.
+        RuntimeError: method "traced", and the model cannot be traced.
     """
     if curvature not in CURVATURES:
         raise ValueError(f"curvature must be one of {', '.join(CURVATURES)}; got {curvature!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if curvature == "hessian" and method == "linearize":
-        raise ValueError("the Hessian is computed by double_backward only; method must be 'auto' or 'double_backward'")
+        raise ValueError("torch.func.linearize does not serve the Hessian; method must be auto, traced or double_backward")
     return Linearization(objective, curvature, parameters, dtype, method, products)
 
 
@@ -55,7 +59,9 @@ class Linearization:
     Attributes:
         loss: f(theta), scalar.
         space: order, shapes and dtype of the flat vectors [P].
+        buffers: the model's buffers by name, as this linearisation's forward pass leaves them.
         products: how many products have been computed.
+        recomputed: how many chunks are linearised anew at every product, for want of memory.
     """
 
     def __init__(self, objective, curvature, parameters, dtype, method, products):
@@ -64,23 +70,27 @@ class Linearization:
         self.space = objective.space(parameters)
         self._versions = self.space.versions()
         self.products = 0
-        self._parts: list[ChunkCurvature] = []
-        self._buffers = objective.buffers()
+        self._options = (curvature == "hessian", dtype, method if products else "double_backward")
+        self._parts: list[ChunkCurvature | Mapping[str, Tensor]] = []
+        self._ways: dict[int, tuple[str, str | None]] = {}
+        self.buffers: dict[str, Tensor] = objective.buffers()
         self._decay = objective.weight_decay.of(self.space.parameters)
-        hessian = curvature == "hessian"
+        fits = _Limit(objective, self.space.device)
 
         def term(chunk, index):
-            part = ChunkCurvature(objective, chunk, index, self.space, self._buffers, hessian, dtype, method)
-            self._buffers = part.main.buffers
-            if products:
-                self._parts.append(part)
-                return (part.main.loss.detach(),)
-            return part.main.loss.detach(), part.gradient()
+            before = self.buffers
+            part = ChunkCurvature(objective, chunk, index, self.space, before, *self._options)
+            self.buffers = part.buffers
+            if not products:
+                return part.loss, part.gradient()
+            self._parts.append(part if fits(part) else before)
+            return (part.loss,)
 
         loss, *gradient = objective.sum(term)
         if gradient:
             self.gradient = self._decayed(gradient[0], self.space.values())
         self.loss: Tensor = loss + objective.weight_decay.value()
+        self.recomputed = sum(not isinstance(part, ChunkCurvature) for part in self._parts)
         if not self.loss.isfinite():
             objective.check_data()
 
@@ -118,7 +128,7 @@ class Linearization:
             ValueError: as `matvec`.
         """
         v = self._checked(v)
-        (form,) = self.objective.sum(lambda chunk, index: (self._parts[index].quadratic_form(v).to(v.dtype),))
+        form = self._each(lambda part: part.quadratic_form(v).to(v.dtype))
         for piece, decay in zip(v.split(self.space.sizes), self._decay, strict=True):
             if decay:
                 form = form + decay * torch.dot(piece, piece)
@@ -126,18 +136,38 @@ class Linearization:
 
     @property
     def method(self) -> str:
-        """How the tangents are computed: "linearize" or "double_backward" (the latter if any chunk needs it)."""
-        return max((part.method for part in self._parts), key=METHODS.index)
+        """How products are computed: "traced", "linearize" or "double_backward"; the last of these that a chunk needed.
+
+        Known from the first product on; before it, "auto" for chunks that are not traced.
+        """
+        return max((method for method, _ in self._used()), key=METHODS.index)
 
     @property
-    def buffers(self) -> dict[str, Tensor]:
-        """The model's buffers by name, as this linearisation's forward pass leaves them."""
-        return self._buffers
+    def reason(self) -> str | None:
+        """Why a chunk is not traced, in words; None where all are, or where another method was asked for."""
+        return next((reason for _, reason in self._used() if reason), None)
+
+    def _used(self) -> list[tuple[str, str | None]]:
+        kept = [(part.method, part.reason) for part in self._parts if isinstance(part, ChunkCurvature)]
+        return [*kept, *self._ways.values()] or [(self._options[2], None)]
+
+    def _each(self, term: Callable[[ChunkCurvature], Tensor]) -> Tensor:
+        """Sum of a term over the chunks, each kept or linearised anew."""
+
+        def of_chunk(chunk, index):
+            part = self._parts[index]
+            if isinstance(part, ChunkCurvature):
+                return (term(part),)
+            part = ChunkCurvature(self.objective, chunk, index, self.space, part, *self._options)
+            result = term(part)
+            self._ways[index] = part.method, part.reason
+            return (result,)
+
+        return self.objective.sum(of_chunk)[0]
 
     def _sum(self, term: Callable[[ChunkCurvature], Tensor], decayed: Tensor) -> Tensor:
         """Sum of the chunks' vectors, and the L2 term's share: the coefficient times `decayed`."""
-        (total,) = self.objective.sum(lambda chunk, index: (term(self._parts[index]),))
-        return self._decayed(total, decayed)
+        return self._decayed(self._each(term), decayed)
 
     def _decayed(self, total: Tensor, decayed: Tensor) -> Tensor:
         pieces = zip(total.split(self.space.sizes), decayed.split(self.space.sizes), self._decay, strict=True)
@@ -159,3 +189,23 @@ class Linearization:
     def _check_unchanged(self) -> None:
         if self.space.versions() != self._versions:
             raise RuntimeError("the parameters changed since the objective was linearised; call linearize again")
+
+
+class _Limit:
+    """Whether what a chunk's products need may be kept beside that of the chunks before."""
+
+    def __init__(self, objective: Objective, device: torch.device):
+        self.one = len(objective.chunks) == 1
+        self.limit = objective.memory_limit
+        if self.limit is None and not self.one:
+            self.limit = available(device) // 2
+        self.stored: dict[int, int] = {}
+
+    def __call__(self, part: ChunkCurvature) -> bool:
+        if self.one:  # there is nothing to gain from letting go of it
+            return True
+        stored = self.stored | part.storages()
+        if sum(stored.values()) > self.limit:
+            return False
+        self.stored = stored
+        return True

@@ -5,9 +5,10 @@ module imports nothing else of the package.
 """
 
 from .backtracking import backtrack, iteration_grid
-from .conjugate_gradient import CGResult, conjugate_gradient
+from .conjugate_gradient import conjugate_gradient
 from .damping import levenberg_marquardt, reduction_ratio
 from .line_search import LineSearchResult, armijo
+from .result import CGResult
 from .stopping import CGStatus, martens_progress, residual_small
 
 __all__ = [

@@ -1,42 +1,18 @@
 """Preconditioned conjugate gradients with a warm start, per-block inner products and stored iterates."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .backtracking import iteration_grid
-from .stopping import CGStatus, martens_progress, residual_small
+from .graphed_call import GraphedCall
+from .iteration import Iteration
+from .result import CGResult, Ending
+from .stopping import ModelHistory
 
 STOPPING = ("martens", "residual")
 NONPOSITIVE_CURVATURE = ("truncate", "ignore", "absolute")
-
-
-@dataclass(frozen=True)
-class CGResult:
-    """What conjugate gradients found.
-
-    The quadratic model is m(x) = 0.5 x'Ax - b'x; with several blocks it is the sum of the blocks' models.
-
-    Attributes:
-        solution: last iterate [P].
-        iterates: iterates on the grid of iterations, the last one being `solution`.
-        indices: iteration of each iterate, strictly increasing.
-        values: m per block at each iterate.
-        iterations: iterations done on each block.
-        status: why each block stopped.
-        products: products with A that were computed, that of the start included.
-    """
-
-    solution: Tensor
-    iterates: list[Tensor]
-    indices: list[int]
-    values: list[tuple[float, ...]]
-    iterations: tuple[int, ...]
-    status: tuple[CGStatus, ...]
-    products: int
 
 
 def conjugate_gradient(
@@ -52,12 +28,18 @@ def conjugate_gradient(
     nonpositive_curvature: str = "truncate",
     rescale_x0: bool = False,
     share: Callable[[Tensor], Tensor] | None = None,
+    check_every: int | None = None,
+    capture: bool = False,
+    iterates_device: torch.device | str | None = None,
 ) -> CGResult:
     """Solve A x = b approximately by preconditioned conjugate gradients (Nocedal and Wright 2006, Algorithm 5.3).
 
     Every inner product is taken per block and gives one step size per block, so that a block-diagonal A is solved as
     independent systems side by side, each with its own stopping; a full matrix is the case of one block. A block that
     has stopped stays still, its part of the vectors handed to `matvec` being zero.
+
+    The iterations run on the device of `b` without waiting for it: steps and stops are decided there, and the host
+    looks now and then whether all blocks have stopped. When it looks changes no number but `products`.
 
     Args:
         matvec: v [P] -> A v [P], symmetric. Block-diagonal if there are several blocks.
@@ -74,207 +56,69 @@ def conjugate_gradient(
         rescale_x0: replace a start with m(x0) > 0 by its best multiple b'x0 / (x0'A x0), or by zero where no positive
             multiple helps. Free of cost, since A x0 is needed anyway. Default False, plain conjugate gradients.
         share: applied to the small tensors of scalars on which branches are taken, so that ranks which hold the same
-            vectors up to rounding branch alike. Default none.
+            vectors up to rounding branch alike; tensor -> tensor, without reading it. Default none.
+        check_every: iterations between looks; up to check_every - 1 products are spent after the last block stopped.
+            Default 1 on a CPU, where looking is free, and 10 elsewhere.
+        capture: on CUDA, capture an iteration as a graph once the first few have run, and replay it. `matvec`,
+            `preconditioner` and `share` must then enqueue the same work at every call and read nothing back; where that
+            fails, the run goes on without a graph, and a warning says why. A product that differentiates through a
+            graph of its own needs the stream on which that was recorded: call from there, and not from the default
+            stream. Ignored on other devices. Default False.
+        iterates_device: where the iterates live, "cpu" to spare an accelerator's memory; `solution` stays on the device
+            of `b`. Default that device.
 
     Returns:
         Iterates on the grid 1, 2, 3, 4, 5, 7, ... (see `iteration_grid`), their model values, and a status per block.
 
     Raises:
-        ValueError: an unknown option, max_iter < 1, shapes that do not fit, an integer right-hand side, or a
-            preconditioner that shows itself not positive definite.
+        ValueError: an unknown option, max_iter or check_every < 1, shapes that do not fit, an integer right-hand side,
+            or a preconditioner that shows itself not positive definite.
     """
+    x0 = None if x0 is None else x0.detach()
     sizes, tolerances = _checked(b, x0, max_iter, stopping, tolerance, block_sizes, nonpositive_curvature)
-    run = _Run(matvec, b, sizes, preconditioner, nonpositive_curvature, share)
-    run.start(x0, rescale_x0)
-    run.stop_where_done(stopping, tolerances)
+    check_every = _checked_interval(check_every, b.device)
+    capture = capture and b.device.type == "cuda"
+    run = Iteration(
+        matvec,
+        b.detach().to(torch.promote_types(b.dtype, torch.float32)),
+        sizes,
+        preconditioner,
+        nonpositive_curvature,
+        share,
+        history=ModelHistory(max_iter, tolerances, b.device),
+        residual_tolerances=tolerances if stopping == "residual" else None,
+        ahead=capture or check_every > 1,
+    )
+    products = run.start(x0, rescale_x0)
+    advance = GraphedCall(run.advance, b.device) if capture else run.advance
+    device = b.device if iterates_device is None else torch.device(iterates_device)
     grid = set(iteration_grid(max_iter))
-    iteration = 0
-    while any(run.active) and iteration < max_iter:
+    kept: list[tuple[int, Tensor]] = []
+    iteration, moving = 0, run.look()
+    while moving and iteration < max_iter:
         iteration += 1
-        run.iterate(iteration)
-        run.stop_where_done(stopping, tolerances)
-        if iteration in grid:
-            run.keep()
-    run.keep()
-    return run.result()
+        advance()
+        if iteration % check_every == 0:
+            moving = run.look()
+        if moving and iteration in grid and iteration < max_iter:
+            kept.append((iteration, _copy(run.x, device)))
+    return Ending(run, x0, kept, products + iteration).result(device)
 
 
-class _Run:
-    """The vectors and scalars of one run; the lists hold one entry per block."""
+def _copy(x: Tensor, device: torch.device) -> Tensor:
+    """A copy on a device, on the host without waiting for it."""
+    waits = not (x.is_cuda and device.type == "cpu")
+    copy = torch.empty(x.shape, dtype=x.dtype, device=device, pin_memory=not waits)
+    return copy.copy_(x, non_blocking=not waits)
 
-    def __init__(self, matvec, b, sizes, preconditioner, nonpositive_curvature, share):
-        self.matvec = matvec
-        self.b = b.detach().to(torch.promote_types(b.dtype, torch.float32), copy=True)
-        self.p = torch.zeros_like(self.b)
-        self.sizes = sizes
-        self.precondition = preconditioner or (lambda r: r)
-        self.nonpositive_curvature = nonpositive_curvature
-        self.share = share or (lambda scalars: scalars)
-        self.active = [True] * len(sizes)
-        self.status = [CGStatus.MAX_ITERATIONS] * len(sizes)
-        self.iterations = [0] * len(sizes)
-        self.values = [0.0] * len(sizes)
-        self.products = 0
-        self.steepest: set[int] = set()
-        self.kept: list[tuple[int, Tensor, tuple[float, ...]]] = []
 
-    def multiply(self, v: Tensor) -> Tensor:
-        self.products += 1
-        return self.matvec(v).to(self.b.dtype)
-
-    def scalars(self, *pairs: tuple[Tensor, Tensor]) -> list[list[float]]:
-        """Inner products per block: one list of B floats for each pair of vectors."""
-        rows = [[torch.dot(u, v) for u, v in zip(self.split(x), self.split(y), strict=True)] for x, y in pairs]
-        return self.share(torch.stack([torch.stack(row) for row in rows])).tolist()
-
-    def split(self, v: Tensor) -> tuple[Tensor, ...]:
-        return v.split(self.sizes)
-
-    def start(self, x0: Tensor | None, rescale: bool) -> None:
-        """Set iterate, residual and first direction."""
-        self.b_norms = [math.sqrt(square) for square in self.scalars((self.b, self.b))[0]]
-        for block, norm in enumerate(self.b_norms):
-            if not math.isfinite(norm):
-                self._stop(block, CGStatus.NONFINITE)
-                self.split(self.b)[block].zero_()
-        self.x = torch.zeros_like(self.b)
-        self.r = self.b.clone()
-        if x0 is not None and bool(x0.any()):
-            self.x.copy_(x0)
-            self.r -= self.multiply(self.x)
-            self._mend_start(rescale)
-        z = self.precondition(self.r)
-        self._measure(z)
-        for active, z_block, p in zip(self.active, self.split(z), self.split(self.p), strict=True):
-            if active:
-                p.copy_(z_block)
-        self.first = (0, self.x.clone(), tuple(self.values))
-        self.history = [[value] for value in self.values]
-
-    def _mend_start(self, rescale: bool) -> None:
-        """Drop a start whose product is not finite; scale one that is worse than zero, if asked for."""
-        bx, xr = self.scalars((self.b, self.x), (self.r, self.x))
-        for block, (x, r, b) in enumerate(zip(*map(self.split, (self.x, self.r, self.b)), strict=True)):
-            slope, curvature = bx[block], bx[block] - xr[block]  # b'x0 and x0'A x0
-            if not (math.isfinite(slope) and math.isfinite(curvature)):
-                x.zero_()
-                r.copy_(b)
-            elif rescale and 0.5 * curvature - slope > 0:
-                scale = slope / curvature if slope > 0 and curvature > 0 else 0.0
-                x.mul_(scale)
-                r.mul_(scale).add_(b, alpha=1 - scale)
-
-    def _measure(self, z: Tensor) -> None:
-        """The scalars of the current iterate: r'M^-1 r, |r|^2 and, of active blocks, m(x) = -0.5 x'(r + b)."""
-        rz, rr, xr, xb = self.scalars((self.r, z), (self.r, self.r), (self.x, self.r), (self.x, self.b))
-        self.rz, self.rr = rz, rr
-        for block, active in enumerate(self.active):
-            if active:
-                self.values[block] = -0.5 * (xr[block] + xb[block])
-            if active and rz[block] < 0:
-                raise ValueError(
-                    f"the preconditioner is not positive definite: r'M^-1 r = {rz[block]:.3g} on block {block}; "
-                    "it must map every r to a vector that makes an acute angle with r"
-                )
-
-    def iterate(self, iteration: int) -> None:
-        """One step of every active block."""
-        Ap = self.multiply(self.p)
-        curvatures = self.scalars((self.p, Ap))[0]
-        vectors = [self.split(v) for v in (self.x, self.r, self.p, Ap)]
-        for block, (x, r, p, product) in enumerate(zip(*vectors, strict=True)):
-            if not self.active[block]:
-                continue
-            alpha = self._step_size(block, curvatures[block])
-            if alpha is not None:
-                self.iterations[block] = iteration
-                x.add_(p, alpha=alpha)
-                r.sub_(product, alpha=alpha)
-        self._take_steepest()
-        previous_rz = self.rz
-        z = self.precondition(self.r)
-        self._measure(z)
-        for block, (z_block, p) in enumerate(zip(self.split(z), self.split(self.p), strict=True)):
-            if self.active[block] and previous_rz[block] > 0:
-                p.mul_(self.rz[block] / previous_rz[block]).add_(z_block)
-            self.history[block].append(self.values[block])
-
-    def _step_size(self, block: int, curvature: float) -> float | None:
-        """Alpha = r'M^-1 r / p'Ap, or what non-positive curvature asks for; None where the block does not move."""
-        if not math.isfinite(curvature):
-            self._stop(block, CGStatus.NONFINITE)
-            return None
-        if curvature > 0 or (curvature < 0 and self.nonpositive_curvature == "ignore"):
-            return self.rz[block] / curvature
-        if curvature < 0 and self.nonpositive_curvature == "absolute":
-            return self.rz[block] / -curvature
-        # Where nothing is left but rounding, p'Ap may underflow or round to a negative number.
-        rounding = torch.finfo(self.b.dtype).eps * self.b_norms[block]
-        done = math.sqrt(self.rr[block]) <= rounding
-        self._stop(block, CGStatus.RESIDUAL if done else CGStatus.NONPOSITIVE_CURVATURE)
-        return None
-
-    def _take_steepest(self) -> None:
-        """Make M^-1 b the iterate of blocks that truncation stopped before any iterate better than zero."""
-        truncated = [status is CGStatus.NONPOSITIVE_CURVATURE for status in self.status]
-        blocks = [i for i, n in enumerate(self.iterations) if truncated[i] and n == 0 and not self.values[i] < 0]
-        if not blocks or self.steepest >= set(blocks):
-            return
-        self.steepest.update(blocks)
-        direction = torch.zeros_like(self.b)
-        steepest = self.split(self.precondition(self.b))
-        for block in blocks:
-            self.split(direction)[block].copy_(steepest[block])
-            self.split(self.x)[block].copy_(steepest[block])
-        curvature, slope = self.scalars((direction, self.multiply(direction)), (direction, self.b))
-        for block in blocks:
-            self.values[block] = 0.5 * curvature[block] - slope[block]
-
-    def stop_where_done(self, stopping: str, tolerances: Sequence[float]) -> None:
-        """Apply the stopping rule to every active block."""
-        for block, tolerance in enumerate(tolerances):
-            if not self.active[block]:
-                continue
-            if not all(map(math.isfinite, (self.rz[block], self.rr[block], self.values[block]))):
-                self._stop(block, CGStatus.NONFINITE)
-                self._restore(block)
-            elif self.rz[block] == 0 or (
-                stopping == "residual" and residual_small(math.sqrt(self.rr[block]), self.b_norms[block], tolerance)
-            ):
-                self._stop(block, CGStatus.RESIDUAL)
-            elif stopping == "martens" and martens_progress(self.history[block], tolerance):
-                self._stop(block, CGStatus.PROGRESS)
-
-    def _stop(self, block: int, status: CGStatus) -> None:
-        self.active[block] = False
-        self.status[block] = status
-        self.split(self.p)[block].zero_()
-
-    def _restore(self, block: int) -> None:
-        """Put the last kept iterate back, whose values are finite."""
-        iteration, x, values = self.kept[-1] if self.kept else self.first
-        self.iterations[block] = min(self.iterations[block], iteration)
-        self.split(self.x)[block].copy_(self.split(x)[block])
-        self.values[block] = values[block]
-
-    def keep(self) -> None:
-        """Store the current iterate, unless no block has moved since the last one was stored."""
-        iteration = max(self.iterations)
-        if not self.kept or self.kept[-1][0] < iteration:
-            self.kept.append((iteration, self.x.clone(), tuple(self.values)))
-
-    def result(self) -> CGResult:
-        """What was kept, and how each block ended."""
-        indices, iterates, values = (list(column) for column in zip(*self.kept, strict=True))
-        return CGResult(
-            solution=iterates[-1],
-            iterates=iterates,
-            indices=indices,
-            values=values,
-            iterations=tuple(self.iterations),
-            status=tuple(self.status),
-            products=self.products,
-        )
+def _checked_interval(check_every: int | None, device: torch.device) -> int:
+    """Iterations between looks at the device."""
+    if check_every is None:
+        return 1 if device.type == "cpu" else 10
+    if check_every < 1:
+        raise ValueError(f"check_every must be at least 1, got {check_every}")
+    return check_every
 
 
 def _checked(b, x0, max_iter, stopping, tolerance, block_sizes, nonpositive_curvature):

@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 
+import torch
+from torch import Tensor
+
 
 class CGStatus(StrEnum):
     """Why conjugate gradients stopped on a block."""
@@ -37,10 +40,54 @@ def martens_progress(values: Sequence[float], tolerance: float = 5e-4) -> bool:
         True where the run should stop.
     """
     i = len(values) - 1
-    k = max(10, math.ceil(0.1 * i))
+    k = progress_window(i)
     if i <= k or not values[i - k] < 0:
         return False
     return values[i] == 0 or (values[i] - values[i - k]) / values[i] < k * tolerance
+
+
+def progress_window(iteration: int) -> int:
+    """Over how many iterations Martens' rule takes the progress: k = max(10, i/10)."""
+    return max(10, math.ceil(0.1 * iteration))
+
+
+class ModelHistory:
+    """The model values of a run, and Martens' rule on them, for all blocks at once and without reading the device.
+
+    Args:
+        max_iter: last iteration to be recorded.
+        tolerances: least relative progress per iteration, one per block.
+        device: where the values live.
+
+    Attributes:
+        values: m_i of each block, in the row of its iteration [max_iter + 2, B]; the last row stays zero.
+    """
+
+    def __init__(self, max_iter: int, tolerances: Sequence[float], device: torch.device):
+        # In float64 wherever there is one: progress is the difference of two close values.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.values = torch.zeros(max_iter + 2, len(tolerances), dtype=dtype, device=device)
+        self._recorded = torch.full((1,), -1, device=device)
+        self._now = self.values[:1]
+        self._one, self._zero = torch.ones_like(self._recorded), torch.zeros((), dtype=dtype, device=device)
+        windows = [progress_window(i) for i in range(max_iter + 1)]
+        # Up to iteration k there is nothing to compare with: the row of zeros makes the rule silent.
+        earlier = [i - k if i > k else max_iter + 1 for i, k in enumerate(windows)]
+        self._earlier = torch.tensor(earlier, device=device)
+        self._limits = torch.tensor([[k * t for t in tolerances] for k in windows], dtype=dtype, device=device)
+
+    def record(self, values: Tensor) -> None:
+        """Store the values [B] of the next iteration, the start being iteration 0."""
+        self._recorded.add_(self._one)
+        self._now = values.unsqueeze(0)
+        self.values.index_copy_(0, self._recorded, self._now)
+
+    def progress_is_small(self) -> Tensor:
+        """Where `martens_progress` of the values so far is True [B]."""
+        earlier = self.values.index_select(0, self._earlier.index_select(0, self._recorded))
+        limits = self._limits.index_select(0, self._recorded)
+        small = ((self._now - earlier) / self._now < limits) | (self._now == self._zero)
+        return (small & (earlier < self._zero)).squeeze(0)
 
 
 def residual_small(residual_norm: float, rhs_norm: float, tolerance: float) -> bool:

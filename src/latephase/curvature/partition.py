@@ -1,0 +1,115 @@
+"""Cutting a traced computation into stages: what does not depend on the vector, and what does."""
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from .rewrite import is_random, reuse_memory
+
+
+@dataclass
+class Stages:
+    """The stages of a traced chunk, each a function of flat tensors.
+
+    Attributes:
+        forward: inputs -> loss, buffers, residuals.
+        gradient: residuals `of_gradient` -> gradient.
+        product: residuals `of_product`, vectors -> product.
+        form: residuals `of_form`, vectors -> (v'Cv,).
+        of_gradient: which residuals the stage takes, by index; the others likewise.
+    """
+
+    forward: Callable[..., Any]
+    gradient: Callable[..., Any]
+    product: Callable[..., Any]
+    form: Callable[..., Any]
+    of_gradient: list[int]
+    of_product: list[int]
+    of_form: list[int]
+
+
+def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
+    """Cut a graph without mutations into stages.
+
+    Args:
+        graph: its placeholders are the inputs, one vector per parameter, and further inputs; its outputs, flat, loss
+            and buffers, gradient, product, form.
+        inputs: number of inputs.
+        parameters: number of parameters.
+        first: number of loss and buffers.
+    """
+    nodes = list(graph.nodes)
+    order = {node: i for i, node in enumerate(nodes)}
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    vectors = placeholders[inputs : inputs + parameters]
+    given = placeholders[:inputs] + placeholders[inputs + parameters :]
+    outputs = list(nodes[-1].args[0])
+    values, gradient = outputs[:first], outputs[first : first + parameters]
+    product, form = outputs[first + parameters : first + 2 * parameters], outputs[-1:]
+    known = set(nodes) - _descendants(nodes, vectors)
+    of_product, of_form = (_frontier(ends, known) for ends in (product, form))
+    randoms = [node for node in nodes if is_random(node)]
+    early = _ancestors([*values, *of_product, *of_form, *randoms])
+    # Where an operation has several results, all are handed over one by one, never as the tuple that they come in.
+    early |= {node for node in nodes if node.target is operator.getitem and node.args[0] in early}
+    of_gradient = _frontier(gradient, early | set(given))
+    residuals = sorted({*of_product, *of_form, *of_gradient}, key=order.__getitem__)
+    index = {node: i for i, node in enumerate(residuals)}
+    found = {name: sorted(ends, key=order.__getitem__) for name, ends in
+             {"gradient": of_gradient, "product": of_product, "form": of_form}.items()}
+
+    def stage(starts: Iterable[fx.Node], ends: list[fx.Node]) -> fx.GraphModule:
+        return _part(nodes, list(starts), ends)
+
+    return Stages(
+        forward=stage(given, [*values, *residuals]),
+        gradient=stage(found["gradient"], gradient),
+        product=stage([*found["product"], *vectors], product),
+        form=stage([*found["form"], *vectors], form),
+        of_gradient=[index[node] for node in found["gradient"]],
+        of_product=[index[node] for node in found["product"]],
+        of_form=[index[node] for node in found["form"]],
+    )
+
+
+def _descendants(nodes: list[fx.Node], starts: Iterable[fx.Node]) -> set[fx.Node]:
+    found = set(starts)
+    for node in nodes:
+        if any(argument in found for argument in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _ancestors(ends: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
+    """The nodes that the ends are computed from, themselves included, back to where it stops."""
+    found: set[fx.Node] = set()
+    stopped, waiting = set(stop), list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend([] if node in stopped else node.all_input_nodes)
+    return found
+
+
+def _frontier(ends: Iterable[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
+    """The known nodes from which the ends are computed directly."""
+    found = _ancestors(ends, stop=known)
+    return found & known
+
+
+def _part(nodes: list[fx.Node], starts: list[fx.Node], ends: list[fx.Node]) -> fx.GraphModule:
+    """The part of a graph that computes the ends from the starts."""
+    needed = _ancestors(ends, stop=starts)
+    graph = fx.Graph()
+    copies = {start: graph.placeholder(start.name) for start in starts}
+    for node in nodes:
+        if node in needed and node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output([copies[end] for end in ends])
+    reuse_memory(graph)
+    return fx.GraphModule(torch.nn.Module(), graph)

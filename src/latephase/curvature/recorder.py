@@ -1,0 +1,122 @@
+"""A recorder of tensor operations: runs a function on real tensors and writes down what it did as a graph."""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+aten = torch.ops.aten
+
+
+class CannotTrace(RuntimeError):
+    """A computation cannot be repeated as a graph; says why."""
+
+
+def record_operations(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], held: Mapping[str, Tensor]
+) -> tuple[fx.Graph, list[str | Tensor]]:
+    """Run a function and record every operation below autograd, those of its backward passes included.
+
+    `torch.fx`'s own `make_fx` does the same with fake tensors beside the real ones, at several times the cost, and
+    bakes in sizes that depend on the data.
+
+    Args:
+        function: of the inputs, to a flat sequence of tensors.
+        inputs: the graph's inputs, in order.
+        held: further tensors that the function may use, by name.
+
+    Returns:
+        The graph, and its further inputs, which follow the given ones: held tensors that were used, by name, and
+        constants that the function made of Python numbers. Every node of a tensor has its shape, dtype, strides and
+        device as `node.meta["layout"]`.
+
+    Raises:
+        CannotTrace: the function reads values of tensors into Python, makes shapes of them, or uses a tensor of
+            unknown origin.
+    """
+    recorder = _Recorder(inputs, held)
+    with recorder:
+        outputs = function(*inputs)
+    recorder.graph.output([recorder.node_of(output) for output in outputs])
+    return recorder.graph, recorder.further
+
+
+class _Recorder(TorchDispatchMode):
+    """Records each operation that is dispatched, after running it."""
+
+    def __init__(self, inputs: Sequence[Tensor], held: Mapping[str, Tensor]):
+        super().__init__()
+        self.graph = fx.Graph()
+        self.further: list[str | Tensor] = []
+        self._held = {id(tensor): name for name, tensor in held.items()}
+        self._nodes = WeakTensorKeyDictionary()
+        for position, tensor in enumerate(inputs):
+            self._last = self.graph.placeholder(f"input_{position}")
+            self._name(tensor, self._last)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        _refuse(func, args, kwargs)
+        fresh = func in (aten.lift_fresh.default, aten.lift_fresh_copy.default)
+        nodes = tree_map(lambda leaf: self.node_of(leaf, fresh) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+        result = func(*args, **kwargs)
+        if any(isinstance(leaf, Tensor) for leaf in tree_flatten(result)[0]):
+            node = self.graph.call_function(func, *nodes)
+            if isinstance(result, Tensor):
+                self._name(result, node)
+            else:
+                for position, part in enumerate(result):
+                    self._name_part(part, node, position)
+        return result
+
+    def node_of(self, tensor: Tensor, fresh: bool = False) -> fx.Node:
+        """The node that a tensor comes from; one that nobody made becomes one more input."""
+        node = self._nodes.get(tensor)
+        if node is None:
+            node = self._further_input(tensor, fresh)
+            self._name(tensor, node)
+        return node
+
+    def _name(self, tensor: Tensor, node: fx.Node) -> None:
+        strides = tensor.stride() if tensor.layout == torch.strided else None
+        node.meta["layout"] = (tuple(tensor.shape), tensor.dtype, strides, tensor.device)
+        self._nodes[tensor] = node
+
+    def _name_part(self, part: Any, node: fx.Node, position: int) -> None:
+        if isinstance(part, Tensor):
+            self._name(part, self.graph.call_function(operator.getitem, (node, position)))
+        elif isinstance(part, (tuple, list)):
+            own = self.graph.call_function(operator.getitem, (node, position))
+            for index, inner in enumerate(part):
+                self._name_part(inner, own, index)
+
+    def _further_input(self, tensor: Tensor, fresh: bool) -> fx.Node:
+        name = self._held.get(id(tensor))
+        if name is None and not fresh:
+            raise CannotTrace(
+                f"a tensor of shape {tuple(tensor.shape)} is used that is neither parameter, buffer, data nor attribute "
+                "of a module; register it as a buffer"
+            )
+        with self.graph.inserting_after(self._last):
+            self._last = self.graph.placeholder(f"further_{len(self.further)}")
+        self.further.append(tensor.detach() if name is None else name)
+        return self._last
+
+
+def _refuse(func: Any, args: Any, kwargs: Any) -> None:
+    """Raise where an operation cannot be repeated on other data."""
+    if torch.Tag.data_dependent_output in func.tags:
+        raise CannotTrace("the value of a tensor is read into Python (item(), float(), a branch on it)")
+    if any(isinstance(leaf, torch.Generator) for leaf in tree_flatten((args, kwargs))[0]):
+        raise CannotTrace("random numbers are drawn from a generator of its own")
+    if torch.Tag.dynamic_output_shape in func.tags and not (func is aten.index.Tensor and _by_position(args[1])):
+        raise CannotTrace(f"{func} makes a shape that depends on the values of the data")
+
+
+def _by_position(indices: Sequence[Tensor | None]) -> bool:
+    return all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in indices)

@@ -1,0 +1,119 @@
+"""Partial evaluation: one chunk's loss, gradient and curvature product as a graph that is made once per shape.
+
+The graph (`record`) computes v -> C v as a function of parameters, buffers, data and v, and is cut into stages
+(`partition`): what does not depend on v runs once per step (`forward`; `gradient`, where it is asked for) and hands over
+residuals; the rest is the product, and the quadratic form v'Cv.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..chunks import Chunk
+from ..objective import Objective
+from ..parameters import ParameterSpace
+from ..program import LossOfOutputs
+from .partition import cut
+from .record import Inputs, record
+from .recorder import CannotTrace
+from .rewrite import is_random, simplify
+from .signature import held_tensors
+
+Tensors = Sequence[Tensor]
+
+
+class Trace:
+    """The stages of one traced chunk, valid for every chunk of the same signature.
+
+    Attributes:
+        random: whether the pass draws random numbers.
+        stages: the graphs.
+        cost: seconds it took to make.
+
+    Raises:
+        CannotTrace: the computation depends on something that a graph cannot follow.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        chunk: Chunk,
+        index: int,
+        space: ParameterSpace,
+        buffers: Mapping[str, Tensor],
+        hessian: bool = False,
+        dtype: torch.dtype | None = None,
+    ):
+        if not isinstance(objective.program, LossOfOutputs):
+            raise CannotTrace("an objective made by from_forward reads data that a trace cannot see")
+        started = time.perf_counter()
+        inputs = Inputs.of(objective, chunk, space, buffers, dtype)
+        vectors = [torch.randn_like(leaf) for leaf in inputs.leaves]
+        graph, self._further = record(objective, chunk, index, space, inputs, vectors, hessian, dtype)
+        simplify(graph)
+        self.random = any(is_random(node) for node in graph.nodes)
+        self.stages = cut(graph, len(inputs.flat()), len(vectors), 1 + len(inputs.buffers))
+        self._buffer_names, self._dtype = list(inputs.buffers), dtype
+        self.cost = time.perf_counter() - started
+
+    def run(
+        self, objective: Objective, chunk: Chunk, index: int, space: ParameterSpace, buffers: Mapping[str, Tensor]
+    ) -> "TracedPass":
+        """What is computed once per step, on a chunk of the same signature."""
+        inputs = Inputs.of(objective, chunk, space, buffers, self._dtype)
+        held = held_tensors(objective) if any(isinstance(x, str) for x in self._further) else {}
+        further = [held[x] if isinstance(x, str) else x for x in self._further]
+        numbers = objective.random_numbers(index) if self.random else contextlib.nullcontext()
+        with _plain(space.device), numbers:
+            loss, *values = self.stages.forward(*inputs.flat(), *further)
+        moved = dict(zip(self._buffer_names, values, strict=False))
+        return TracedPass(self, loss, moved, values[len(moved) :])
+
+
+class TracedPass:
+    """One chunk at one point, its residuals kept for gradient and products.
+
+    Attributes:
+        loss: the chunk's loss, scalar.
+        buffers: the model's buffers after the pass.
+    """
+
+    def __init__(self, trace: Trace, loss: Tensor, buffers: dict[str, Tensor], residuals: list[Tensor | None]):
+        self.trace, self.loss, self.buffers = trace, loss, buffers
+        self._residuals = residuals
+
+    def gradient(self) -> Tensors:
+        """Gradient of the loss in the leaves; may be asked for once, before it lets go of what only it needs."""
+        stages = self.trace.stages
+        with _plain(self.loss.device):
+            gradient = stages.gradient(*(self._residuals[i] for i in stages.of_gradient))
+        for i in set(stages.of_gradient) - set(stages.of_product) - set(stages.of_form):
+            self._residuals[i] = None
+        return gradient
+
+    def product(self, v: Tensors) -> Tensors:
+        """C v."""
+        stages = self.trace.stages
+        with _plain(self.loss.device):
+            return stages.product(*(self._residuals[i] for i in stages.of_product), *v)
+
+    def quadratic_form(self, v: Tensors) -> Tensor:
+        """v'C v, scalar."""
+        stages = self.trace.stages
+        with _plain(self.loss.device):
+            return stages.form(*(self._residuals[i] for i in stages.of_form), *v)[0]
+
+    def storages(self) -> dict[int, int]:
+        """Bytes of each storage that the residuals hold, by its address."""
+        storages = (x.untyped_storage() for x in self._residuals if x is not None)
+        return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+@contextlib.contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """Within, operators do what the graph says and no more: no autograd, no autocast."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
