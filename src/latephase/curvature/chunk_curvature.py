@@ -37,13 +37,17 @@ class ChunkCurvature:
         hessian: bool,
         dtype: torch.dtype | None,
         method: str,
+        at_once: bool,
+        compile: bool,
     ):
         self.space, self.reason = space, None
-        self._hessian, self._dtype, self._asked = hessian, dtype, method
+        self._hessian, self._dtype, self._asked, self._compile = hessian, dtype, method, compile
+        self._at_once = at_once or method == "traced"
         self._arguments = (objective, chunk, index, space, buffers)
         self._traced = self._trace() if method in ("auto", "traced") else None
-        self._main = ForwardPass(*self._arguments) if self._traced is None or dtype else self._traced
-        self.loss, self.buffers = self._main.loss.detach(), self._main.buffers
+        main = ForwardPass(*self._arguments) if self._traced is None or dtype else self._traced
+        self.loss, self.buffers = main.loss.detach(), main.buffers
+        self._main: ForwardPass | TracedPass | None = main
 
     @property
     def method(self) -> str:
@@ -53,13 +57,18 @@ class ChunkCurvature:
     def gradient(self) -> Tensor:
         """The chunk's gradient [P]; asked for once."""
         main = self._main
-        if self._dtype is not None:  # the products have a pass of their own
+        if main is None:
+            main = ForwardPass(*self._arguments)
+        if self._dtype is not None:  # the products have a pass of their own, so that this one may go
             self._main = None
         return self.space.flatten(main.gradient())
 
     def product(self, v: Tensor) -> Tensor:
         """The chunk's curvature matrix times v [P]."""
-        return self.space.flatten(self._products.product(self._split(v)))
+        split = self._split(v)
+        if self._traced is not None:
+            return self.space.flatten(self._traced.product(split, self._compile))
+        return self.space.flatten(self._retained.product(split))
 
     def quadratic_form(self, v: Tensor) -> Tensor:
         """v'Cv, scalar."""
@@ -76,14 +85,16 @@ class ChunkCurvature:
     @cached_property
     def _retained(self) -> Retained:
         """The graph of the products: the main pass's, or one in another dtype."""
-        same = self._dtype is None and isinstance(self._main, ForwardPass)
-        forward = self._main if same else ForwardPass(*self._arguments, dtype=self._dtype)
+        if self._dtype is None and isinstance(self._main, ForwardPass):
+            forward = self._main
+        else:
+            forward = ForwardPass(*self._arguments, dtype=self._dtype)
         return Retained(forward, self._hessian, "auto" if self._asked == "traced" else self._asked)
 
     def _trace(self) -> TracedPass | None:
         """The pass of the products by a trace; None where there is none, with the reason."""
         objective, chunk, *_ = self._arguments
-        at_once = self._asked == "traced" or trace_pays(objective.model, self.space, chunk.rows)
+        at_once = self._at_once or trace_pays(objective.model, self.space, chunk.rows)
         found = traced_pass(*self._arguments, self._hessian, self._dtype, self._reference, at_once)
         if not isinstance(found, str):
             return found

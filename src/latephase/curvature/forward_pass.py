@@ -18,7 +18,7 @@ Tensors = Sequence[Tensor]
 
 
 def _aliases(outputs: Any) -> Any:
-    """The outputs as nodes of their own: the loss's slopes in them are then partial, also where one is made of another."""
+    """The outputs as nodes of their own: slopes in them are then partial, also where one output is made of another."""
     return tree_map(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf, outputs)
 
 

@@ -20,6 +20,8 @@ def linearize(
     dtype: torch.dtype | None = None,
     method: str = "auto",
     products: bool = True,
+    at_once: bool = False,
+    compile: bool = False,
 ) -> "Linearization":
     """Linearise an objective at the current parameters.
 
@@ -38,6 +40,10 @@ def linearize(
         products: whether products will be asked for. Without, the loss and the gradient are computed and each chunk's
             graph is let go. With, what they need is kept for as many chunks as the objective's `memory_limit` allows;
             the other chunks are linearised anew at every product.
+        at_once: with "auto", trace a shape when it is seen for the first time. Default False: tracing costs some
+            products, and a shape may come once only.
+        compile: send traced products through `torch.compile`. Default False: it takes some tens of seconds per shape.
+            Where compilation fails, a warning says so and products run uncompiled.
 
     Raises:
         ValueError: an unknown option, a parameter that is not the model's, none that is trainable, or data that is not
@@ -49,8 +55,10 @@ def linearize(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if curvature == "hessian" and method == "linearize":
-        raise ValueError("torch.func.linearize does not serve the Hessian; method must be auto, traced or double_backward")
-    return Linearization(objective, curvature, parameters, dtype, method, products)
+        raise ValueError(
+            "torch.func.linearize does not serve the Hessian; method must be auto, traced or double_backward"
+        )
+    return Linearization(objective, curvature, parameters, dtype, method, products, at_once, compile)
 
 
 class Linearization:
@@ -64,13 +72,13 @@ class Linearization:
         recomputed: how many chunks are linearised anew at every product, for want of memory.
     """
 
-    def __init__(self, objective, curvature, parameters, dtype, method, products):
+    def __init__(self, objective, curvature, parameters, dtype, method, products, at_once, compile):
         self.objective: Objective = objective
         self.curvature: str = curvature
         self.space = objective.space(parameters)
         self._versions = self.space.versions()
         self.products = 0
-        self._options = (curvature == "hessian", dtype, method if products else "double_backward")
+        self._options = (curvature == "hessian", dtype, method if products else "double_backward", at_once, compile)
         self._parts: list[ChunkCurvature | Mapping[str, Tensor]] = []
         self._ways: dict[int, tuple[str, str | None]] = {}
         self.buffers: dict[str, Tensor] = objective.buffers()
@@ -196,9 +204,8 @@ class _Limit:
 
     def __init__(self, objective: Objective, device: torch.device):
         self.one = len(objective.chunks) == 1
-        self.limit = objective.memory_limit
-        if self.limit is None and not self.one:
-            self.limit = available(device) // 2
+        limit = objective.memory_limit
+        self.limit = available(device) // 2 if limit is None and not self.one else limit or 0
         self.stored: dict[int, int] = {}
 
     def __call__(self, part: ChunkCurvature) -> bool:

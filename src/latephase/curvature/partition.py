@@ -59,8 +59,10 @@ def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
     of_gradient = _frontier(gradient, early | set(given))
     residuals = sorted({*of_product, *of_form, *of_gradient}, key=order.__getitem__)
     index = {node: i for i, node in enumerate(residuals)}
-    found = {name: sorted(ends, key=order.__getitem__) for name, ends in
-             {"gradient": of_gradient, "product": of_product, "form": of_form}.items()}
+    found = {
+        name: sorted(ends, key=order.__getitem__)
+        for name, ends in {"gradient": of_gradient, "product": of_product, "form": of_form}.items()
+    }
 
     def stage(starts: Iterable[fx.Node], ends: list[fx.Node]) -> fx.GraphModule:
         return _part(nodes, list(starts), ends)

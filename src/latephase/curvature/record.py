@@ -1,12 +1,13 @@
 """Recording one chunk's whole computation as a functional graph.
 
-The ordinary autograd engine runs under a recorder of tensor operations: the model on dual numbers (forward-mode AD) whose primal parts are leaves
-of reverse mode. One forward pass thus gives loss, tangents of the outputs and the graph for vector-Jacobian products, and
-dropout has one mask. Whatever plain autograd can do can be recorded: layers that work in place, batch norm in training
-mode, gradients taken inside the model.
+The ordinary autograd engine runs under a recorder of tensor operations, the model on dual numbers (forward mode) whose
+primal parts are leaves of reverse mode. One forward pass thus gives loss, tangents of the outputs and the graph for
+vector-Jacobian products, and dropout has one mask. What plain autograd can do can be recorded: layers that work in
+place, batch norm in training mode, gradients taken inside the model.
 """
 
 import contextlib
+import pickle
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,9 @@ def record(
         constants = {name: next(parts) for name in inputs.constants}
         moved = {name: next(parts).clone() for name in inputs.buffers}
         data = [next(parts) if isinstance(leaf, Tensor) else leaf for leaf in leaves_of_data]
-        one_pass = _Pass(objective, Chunk(*tree_unflatten(data, structure), chunk.rows), space, constants, moved, dtype)
+        new_inputs, new_targets = tree_unflatten(data, structure)
+        new_chunk = Chunk(new_inputs, new_targets, chunk.rows)
+        one_pass = _Pass(objective, new_chunk, space, constants, moved, dtype)
         derive = one_pass.hessian if hessian else one_pass.gauss_newton
         loss, gradient, product, form = derive(leaves, list(parts))
         dense = [g.to_dense() if g.is_sparse else g for g in (*gradient, *product)]
@@ -108,9 +111,9 @@ def record(
 
     given = [*inputs.flat(), *vectors]
     try:
-        with torch.enable_grad(), objective.random_numbers(index), _only_torch_draws(), quiet_forward_mode():
-            with differentiable_kernels(objective.model):
-                graph, further = record_operations(computation, given, held_tensors(objective))
+        kernels = differentiable_kernels(objective.model)
+        with torch.enable_grad(), objective.random_numbers(index), _only_torch_draws(), quiet_forward_mode(), kernels:
+            graph, further = record_operations(computation, given, held_tensors(objective))
         if any(mutates(node) for node in graph.nodes):
             held = held_tensors(objective)
             given += [held[x] if isinstance(x, str) else x for x in further]
@@ -187,8 +190,7 @@ def _dot(u: Tensors, w: Tensors) -> Tensor:
 @contextlib.contextmanager
 def _only_torch_draws() -> Iterator[None]:
     """Refuses a pass that draws from Python's or NumPy's generators: the trace would repeat one draw for ever."""
-    before = random.getstate(), np.random.get_state()[1:]  # noqa: NPY002
+    before = random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
     yield
-    after = random.getstate(), np.random.get_state()[1:]  # noqa: NPY002
-    if before[0] != after[0] or not all(map(np.array_equal, before[1], after[1])):
+    if before != (random.getstate(), pickle.dumps(np.random.get_state())):  # noqa: NPY002
         raise CannotTrace("the forward pass draws random numbers from Python or NumPy; draw them with torch")

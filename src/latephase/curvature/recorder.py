@@ -99,8 +99,8 @@ class _Recorder(TorchDispatchMode):
         name = self._held.get(id(tensor))
         if name is None and not fresh:
             raise CannotTrace(
-                f"a tensor of shape {tuple(tensor.shape)} is used that is neither parameter, buffer, data nor attribute "
-                "of a module; register it as a buffer"
+                f"a tensor of shape {tuple(tensor.shape)} is used that is neither parameter, buffer, data nor an "
+                "attribute of a module; register it as a buffer"
             )
         with self.graph.inserting_after(self._last):
             self._last = self.graph.placeholder(f"further_{len(self.further)}")

@@ -31,7 +31,7 @@ class Retained:
         return pushed if self.hessian else self.forward.pull(self._loss_curvature(pushed))
 
     def quadratic_form(self, v: Tensors) -> Tensor:
-        """v'C v, scalar."""
+        """The quadratic form v'Cv, scalar."""
         pushed = self._tangents(v)
         times = v if self.hessian else self._loss_curvature(pushed)
         wide = self.forward.space.dtype

@@ -59,9 +59,9 @@ def _prune(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _layout(node: Any) -> tuple[Any, ...] | None:
-    """Shape, dtype, strides and device."""
-    return node.meta.get("layout") if isinstance(node, fx.Node) else None
+def _layout(node: Any) -> tuple[Any, ...]:
+    """Shape, dtype, strides and device; empty for what is not one tensor."""
+    return node.meta.get("layout", ()) if isinstance(node, fx.Node) else ()
 
 
 def _drop_identities(graph: fx.Graph) -> None:
@@ -75,7 +75,7 @@ def _is_identity(node: fx.Node) -> bool:
     if node.target in SAME:
         return True
     layout = _layout(node)
-    if layout is None or layout != _layout(source):
+    if not layout or layout != _layout(source):
         return False
     return node.target in (*SHAPING, aten.clone.default, aten._to_copy.default)
 
@@ -119,8 +119,7 @@ def _drop_zeros(graph: fx.Graph) -> None:
 
 
 def _same_dtype(node: fx.Node, other: Any) -> bool:
-    layouts = _layout(node), _layout(other)
-    return None not in layouts and layouts[0][1] == layouts[1][1]
+    return _layout(node)[1:2] == _layout(other)[1:2] != ()
 
 
 def _expanded(graph: fx.Graph, node: fx.Node, like: fx.Node) -> fx.Node:
@@ -192,6 +191,5 @@ def _is_spent(argument: Any, node: fx.Node) -> bool:
         isinstance(argument, fx.Node)
         and argument.target in FRESH
         and len(argument.users) == 1
-        and _layout(argument) is not None
-        and _layout(argument) == _layout(node)
+        and _layout(argument) == _layout(node) != ()
     )

@@ -68,7 +68,10 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
     for name, module in objective.model.named_modules():
         for path, value in reader.walk({k: v for k, v in vars(module).items() if k not in _OWN}, f"model.{name}"):
             keep(path, value)
-    for path, value in (*reader.walk(objective.program.loss, "loss"), *reader.walk(objective.program.forward, "forward")):
+    for path, value in (
+        *reader.walk(objective.program.loss, "loss"),
+        *reader.walk(objective.program.forward, "forward"),
+    ):
         keep(path, value)
     return found
 

@@ -17,9 +17,9 @@ Push = Callable[[Tensors], Tensors]
 TRACE_PAYS = 15_000_000
 """Parameters times rows of a convolutional network's chunk from which a trace pays on a CPU for one step alone.
 
-Measured on a small convolutional network (38,282 parameters, one thread, torch 2.13), set-up and 13 products: with a trace
-0.28 s, 0.52 s and 1.06 s at 128, 384 and 896 rows, without it 0.17 s, 0.56 s and 1.35 s. Networks without convolutions
-gain little from it within one step.
+Measured on a small convolutional network (38,282 parameters, one thread, torch 2.13), set-up and 13 products: with a
+trace 0.28 s, 0.52 s and 1.06 s at 128, 384 and 896 rows, without it 0.17 s, 0.56 s and 1.35 s. Networks without
+convolutions gain little from it within one step.
 """
 
 

@@ -1,13 +1,15 @@
 """Partial evaluation: one chunk's loss, gradient and curvature product as a graph that is made once per shape.
 
 The graph (`record`) computes v -> C v as a function of parameters, buffers, data and v, and is cut into stages
-(`partition`): what does not depend on v runs once per step (`forward`; `gradient`, where it is asked for) and hands over
-residuals; the rest is the product, and the quadratic form v'Cv.
+(`partition`): what does not depend on v runs once per step (`forward`; `gradient`, where it is asked for) and hands
+over residuals; the rest is the product, and the quadratic form v'Cv.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -72,6 +74,11 @@ class Trace:
         moved = dict(zip(self._buffer_names, values, strict=False))
         return TracedPass(self, loss, moved, values[len(moved) :])
 
+    @cached_property
+    def compiled_product(self) -> Callable[..., Tensors]:
+        """The product through `torch.compile`, or as it is where there is no compiler."""
+        return _compiled(self.stages.product)
+
 
 class TracedPass:
     """One chunk at one point, its residuals kept for gradient and products.
@@ -94,14 +101,15 @@ class TracedPass:
             self._residuals[i] = None
         return gradient
 
-    def product(self, v: Tensors) -> Tensors:
-        """C v."""
+    def product(self, v: Tensors, compiled: bool = False) -> Tensors:
+        """C v; through `torch.compile` if wished."""
         stages = self.trace.stages
+        stage = self.trace.compiled_product if compiled else stages.product
         with _plain(self.loss.device):
-            return stages.product(*(self._residuals[i] for i in stages.of_product), *v)
+            return stage(*(self._residuals[i] for i in stages.of_product), *v)
 
     def quadratic_form(self, v: Tensors) -> Tensor:
-        """v'C v, scalar."""
+        """The quadratic form v'Cv, scalar."""
         stages = self.trace.stages
         with _plain(self.loss.device):
             return stages.form(*(self._residuals[i] for i in stages.of_form), *v)[0]
@@ -110,6 +118,32 @@ class TracedPass:
         """Bytes of each storage that the residuals hold, by its address."""
         storages = (x.untyped_storage() for x in self._residuals if x is not None)
         return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _compiled(stage: Callable[..., Tensors]) -> Callable[..., Tensors]:
+    compiled: Callable[..., Tensors] = torch.compile(stage, dynamic=False)
+    failed = False
+
+    def call(*tensors: Tensor) -> Tensors:
+        nonlocal failed
+        if failed:
+            return stage(*tensors)
+        try:
+            return compiled(*tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # dynamo, inductor and the compilers behind it raise errors of every kind
+            failed = True
+            first = str(error).strip().splitlines()
+            warnings.warn(
+                f"torch.compile failed ({type(error).__name__}: {first[0] if first else ''}); products run uncompiled. "
+                "Inductor needs a C++ compiler on a CPU and Triton on a GPU; compile=False avoids this warning",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return stage(*tensors)
+
+    return call
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from .signature import signature
 from .trace import Trace, TracedPass
 
 MAX_TRACES = 16
-"""Traces kept for each model, the least recently used going first: batch and curvature batch, their last smaller chunks,
-train and eval mode, twice."""
+"""Traces kept for each model, the least recently used going first: batch and curvature batch, their last and smaller
+chunks, train and eval mode, twice."""
 
 Reference = Callable[[], tuple[Tensor, Callable[[Tensor], Tensor]]]
 """() -> loss and product of the same chunk by a second method."""
@@ -100,9 +100,13 @@ def _disagreement(
     """What differs between a trace and the reference, in words; None where nothing does."""
     loss, product = reference()
     widths = [torch.finfo(x).eps for x in (dtype or space.dtype, *(p.dtype for p in space.parameters))]
-    tolerance = 3 * max(widths) ** 0.5  # both are right to rounding: a wrong one is off by much more than half the digits
+    tolerance = (
+        3 * max(widths) ** 0.5
+    )  # both are right to rounding: a wrong one is off by much more than half the digits
     if not _close(done.loss, loss, min(tolerance, 1000 * max(widths))):
-        return f"its loss is {float(loss):.6g}, that of the trace {float(done.loss):.6g}: it reads something that changed"
+        return (
+            f"its loss is {float(loss):.6g}, that of the trace {float(done.loss):.6g}: it reads something that changed"
+        )
     if products:
         v = torch.randn(space.size, dtype=space.dtype, device=space.device, generator=_generator(space.device))
         try:

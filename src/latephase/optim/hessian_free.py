@@ -2,14 +2,17 @@
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
-from ..curvature import block_diagonal, damped, linearize
+from ..curvature import Linearization, block_diagonal, damped, linearize
+from ..curvature.traces import MAX_TRACES
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..solve import armijo, backtrack, conjugate_gradient, levenberg_marquardt, reduction_ratio
@@ -53,6 +56,11 @@ class HessianFree(Optimizer):
             Default none, as in the paper's experiments.
         nonpositive_curvature: "truncate" (default), "ignore" or "absolute" (`solve.conjugate_gradient`).
         curvature_dtype: dtype in which products run, loss and gradient staying in the parameters' own. Default that.
+        compile: send products through `torch.compile` once a shape is traced, and on CUDA capture each iteration of
+            conjugate gradients as a graph that is replayed. Default False: compiling takes some tens of seconds for
+            each shape, so that it pays in long runs only.
+        iterates_on_host: keep the candidates of conjugate gradients in the host's memory: about 20 vectors of the size
+            of the parameters at 250 iterations. Default False.
         block_diagonal: curvature only within each param group (Zhang et al. 2017), see `layerwise`; each iteration
             costs one product per block for now. Default False.
 
@@ -84,6 +92,8 @@ class HessianFree(Optimizer):
         nonpositive_curvature: str = "truncate",
         curvature_dtype: torch.dtype | None = None,
         block_diagonal: bool = False,
+        compile: bool = False,
+        iterates_on_host: bool = False,
     ):
         if preconditioner is not None and not callable(preconditioner):
             raise ValueError(f"preconditioner must be None or a callable r -> M^-1 r, got {preconditioner!r}")
@@ -102,6 +112,8 @@ class HessianFree(Optimizer):
             "nonpositive_curvature": nonpositive_curvature,
             "curvature_dtype": curvature_dtype,
             "block_diagonal": block_diagonal,
+            "compile": compile,
+            "iterates_on_host": iterates_on_host,
         }
         super().__init__(params, defaults)
         check_groups(self.param_groups)
@@ -157,6 +169,9 @@ class HessianFree(Optimizer):
                 each.check_data()
         outcome = self._try(model, evaluation, float(model.loss) if evaluation is objective else None)
         self._settle(model, outcome, objective)
+        form = _form(curvature_objective)
+        if form not in (known := self._known_forms()):
+            self._first_state()["forms"] = [*known, form][-MAX_TRACES:]
         self.report = StepReport(
             loss=float(model.loss),
             new_loss=outcome.new_loss if evaluation is objective else None,
@@ -171,6 +186,8 @@ class HessianFree(Optimizer):
             cg_status=model.cg.status,
             cg_chosen=outcome.iteration,
             products=model.products,
+            method=model.method,
+            recomputed=model.recomputed,
             accepted=outcome.vector is not None,
             seconds=time.perf_counter() - started,
         )
@@ -190,10 +207,16 @@ class HessianFree(Optimizer):
     def _solve(self, objective: Objective, curvature_objective: Objective, space: ParameterSpace) -> LocalModel:
         """Gradient and curvature of the objective, and the iterates of conjugate gradients on them."""
         options = self.param_groups[0]
-        settings = {"parameters": space.parameters, "dtype": options["curvature_dtype"]}
         same = curvature_objective is objective
-        linear = linearize(objective, options["curvature"], products=same, **settings)
-        curved = linear if same else linearize(curvature_objective, options["curvature"], **settings)
+        curved = linearize(
+            curvature_objective,
+            options["curvature"],
+            space.parameters,
+            options["curvature_dtype"],
+            at_once=_form(curvature_objective) in self._known_forms(),
+            compile=options["compile"],
+        )
+        linear = curved if same else linearize(objective, parameters=space.parameters, products=False)
         blocks, tolerances = self._blocks(space)
         multiply = block_diagonal(curved.matvec, blocks) if options["block_diagonal"] else curved.matvec
         scale = per_parameter(self.param_groups, "damping_scale", space)
@@ -213,6 +236,8 @@ class HessianFree(Optimizer):
             nonpositive_curvature=options["nonpositive_curvature"],
             rescale_x0=True,
             share=objective.reduce.share,
+            capture=options["compile"] and _may_be_captured(curved, options["block_diagonal"]),
+            iterates_device="cpu" if options["iterates_on_host"] else None,
         )
         return LocalModel(
             space=space,
@@ -222,9 +247,18 @@ class HessianFree(Optimizer):
             damping=damping,
             damping_scale=scale,
             cg=cg,
-            products=curved.products,
+            products=max(cg.products, curved.products),  # a captured product is replayed without being counted
+            method=curved.method,
+            recomputed=curved.recomputed,
             buffers=linear.buffers,
         )
+
+    def _known_forms(self) -> list[int]:
+        """Forms of data that came before, so that a trace of them pays.
+
+        This is state of the optimizer, not of the process, so that a run that is resumed takes the same steps.
+        """
+        return self._first_state().get("forms", [])
 
     def _try(self, model: LocalModel, evaluation: Objective, loss: float | None) -> Outcome:
         """Choose candidate and step size by the evaluation objective; nothing is written."""
@@ -244,8 +278,9 @@ class HessianFree(Optimizer):
         else:
             chosen, candidate_loss = len(iterates) - 1, trials.value(iterates[-1])
         lr = per_parameter(self.param_groups, "lr", model.space)
-        direction = iterates[chosen] if isinstance(lr, float) and lr == 1 else lr * iterates[chosen]
-        known = candidate_loss if direction is iterates[chosen] else None
+        candidate = iterates[chosen].to(model.space.device)
+        direction = candidate if isinstance(lr, float) and lr == 1 else lr * candidate
+        known = candidate_loss if direction is candidate else None
         numbers = torch.stack([model.predicted(chosen), torch.dot(model.gradient, direction).double()])
         predicted, slope = evaluation.reduce.share(numbers).tolist()
         ratio = reduction_ratio(candidate_loss - loss, predicted)
@@ -316,3 +351,16 @@ class HessianFree(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report and the preconditioner."""
         return super().__getstate__() | {"report": self.report, "_preconditioner": self._preconditioner}
+
+
+def _may_be_captured(curved: Linearization, block_diagonal: bool) -> bool:
+    """Whether a product enqueues the same work every time and reads nothing back."""
+    return (
+        curved.method == "traced" and not curved.recomputed and not block_diagonal and curved.objective.reduce.size == 1
+    )
+
+
+def _form(objective: Objective) -> int:
+    """A number for the shapes of an objective's inputs: loading a torch optimizer's state mangles anything else."""
+    leaves = [leaf for chunk in objective.chunks for leaf in tree_leaves(chunk.inputs) if is_tensor(leaf)]
+    return zlib.crc32(repr(sorted({tuple(leaf.shape) for leaf in leaves})).encode())

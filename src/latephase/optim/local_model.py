@@ -24,6 +24,8 @@ class LocalModel:
         damping_scale: factor on it, one number or one per parameter [P].
         cg: what conjugate gradients found.
         products: products with the curvature matrix.
+        method: how they were computed.
+        recomputed: chunks that were linearised anew at every product.
         buffers: the model's buffers as an ordinary forward pass on the data leaves them.
     """
 
@@ -35,6 +37,8 @@ class LocalModel:
     damping_scale: float | Tensor
     cg: CGResult
     products: int
+    method: str
+    recomputed: int
     buffers: dict[str, Tensor]
 
     @property
@@ -45,7 +49,7 @@ class LocalModel:
 
     def predicted(self, candidate: int) -> Tensor:
         """The undamped model's change q(p) for a candidate p, without another product: m(p) - 0.5 lambda |p|^2."""
-        p = self.cg.iterates[candidate]
+        p = self.cg.iterates[candidate].to(self.space.device)
         damped = math.fsum(self.cg.values[candidate])
         return damped - 0.5 * self.damping * torch.dot(self.damping_scale * p, p).double()
 
@@ -87,4 +91,4 @@ class Trials:
 
     def value(self, p: Tensor) -> float:
         """f(theta + p)."""
-        return float(self.objective.value(self.space.named(self.point(p))))
+        return float(self.objective.value(self.space.named(self.point(p.to(self.space.device)))))

@@ -15,7 +15,7 @@ CHOICES = {
     "cg_stopping": ("martens", "residual"),
     "nonpositive_curvature": ("truncate", "ignore", "absolute"),
 }
-FLAGS = ("adapt_damping", "line_search", "cg_backtracking", "block_diagonal")
+FLAGS = ("adapt_damping", "line_search", "cg_backtracking", "block_diagonal", "compile", "iterates_on_host")
 NONNEGATIVE = ("lr", "damping", "damping_scale", "cg_decay_x0", "cg_tolerance")
 PER_GROUP = ("lr", "damping_scale", "cg_tolerance")
 

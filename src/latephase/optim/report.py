@@ -30,6 +30,9 @@ class StepReport:
         cg_status: why they stopped, one entry per block.
         cg_chosen: iteration of the chosen candidate.
         products: products with the curvature matrix.
+        method: how they were computed: "traced", "linearize" or "double_backward" (`curvature.linearize`).
+        recomputed: chunks of the data that were linearised anew at every product, since what they need did not fit the
+            objective's `memory_limit`.
         accepted: whether the step was taken.
         seconds: wall-clock time of the step, in seconds.
     """
@@ -47,6 +50,8 @@ class StepReport:
     cg_status: tuple[CGStatus, ...]
     cg_chosen: int
     products: int
+    method: str
+    recomputed: int
     accepted: bool
     seconds: float
 
