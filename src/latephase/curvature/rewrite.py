@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from .rewrite_pooling import mask_pooled_side
+
 aten = torch.ops.aten
 
 SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh.default)
@@ -49,6 +51,8 @@ def simplify(graph: fx.Graph) -> None:
     _drop_zeros(graph)
     _hoist_slopes(graph)
     _merge_equal(graph)
+    _prune(graph)
+    mask_pooled_side(graph)
     _prune(graph)
 
 
