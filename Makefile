@@ -22,8 +22,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/installed
-	$(BIN)/python benchmarks/products.py
+bench: $(VENV)/peers
+	$(BIN)/latephase bench --out runs/bench
 
 # torch goes in first, by its exact version, so that no other requirement decides which build is fetched.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -31,6 +31,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip --constraint constraints.txt
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --constraint constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# The packages that the benchmark compares with; scipy, which one of them needs, comes with scikit-learn.
+$(VENV)/peers: $(VENV)/installed benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --requirement benchmarks/requirements.txt
 	touch $@
 
 clean:

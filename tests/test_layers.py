@@ -25,6 +25,7 @@ LAYERS = {
     "randomness": 1,
     "kernels": 1,
     "memory": 1,
+    "microbatch": 1,
     "weight_decay": 1,
 }
 READING = ("store", "results", "score", "style", "figures", "reading", "report")

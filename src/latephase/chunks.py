@@ -34,7 +34,7 @@ def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
         ValueError: an empty batch, inputs and targets of different length, or a microbatch_size below 1.
     """
     if microbatch_size is not None and not (isinstance(microbatch_size, int) and microbatch_size >= 1):
-        raise ValueError(f"microbatch_size must be an integer >= 1, got {microbatch_size!r}")
+        raise ValueError(f"microbatch_size must be an integer >= 1 or 'auto', got {microbatch_size!r}")
     if _is_pair(data):
         batches = [data]
     elif isinstance(data, (tuple, list)) and data and not isinstance(data[0], (tuple, list)):

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch.func import functional_call
 
 from .chunks import Chunk, loss_normalizer, loss_reduction, nonfinite_entries, read_chunks, take
 from .kernels import differentiable_kernels
+from .memory import available
+from .microbatch import largest_microbatch, recut
 from .parameters import ParameterSpace
 from .program import Between, Bound, FreeForm, LossOfOutputs, call_model, unwrap
 from .randomness import cuda_devices, draw_seed, forked, peek_seed
@@ -42,7 +44,8 @@ class Objective:
         data: one batch (inputs, targets), or a sequence of batches (chunks). Inputs may be a tensor, a tuple of tensors
             (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples.
         microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole. Values
-            and gradients then need the memory of one chunk.
+            and gradients then need the memory of one chunk. "auto" measures the memory of a gradient, once for each
+            model and shape of the data, and takes the largest chunks, of equal size, whose step fits `memory_limit`.
         memory_limit: bytes that curvature products may keep between them, beside the parameters: what each chunk's
             products need is kept while it fits, and computed anew at every product for the chunks that do not.
             Default: half of the memory that is free when the objective is linearised.
@@ -63,7 +66,7 @@ class Objective:
         loss: Callable[[Any, Any], Tensor],
         data: Any,
         *,
-        microbatch_size: int | None = None,
+        microbatch_size: int | Literal["auto"] | None = None,
         memory_limit: int | None = None,
         weight_decay: Decay = 0.0,
         forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -74,10 +77,17 @@ class Objective:
         if forward is not None and not callable(forward):
             raise TypeError(f"forward must be a callable (model, inputs) -> outputs, got {type(forward).__name__}")
         model, process_group = unwrap(model, process_group)
+        if memory_limit is not None and not (isinstance(memory_limit, int) and memory_limit >= 0):
+            raise ValueError(f"memory_limit must be None or a number of bytes >= 0, got {memory_limit!r}")
         program = LossOfOutputs(loss, forward or call_model)
-        self._set_up(model, program, read_chunks(data, microbatch_size), weight_decay, process_group)
-        self._microbatch_size = microbatch_size
+        auto = microbatch_size == "auto"
+        chunks = read_chunks(data, None if auto else microbatch_size)
+        self._set_up(model, program, chunks, weight_decay, process_group)
+        self._microbatch_size: int | Literal["auto"] | None = microbatch_size
         self.memory_limit = memory_limit
+        if auto:
+            limit = available(next(model.parameters()).device) // 2 if memory_limit is None else memory_limit
+            self.chunks = recut(self.chunks, largest_microbatch(self, limit))
 
     @classmethod
     def from_forward(

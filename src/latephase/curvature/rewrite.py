@@ -34,12 +34,12 @@ SLOPES = (
 """Derivatives of activations that cost much more than the product with a slope computed once."""
 
 
-def is_random(node: fx.Node) -> bool:
+def is_random(node: Any) -> bool:
     """Whether a node draws from torch's generators."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
-def mutates(node: fx.Node) -> bool:
+def mutates(node: Any) -> bool:
     """Whether a node writes into one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
@@ -74,7 +74,7 @@ def _drop_identities(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
 
 
-def _is_identity(node: fx.Node) -> bool:
+def _is_identity(node: Any) -> bool:
     source = node.args[0] if node.args else None
     if node.target in SAME:
         return True
@@ -86,7 +86,7 @@ def _is_identity(node: fx.Node) -> bool:
 
 def _merge_equal(graph: fx.Graph) -> None:
     """Compute once what is computed twice from the same arguments."""
-    seen: dict[Hashable, fx.Node] = {}
+    seen: dict[Hashable, Any] = {}
     for node in graph.nodes:
         if node.op != "call_function" or is_random(node) or "empty" in str(node.target):
             continue
@@ -109,7 +109,7 @@ def _hashable(value: Any) -> Hashable:
 
 def _drop_zeros(graph: fx.Graph) -> None:
     """Leave structural zeros out of sums; without it a first layer's zero input tangent would be convolved and kept."""
-    zeros: set[fx.Node] = set()
+    zeros: set[Any] = set()
     for node in graph.nodes:
         first = node.args[0] if node.args else None
         biased = node.target is aten.convolution.default and node.args[2] is not None
@@ -122,11 +122,11 @@ def _drop_zeros(graph: fx.Graph) -> None:
                     break
 
 
-def _same_dtype(node: fx.Node, other: Any) -> bool:
+def _same_dtype(node: Any, other: Any) -> bool:
     return _layout(node)[1:2] == _layout(other)[1:2] != ()
 
 
-def _expanded(graph: fx.Graph, node: fx.Node, like: fx.Node) -> fx.Node:
+def _expanded(graph: fx.Graph, node: Any, like: Any) -> Any:
     """A node in the shape of another to which it broadcasts."""
     shape = _layout(like)[0]
     if _layout(node)[0] == shape:
@@ -147,7 +147,7 @@ def _hoist_slopes(graph: fx.Graph) -> None:
         node.replace_all_uses_with(product)
 
 
-def _call(graph: fx.Graph, like: fx.Node, target: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
+def _call(graph: fx.Graph, like: Any, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     node = graph.call_function(target, args, kwargs)
     node.meta.update(like.meta)
     return node
@@ -189,7 +189,7 @@ def reuse_memory(graph: fx.Graph) -> None:
                 node.kwargs = {**node.kwargs, "grad_input": arguments[0]}
 
 
-def _is_spent(argument: Any, node: fx.Node) -> bool:
+def _is_spent(argument: Any, node: Any) -> bool:
     """Whether a node may write over an argument: fresh memory of the result's form that only it reads."""
     return (
         isinstance(argument, fx.Node)

@@ -1,6 +1,6 @@
 """Rewriting traced graphs where a ReLU is followed by max pooling: its mask goes over to the pooled side.
 
-A pooled value is positive exactly where the value that it was taken from is, so the mask of the ReLU can be applied to a
+A pooled value is positive exactly where the value that it was taken from is, so the ReLU's mask can be applied to a
 fraction of the entries: to a tangent after pooling, to a gradient before it is spread out.
 """
 
@@ -22,7 +22,7 @@ def mask_pooled_side(graph: fx.Graph) -> None:
             _of_tangent(graph, node)
 
 
-def _of_gradient(graph: fx.Graph, mask: fx.Node) -> None:
+def _of_gradient(graph: fx.Graph, mask: Any) -> None:
     """mask(crop(spread(g))) -> crop(spread(mask(g)))."""
     cropped, relu = mask.args[:2]
     spread, padding = _without_padding(cropped)
@@ -38,7 +38,7 @@ def _of_gradient(graph: fx.Graph, mask: fx.Node) -> None:
     mask.replace_all_uses_with(cropped)
 
 
-def _of_tangent(graph: fx.Graph, gather: fx.Node) -> None:
+def _of_tangent(graph: fx.Graph, gather: Any) -> None:
     """gather(flat(pad(mask(t))), i) -> mask(gather(flat(t), j)), j being i without the padding."""
     flat, _, indices = gather.args
     if flat.target is not aten.view.default or getattr(indices, "target", None) is not aten.view.default:
@@ -64,7 +64,7 @@ def _of_tangent(graph: fx.Graph, gather: fx.Node) -> None:
     shaped.replace_all_uses_with(masked, delete_user_cb=lambda node: node is not masked)
 
 
-def _unpadded(graph: fx.Graph, indices: fx.Node, padding: list[int], height: int, width: int) -> fx.Node:
+def _unpadded(graph: fx.Graph, indices: Any, padding: list[int], height: int, width: int) -> Any:
     """Flat positions in a padded image as those in the image; one in the padding, whose mask is zero, anywhere."""
     left, right, top, _ = padding
 
@@ -79,15 +79,15 @@ def _unpadded(graph: fx.Graph, indices: fx.Node, padding: list[int], height: int
     return call(aten._to_copy.default, (inner,), {"dtype": torch.int64})
 
 
-def _without_padding(node: fx.Node) -> tuple[fx.Node, list[int]]:
+def _without_padding(node: Any) -> tuple[Any, list[int]]:
     if node.target is aten.constant_pad_nd.default and not any(node.args[2:]):
         return node.args[0], list(node.args[1])
     return node, []
 
 
-def _pooled(indices: Any, relu: Any, padding: list[int]) -> fx.Node | None:
+def _pooled(indices: Any, relu: Any, padding: list[int]) -> Any:
     """The pooled values to which indices belong, if what was pooled is a ReLU's result, padded so with zeros."""
-    if not (isinstance(indices, fx.Node) and indices.target is operator.getitem and indices.args[1] == 1):
+    if getattr(indices, "target", None) is not operator.getitem or indices.args[1] != 1:
         return None
     pool = indices.args[0]
     if pool.target is not aten.max_pool2d_with_indices.default or _without_padding(pool.args[0]) != (relu, padding):

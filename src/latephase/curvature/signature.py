@@ -129,6 +129,8 @@ class _Reader:
 
     def describe(self, value: Any) -> Hashable:
         """A hashable description: equal for values that compute the same."""
+        if isinstance(value, weakref.ReferenceType):  # recurrent layers make new ones to the same weights
+            value = value()
         if isinstance(value, _PLAIN):
             return type(value), value
         if isinstance(value, Tensor):
@@ -144,7 +146,7 @@ class _Reader:
 
     def walk(self, value: Any, path: str) -> Iterator[tuple[str, Any]]:
         """Every value inside, with its path; each object once."""
-        if isinstance(value, _PLAIN) or id(value) in self.numbers:
+        if isinstance(value, (*_PLAIN, weakref.ReferenceType)) or id(value) in self.numbers:
             return
         self.number(value)
         yield path, value

@@ -1,0 +1,1 @@
+"""What curvature products and steps cost, beside a gradient and beside other packages."""
