@@ -14,20 +14,44 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     """Within, attention and recurrent layers run on kernels that can be differentiated twice and forward.
 
     The fused attention kernels have neither forward-mode nor second derivatives, nor have the fused recurrent kernels
-    of cuDNN and oneDNN. Attention goes to the math backend; where the model has a recurrent layer, cuDNN and oneDNN
-    are off; the inference fast path of multi-head attention is off.
+    of cuDNN and oneDNN. Attention goes to the math backend; cuDNN and oneDNN are off while a recurrent layer runs, and
+    on again for what follows it; the inference fast path of multi-head attention is off.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # said by setting any flag
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        for module in model.modules():
+            if isinstance(module, nn.RNNBase):
+                stack.enter_context(_without_fused_kernels(module))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+@contextlib.contextmanager
+def _without_fused_kernels(module: nn.Module) -> Iterator[None]:
+    """Within, cuDNN and oneDNN are off whenever the module runs."""
+    running = contextlib.ExitStack()
+
+    def enter(*_: object) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # said by setting any flag
+            running.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            running.enter_context(torch.backends.cudnn.flags(enabled=False))
+
+    def leave(*_: object) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+            running.close()
+
+    before = module.register_forward_pre_hook(enter, prepend=True)
+    after = module.register_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        leave()
+        before.remove()
+        after.remove()
 
 
 @contextlib.contextmanager
