@@ -11,10 +11,10 @@ export OMP_NUM_THREADS ?= 1
 study: $(VENV)/installed
 	$(BIN)/latephase study digits --out $(OUT)
 
-test: $(VENV)/installed
+test: $(VENV)/peers
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: $(VENV)/installed
+test-all: $(VENV)/peers
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed
