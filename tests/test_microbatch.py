@@ -22,8 +22,8 @@ def data(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def gradient_bytes(model: nn.Module, rows: int) -> int:
-    loss, (inputs, targets) = nn.CrossEntropyLoss(), data(rows)
-    return peak_bytes(lambda: torch.autograd.grad(loss(model(inputs), targets), list(model.parameters())), inputs.device)
+    loss, (inputs, targets), parameters = nn.CrossEntropyLoss(), data(rows), list(model.parameters())
+    return peak_bytes(lambda: torch.autograd.grad(loss(model(inputs), targets), parameters), inputs.device)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.7])

@@ -245,7 +245,8 @@ class Objective:
 
     def reseed(self) -> None:
         """Draw the random numbers of the coming passes anew; each second-order step does so once."""
-        self._seed = draw_seed()
+        seed = draw_seed()
+        self._seed = draw_seed() if seed == self._seed else seed  # the first seed was only peeked at
 
     def random_numbers(self, index: int) -> contextlib.AbstractContextManager[None]:
         """Within, torch's generators stand where chunk `index` of this step begins; afterwards, where they stood."""

@@ -12,15 +12,18 @@ from dense_oracle import Dense, dense_oracle, relative
 from torch import Tensor, nn
 
 from latephase import Objective
-from latephase.curvature import linearize
+from latephase.curvature import Linearization, linearize
 
 # A product is compared relative to the largest entry expected. 1e-10 is some 1e5 roundings: the sums here are short, so
 # an agreement worse than that is an error of the formula, never of the arithmetic.
 TIGHT = 1e-10
-REFUSAL = re.compile("forward mode|differentiated|in place|random|double_backward")
-METHODS = ["auto", "linearize", "double_backward"]
-# The Hessian has one method: torch.func.linearize of a gradient ends the process for some losses (torch 2.13).
-PRODUCTS = [("ggn", method) for method in METHODS] + [("hessian", method) for method in ("auto", "double_backward")]
+REFUSAL = re.compile("forward mode|differentiated|in place|random|double_backward|traced|tracing tensor")
+METHODS = ["auto", "traced", "linearize", "double_backward"]
+# The Hessian has no "linearize": torch.func.linearize of a gradient ends the process for some losses (torch 2.13).
+PRODUCTS = [
+    *(("ggn", method) for method in METHODS),
+    *(("hessian", method) for method in METHODS if method != "linearize"),
+]
 CURVATURES = ["ggn", "hessian"]
 ROWS = 11
 CHUNKS = [3, 1, 5, 2]
@@ -225,8 +228,19 @@ def oracle(name: str) -> Dense:
 
 
 def check_against(objective: Objective, expected: Dense, curvature: str, method: str = "auto", **options) -> None:
-    """Loss, gradient, and products with random vectors; the quadratic form of each."""
-    linearization = linearize(objective, curvature=curvature, method=method, **options)
+    """Loss, gradient, and products with random vectors; the quadratic form of each.
+
+    Both rungs of "auto" are compared: a shape that is seen for the first time, and the trace from the second time on.
+    """
+    _check_one(linearize(objective, curvature=curvature, method=method, **options), expected, curvature)
+    if method == "auto":
+        again = linearize(objective, curvature=curvature, method=method, **options)
+        _check_one(again, expected, curvature)
+        # Either it is traced, or it says what stands against that; by now every shape has been seen.
+        assert again.method == "traced" or (again.reason and "first time" not in again.reason), again.reason
+
+
+def _check_one(linearization: Linearization, expected: Dense, curvature: str) -> None:
     assert linearization.loss.shape == ()
     assert relative(linearization.loss.detach(), expected.loss) < TIGHT
     assert relative(linearization.gradient.detach(), expected.gradient) < TIGHT

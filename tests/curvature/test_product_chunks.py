@@ -17,10 +17,11 @@ def test_four_unequal_chunks_are_the_same_function(name, curvature):
     assert float(objective.value()) == pytest.approx(float(oracle(name).loss), rel=TIGHT)
 
 
+@pytest.mark.parametrize("method", ["traced", "linearize"])
 @pytest.mark.parametrize("name", ["cross_entropy_smoothing_weights", "tied"])
-def test_traced_chunks(name):
+def test_chunks_by_a_method_of_choice(name, method):
     case = CASES[name]
-    check_against(Objective(case.model(), case.loss, case.chunks()), oracle(name), "ggn", "linearize")
+    check_against(Objective(case.model(), case.loss, case.chunks()), oracle(name), "ggn", method)
 
 
 @pytest.mark.parametrize("size", [1, 4, 11, 100])

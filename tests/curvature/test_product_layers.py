@@ -78,6 +78,22 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "standard_deviation": lambda: Layer(lambda x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)),
     "assignment_in_place": lambda: Layer(lambda x: x.clone().mul_(x).add_(1.0).tanh_()),
     "residual_in_place": lambda: Layer(residual_in_place),
+    "rms_norm": lambda: Layer(nn.RMSNorm(4)),
+    "instance_norm": lambda: Layer(Reshaped((2, 2), nn.InstanceNorm1d(2, affine=True))),
+    "batch_norm": lambda: Layer(nn.BatchNorm1d(4)),
+    "batch_norm_eval": lambda: Layer(nn.BatchNorm1d(4)).eval(),
+    "batch_norm_running_average": lambda: Layer(nn.BatchNorm1d(4, momentum=None)),
+    "dilated_convolution": lambda: Layer(Reshaped((1, 4), nn.Conv1d(1, 2, 2, dilation=2)), width=4),
+    "strided_convolution": lambda: Layer(Reshaped((1, 4), nn.Conv1d(1, 3, 2, stride=2)), width=6),
+    "grouped_convolution": lambda: Layer(Reshaped((2, 2), nn.Conv1d(2, 4, 2, groups=2)), width=4),
+    "padded_convolution": lambda: Layer(Reshaped((1, 2, 2), nn.Conv2d(1, 2, 3, padding="same")), width=8),
+    "adaptive_max_pooling": lambda: Layer(Reshaped((1, 2, 2), nn.AdaptiveMaxPool2d((1, 2))), width=2),
+    "max_pooling_with_overlap": lambda: Layer(Reshaped((1, 2, 2), nn.MaxPool2d(2, 1, padding=1)), width=9),
+    "rnn": lambda: Layer(Reshaped((2, 2), nn.RNN(2, 3, batch_first=True)), width=6),
+    "layer_norm_without_affine": lambda: Layer(nn.LayerNorm(4, elementwise_affine=False)),
+    "indexing": lambda: Layer(lambda x: x[:, [3, 0, 0]], width=3),
+    "masking": lambda: Layer(lambda x: x.masked_fill(x > 0.3, 0.5) + torch.where(x > 0, x, x.exp())),
+    "sorting": lambda: Layer(lambda x: x.sort(dim=1).values * x.topk(1, dim=1).values),
     "dropout_off": lambda: Layer(nn.Dropout(0.5)).eval(),
 }
 
@@ -85,7 +101,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize(
     ("layer", "curvature", "method"),
     [(layer, curvature, "auto") for layer in LAYERS for curvature in CURVATURES]
-    + [(layer, "ggn", "linearize") for layer in LAYERS],
+    + [(layer, "ggn", "linearize") for layer in LAYERS]
+    # The second rung of "auto" is the trace already.
+    + [
+        pytest.param(layer, curvature, "traced", marks=pytest.mark.slow) for layer in LAYERS for curvature in CURVATURES
+    ],
 )
 def test_layers(layer, curvature, method):
     # Each product is asked for more than once: a trace that writes into its own constants is right only the first time.

@@ -15,7 +15,7 @@ def dropout_mlp() -> nn.Module:
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
-@pytest.mark.parametrize("method", ["auto", "double_backward"])
+@pytest.mark.parametrize("method", ["auto", "traced", "double_backward"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["one", "chunks"])
 def test_dropout_is_one_fixed_function(curvature, method, chunked):
     case = Case(dropout_mlp, nn.CrossEntropyLoss())
@@ -52,7 +52,7 @@ def test_a_trace_that_would_draw_new_masks_is_refused():
         linearization.matvec(torch.ones_like(linearization.gradient))
 
 
-@pytest.mark.parametrize("method", ["auto", "double_backward"])
+@pytest.mark.parametrize("method", ["auto", "traced", "double_backward"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["one", "chunks"])
 def test_loss_gradient_and_products_share_the_dropout_mask(method, chunked):
     # Dropout, then a linear layer, then squared error: f is a quadratic of theta for any one mask, so that

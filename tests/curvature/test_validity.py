@@ -25,7 +25,7 @@ def change_by_loading(model: nn.Module) -> None:
     model.load_state_dict({name: value + 1.0 for name, value in model.state_dict().items()})
 
 
-@pytest.mark.parametrize("method", ["linearize", "double_backward"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("change", [change_in_place, change_by_step, change_by_loading])
 def test_products_are_refused_once_the_parameters_changed(method, change):
     case = CASES["cross_entropy"]

@@ -105,7 +105,7 @@ class ChunkCurvature:
 
     def _reference(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Loss and product of the products' pass by another method, to check a trace with."""
-        other = Retained(ForwardPass(*self._arguments, dtype=self._dtype), self._hessian, "auto")
+        other = Retained(ForwardPass(*self._arguments, dtype=self._dtype), self._hessian, "double_backward")
         return other.forward.loss.detach(), lambda v: self.space.flatten(other.product(self._split(v)))
 
     def _split(self, v: Tensor) -> list[Tensor]:

@@ -68,7 +68,7 @@ def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
         return _part(nodes, list(starts), ends)
 
     return Stages(
-        forward=stage(given, [*values, *residuals]),
+        forward=_part(nodes, given, [*values, *residuals], randoms),
         gradient=stage(found["gradient"], gradient),
         product=stage([*found["product"], *vectors], product),
         form=stage([*found["form"], *vectors], form),
@@ -104,9 +104,11 @@ def _frontier(ends: Iterable[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
     return found & known
 
 
-def _part(nodes: list[fx.Node], starts: list[fx.Node], ends: list[fx.Node]) -> fx.GraphModule:
-    """The part of a graph that computes the ends from the starts."""
-    needed = _ancestors(ends, stop=starts)
+def _part(
+    nodes: list[fx.Node], starts: list[fx.Node], ends: list[fx.Node], others: Iterable[fx.Node] = ()
+) -> fx.GraphModule:
+    """The part of a graph that computes the ends from the starts, and other nodes: draws that later ones depend on."""
+    needed = _ancestors([*ends, *others], stop=starts)
     graph = fx.Graph()
     copies = {start: graph.placeholder(start.name) for start in starts}
     for node in nodes:

@@ -25,6 +25,7 @@ from ..chunks import Chunk
 from ..kernels import differentiable_kernels, quiet_forward_mode
 from ..objective import Objective
 from ..parameters import ParameterSpace
+from .forward_mode import TangentsLikeGradients
 from .loss_curvature import loss_curvature
 from .recorder import CannotTrace, record_operations
 from .rewrite import mutates
@@ -68,7 +69,8 @@ class Inputs:
             leaves=[narrowed(p) for p in space.parameters],
             constants={name: narrowed(p) for name, p in objective.model.named_parameters() if name not in own},
             buffers={name: narrowed(buffer) for name, buffer in buffers.items()},
-            data=[leaf for leaf in tree_flatten((chunk.inputs, chunk.targets))[0] if isinstance(leaf, Tensor)],
+            # An object of its own for each: the recorder tells tensors by identity.
+            data=[x.detach() for x in tree_flatten((chunk.inputs, chunk.targets))[0] if isinstance(x, Tensor)],
         )
 
     def flat(self) -> list[Tensor]:
@@ -138,7 +140,7 @@ class _Pass:
 
     def gauss_newton(self, leaves: Tensors, v: Tensors) -> tuple[Tensor, Tensors, Tensors, Tensor]:
         """J' H_L J v."""
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), TangentsLikeGradients():
             loss = forward_ad.unpack_dual(self._loss(_duals(leaves, v), self._part)).primal
         if not self.outputs:
             raise CannotTrace("no output depends on the parameters")

@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 aten = torch.ops.aten
+
+READING = ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage")
+"""Functions of a tensor that hand out its values or its memory."""
 
 
 class CannotTrace(RuntimeError):
@@ -40,7 +44,7 @@ def record_operations(
             unknown origin.
     """
     recorder = _Recorder(inputs, held)
-    with recorder:
+    with recorder, _NoReading():
         outputs = function(*inputs)
     recorder.graph.output([recorder.node_of(output) for output in outputs])
     return recorder.graph, recorder.further
@@ -106,6 +110,15 @@ class _Recorder(TorchDispatchMode):
             self._last = self.graph.placeholder(f"further_{len(self.further)}")
         self.further.append(tensor.detach() if name is None else name)
         return self._last
+
+
+class _NoReading(TorchFunctionMode):
+    """Refuses to hand a tensor's memory to NumPy or Python, which no operation below autograd shows."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in READING:
+            raise CannotTrace(f"the values of a tensor are read into Python ({func.__name__})")
+        return func(*args, **(kwargs or {}))
 
 
 def _refuse(func: Any, args: Any, kwargs: Any) -> None:

@@ -120,12 +120,13 @@ def _culprit(forward: ForwardPass) -> str:
 
 
 def _differentiates_twice(module: torch.nn.Module, arguments: tuple[Any, ...]) -> bool:
-    copies = [x.detach().requires_grad_() if _is_real(x) else x for x in arguments]
+    leaves = [x.detach().requires_grad_() if _is_real(x) else x for x in arguments]
+    starts = [x for x in (*leaves, *module.parameters()) if _is_real(x) and x.requires_grad]
     with torch.enable_grad(), differentiable_kernels(module):
-        outputs = [x for x in tree_flatten(module(*copies))[0] if _is_real(x) and x.requires_grad]
-        starts = [x for x in (*copies, *module.parameters()) if _is_real(x) and x.requires_grad]
-        weights = [torch.ones_like(x, requires_grad=True) for x in outputs]
         try:
+            copies = [x.clone() if _is_real(x) else x for x in leaves]  # for a module that works in place
+            outputs = [x for x in tree_flatten(module(*copies))[0] if _is_real(x) and x.requires_grad]
+            weights = [torch.ones_like(x, requires_grad=True) for x in outputs]
             slopes = torch.autograd.grad(outputs, starts, weights, create_graph=True, allow_unused=True)
             curved = [slope for slope in slopes if slope is not None and slope.requires_grad]
             if curved:

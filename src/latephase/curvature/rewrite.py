@@ -39,9 +39,20 @@ def is_random(node: Any) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
+def dtypes_of(graph: fx.Graph) -> set[torch.dtype]:
+    """The dtypes of the tensors in a graph."""
+    return {_layout(node)[1] for node in graph.nodes if _layout(node)}
+
+
 def mutates(node: Any) -> bool:
     """Whether a node writes into one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def writes_buffers(node: Any) -> bool:
+    """Whether a node is batch norm's forward pass, which writes running statistics although its schema denies it."""
+    name = str(node.target)
+    return "batch_norm" in name and "backward" not in name
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -78,6 +89,8 @@ def _is_identity(node: Any) -> bool:
     source = node.args[0] if node.args else None
     if node.target in SAME:
         return True
+    if node.target is aten.clone.default and any(writes_buffers(user) for user in node.users):
+        return False
     layout = _layout(node)
     if not layout or layout != _layout(source):
         return False
@@ -88,7 +101,7 @@ def _merge_equal(graph: fx.Graph) -> None:
     """Compute once what is computed twice from the same arguments."""
     seen: dict[Hashable, Any] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or is_random(node) or "empty" in str(node.target):
+        if node.op != "call_function" or is_random(node) or writes_buffers(node) or "empty" in str(node.target):
             continue
         try:
             key = (node.target, _hashable(node.args), _hashable(node.kwargs))

@@ -1,11 +1,15 @@
 """What a trace is valid for: everything outside its inputs that the traced computation may have read."""
 
 import functools
+import random
 import types
 import weakref
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -13,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 from ..chunks import Chunk
 from ..objective import Objective
 from ..parameters import ParameterSpace
+from .recorder import CannotTrace
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
 _OWN = ("_parameters", "_buffers", "_modules")
@@ -23,15 +28,19 @@ def signature(
 ) -> Hashable:
     """A key that is equal for two chunks of two objectives exactly if one trace serves both.
 
-    It holds shapes, strides, dtypes and devices of data, parameters and buffers; the structure of the model with the
-    train mode and every plain attribute of each submodule; the loss and the forward function by their code, and what
-    they captured by value; the trainable set; and torch's settings that change what an operator does. What it cannot
-    see (a global that a module reads, say) is left to the comparison with the eager loss, see `traces`.
+    It holds which tensors are the same ones, and shapes, strides, dtypes and devices of data, parameters and buffers;
+    the structure of the model with the train mode and every plain attribute of each submodule; the loss and the forward
+    function by their code, and what they captured by value; the trainable set; and torch's settings that change what
+    an operator does. What it cannot see (a global that a module reads, say) is left to the comparison with the eager
+    loss, see `traces`.
+
+    Raises:
+        CannotTrace: random numbers may be drawn outside torch.
     """
     reader = _Reader(objective.model)
     leaves, structure = tree_flatten((chunk.inputs, chunk.targets))
     model = [
-        (name, type(module), reader.describe({k: v for k, v in vars(module).items() if k not in _OWN}))
+        (name, type(module), reader.describe(_own_attributes(module)))
         for name, module in objective.model.named_modules()
     ]
     places = [
@@ -42,7 +51,7 @@ def signature(
     ]
     return (
         (hessian, dtype, str(structure)),
-        tuple(_layout(leaf) if isinstance(leaf, Tensor) else reader.describe(leaf) for leaf in leaves),
+        tuple(reader.describe(leaf) for leaf in leaves),
         tuple(space.names),
         tuple(model),
         tuple(places),
@@ -59,14 +68,13 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     reader = _Reader(objective.model)
-    own = {id(tensor) for tensor in (*objective.model.parameters(), *objective.model.buffers())}
 
     def keep(path: str, value: Any) -> None:
-        if isinstance(value, Tensor) and id(value) not in own:
+        if isinstance(value, Tensor):
             found[path] = value
 
     for name, module in objective.model.named_modules():
-        for path, value in reader.walk({k: v for k, v in vars(module).items() if k not in _OWN}, f"model.{name}"):
+        for path, value in reader.walk(_own_attributes(module), f"model.{name}"):
             keep(path, value)
     for path, value in (
         *reader.walk(objective.program.loss, "loss"),
@@ -74,6 +82,23 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
     ):
         keep(path, value)
     return found
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    """What hangs at a module beside parameters, buffers and submodules: its own, and plain attributes of its class."""
+    of_class = {
+        f"class {key}": value
+        for kind in type(module).__mro__
+        if kind.__module__.split(".")[0] != "torch"
+        for key, value in vars(kind).items()
+        if isinstance(value, (bool, int, float, str, Tensor, dict, list)) and not key.startswith("__")
+    }
+    return of_class | {key: value for key, value in vars(module).items() if key not in _OWN and _holds(value)}
+
+
+def _holds(value: Any) -> bool:
+    """Whether there is something in it: a module has a dozen empty tables of hooks."""
+    return type(value) not in (dict, OrderedDict) or bool(value)
 
 
 def _layout(tensor: Tensor) -> Hashable:
@@ -134,10 +159,16 @@ class _Reader:
         if isinstance(value, _PLAIN):
             return type(value), value
         if isinstance(value, Tensor):
-            return "tensor", _layout(value)
+            return "tensor", _layout(value), self.number(value)
         if id(value) in self.numbers:
             return "again", self.numbers[id(value)]
         self.number(value)
+        if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
+            raise CannotTrace(
+                f"a {type(value).__name__} hangs at the model or the loss; draw random numbers with torch"
+            )
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return "array", value.shape, str(value.dtype), zlib.crc32(value.tobytes())
         parts = list(_parts(value))
         if not parts and not _is_container(value):
             return _Identity(value)
@@ -156,9 +187,8 @@ class _Reader:
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, (Mapping, tuple, list, set, frozenset, nn.Module, types.FunctionType)) or hasattr(
-        value, "__dict__"
-    )
+    kinds = (Mapping, tuple, list, set, frozenset, nn.Module, types.FunctionType)
+    return isinstance(value, kinds) or hasattr(value, "__dict__")
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -175,14 +205,22 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from (("function", value.__func__), ("self", value.__self__))
     elif isinstance(value, types.FunctionType):
         yield from _function_parts(value)
-    elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
-        return
-    elif hasattr(value, "__dict__"):
-        yield from vars(value).items()
+    if not isinstance(value, types.ModuleType):
+        yield from _attributes(value)
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """Attributes of an object, slots included, and the plain ones of a module's class."""
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name, getattr(value, name)
 
 
 def _function_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """Captured variables, defaults, and the plain numbers and tensors among the globals that a function names."""
+    """Captured variables, defaults, and the values and helpers among the globals that a function names."""
     yield "defaults", function.__defaults__
     yield "keyword defaults", function.__kwdefaults__
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -192,5 +230,6 @@ def _function_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
             yield name, None
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
-        if isinstance(value, (bool, int, float, str, Tensor)):
+        of_torch = isinstance(value, types.FunctionType) and value.__module__.split(".")[0] == "torch"
+        if isinstance(value, (bool, int, float, str, Tensor, dict, list, tuple, types.FunctionType)) and not of_torch:
             yield f"global {name}", value

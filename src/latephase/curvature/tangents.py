@@ -50,9 +50,26 @@ def linearized(forward: ForwardPass) -> Push:
     # The trace of a layer that works in place (a GRU, x += y) adds to the folded constants at every call (torch 2.13),
     # so that it is right once only: two calls on the same vector then differ.
     probe = [torch.ones_like(leaf) for leaf in forward.leaves]
-    if not all(map(torch.equal, push(probe), push(probe))):
+    tangents = push(probe)
+    if not all(map(torch.equal, tangents, push(probe))):
         raise RuntimeError("torch.func.linearize cannot trace a layer that works in place")
+    if not _adjoint(forward, probe, tangents):
+        raise RuntimeError("torch.func.linearize differentiates what the backward pass takes as constant")
     return push
+
+
+def _adjoint(forward: ForwardPass, v: Tensors, tangents: Tensors) -> bool:
+    """Whether u'(J v) = v'(J'u): forward mode goes on through `torch.no_grad`, where reverse mode stops."""
+    generator = torch.Generator().manual_seed(0)
+    u = [torch.randn(x.shape, generator=generator).to(x) for x in tangents]
+    pulled = forward.pull(u)
+    one, other = (_inner(*pair) for pair in ((u, tangents), (v, pulled)))
+    size = sum(float(x.double().norm() * y.double().norm()) for x, y in zip(u, tangents, strict=True))
+    return abs(one - other) <= 3 * torch.finfo(tangents[0].dtype).eps ** 0.5 * size
+
+
+def _inner(u: Tensors, w: Tensors) -> float:
+    return sum(float((x.to_dense().double() * y.to_dense().double()).sum()) for x, y in zip(u, w, strict=True))
 
 
 def double_backward(forward: ForwardPass) -> Push:
@@ -69,7 +86,8 @@ def double_backward(forward: ForwardPass) -> Push:
 def double_backward_gradient(forward: ForwardPass) -> Push:
     """V -> H v, H the Hessian of the loss, by backward through the gradient, whose graph is built once."""
     with torch.enable_grad():
-        gradient = grad(forward.loss, forward.leaves, create_graph=True, allow_unused=True)
+        slopes = grad(forward.loss, forward.leaves, create_graph=True, allow_unused=True)
+        gradient = tuple(g.to_dense() if g is not None and g.is_sparse else g for g in slopes)
     return _backward_of(gradient, forward.leaves)
 
 

@@ -21,7 +21,7 @@ from ..program import LossOfOutputs
 from .partition import cut
 from .record import Inputs, record
 from .recorder import CannotTrace
-from .rewrite import is_random, simplify
+from .rewrite import dtypes_of, is_random, simplify
 from .signature import held_tensors
 
 Tensors = Sequence[Tensor]
@@ -32,6 +32,7 @@ class Trace:
 
     Attributes:
         random: whether the pass draws random numbers.
+        precision: machine epsilon of the narrowest numbers in it.
         stages: the graphs.
         cost: seconds it took to make.
 
@@ -53,10 +54,12 @@ class Trace:
             raise CannotTrace("an objective made by from_forward reads data that a trace cannot see")
         started = time.perf_counter()
         inputs = Inputs.of(objective, chunk, space, buffers, dtype)
-        vectors = [torch.randn_like(leaf) for leaf in inputs.leaves]
+        generator = torch.Generator().manual_seed(0)  # of its own: the user's random numbers stay as they are
+        vectors = [torch.randn(x.shape, generator=generator).to(x) for x in inputs.leaves]
         graph, self._further = record(objective, chunk, index, space, inputs, vectors, hessian, dtype)
         simplify(graph)
         self.random = any(is_random(node) for node in graph.nodes)
+        self.precision = max(torch.finfo(x).eps for x in dtypes_of(graph) if x.is_floating_point)
         self.stages = cut(graph, len(inputs.flat()), len(vectors), 1 + len(inputs.buffers))
         self._buffer_names, self._dtype = list(inputs.buffers), dtype
         self.cost = time.perf_counter() - started

@@ -65,7 +65,10 @@ def traced_pass(
         at_once: trace a shape when it is seen for the first time.
     """
     known = _entries.setdefault(objective.model, OrderedDict())
-    key = signature(objective, chunk, space, hessian, dtype)
+    try:
+        key = signature(objective, chunk, space, hessian, dtype)
+    except CannotTrace as error:
+        return str(error)
     seen = key in known
     entry = known.setdefault(key, _Entry())
     known.move_to_end(key)
@@ -99,11 +102,9 @@ def _disagreement(
 ) -> str | None:
     """What differs between a trace and the reference, in words; None where nothing does."""
     loss, product = reference()
-    widths = [torch.finfo(x).eps for x in (dtype or space.dtype, *(p.dtype for p in space.parameters))]
-    tolerance = (
-        3 * max(widths) ** 0.5
-    )  # both are right to rounding: a wrong one is off by much more than half the digits
-    if not _close(done.loss, loss, min(tolerance, 1000 * max(widths))):
+    eps = done.trace.precision
+    tolerance = 3 * eps**0.5  # both are right to rounding; a wrong one is off by much more than half of the digits
+    if not _close(done.loss, loss, min(tolerance, 1000 * eps)):
         return (
             f"its loss is {float(loss):.6g}, that of the trace {float(done.loss):.6g}: it reads something that changed"
         )
