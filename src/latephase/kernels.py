@@ -15,7 +15,8 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
 
     The fused attention kernels have neither forward-mode nor second derivatives, nor have the fused recurrent kernels
     of cuDNN and oneDNN. Attention goes to the math backend; cuDNN and oneDNN are off while a recurrent layer runs, and
-    on again for what follows it; the inference fast path of multi-head attention is off.
+    on again for what follows it; the inference fast path of multi-head attention is off; gradients of embeddings are
+    dense.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
@@ -23,6 +24,9 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, nn.RNNBase):
                 stack.enter_context(_without_fused_kernels(module))
+            elif isinstance(module, nn.Embedding) and module.sparse:  # a sparse gradient has no second derivative
+                stack.callback(setattr, module, "sparse", True)
+                module.sparse = False
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         yield

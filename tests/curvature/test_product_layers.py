@@ -101,7 +101,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize(
     ("layer", "curvature", "method"),
     [(layer, curvature, "auto") for layer in LAYERS for curvature in CURVATURES]
-    + [(layer, "ggn", "linearize") for layer in LAYERS]
+    + [pytest.param(layer, "ggn", "linearize", marks=pytest.mark.slow) for layer in LAYERS]
     # The second rung of "auto" is the trace already.
     + [
         pytest.param(layer, curvature, "traced", marks=pytest.mark.slow) for layer in LAYERS for curvature in CURVATURES

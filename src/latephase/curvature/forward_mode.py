@@ -2,6 +2,8 @@
 
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .recorder import CannotTrace
@@ -19,14 +21,20 @@ class TangentsLikeGradients(TorchFunctionMode):
         if not torch.is_grad_enabled():
             with forward_ad._set_fwd_grad_enabled(False):
                 return func(*args, **kwargs)
-        result = func(*args, **kwargs)
-        return _masked(result, *args[1:], **kwargs) if func is torch.embedding else result
+        if func is F.embedding:
+            return _embedding(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
-def _masked(result, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+def _embedding(
+    input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
+) -> Tensor:
+    """`torch.nn.functional.embedding` with a dense gradient, and no tangent where the row gets no gradient."""
     if scale_grad_by_freq:
         raise CannotTrace("an embedding scales gradients by frequency: they are not those of its output")
+    result = F.embedding(input, weight, padding_idx, max_norm, norm_type)
     primal, tangent = forward_ad.unpack_dual(result)
-    if tangent is None or padding_idx < 0:
+    if tangent is None or padding_idx is None:
         return result
-    return forward_ad.make_dual(primal, tangent * (indices != padding_idx).unsqueeze(-1))
+    padding = padding_idx % weight.shape[0]
+    return forward_ad.make_dual(primal, tangent * (input != padding).unsqueeze(-1))

@@ -20,7 +20,8 @@ from ..parameters import ParameterSpace
 from .recorder import CannotTrace
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
-_OWN = ("_parameters", "_buffers", "_modules")
+_OWN = ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs")
+"""Attributes of a module that are read otherwise, or (those of recurrent layers) are its parameters once more."""
 
 
 def signature(
