@@ -44,8 +44,7 @@ from latephase.study.environment import describe_environment
 Data = tuple[Tensor, Tensor]
 CONTEXT = 64
 LARGE = 10**6  # the "step" whose rows are the larger set
-DAMPINGS = (1.0, 0.01)
-CAPS = (250, 50)
+DAMPINGS, CAPS = (1.0, 0.01), (250, 50)
 POWER_ITERATIONS = 20
 
 
