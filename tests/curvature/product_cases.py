@@ -17,7 +17,7 @@ from latephase.curvature import Linearization, linearize
 # A product is compared relative to the largest entry expected. 1e-10 is some 1e5 roundings: the sums here are short, so
 # an agreement worse than that is an error of the formula, never of the arithmetic.
 TIGHT = 1e-10
-REFUSAL = re.compile("forward mode|differentiated|in place|random|double_backward|traced|tracing tensor")
+REFUSAL = re.compile("forward mode|differentiate|in place|random|double_backward|traced|tracing tensor")
 METHODS = ["auto", "traced", "linearize", "double_backward"]
 # The Hessian has no "linearize": torch.func.linearize of a gradient ends the process for some losses (torch 2.13).
 PRODUCTS = [
