@@ -89,7 +89,7 @@ class ChunkCurvature:
             forward = self._main
         else:
             forward = ForwardPass(*self._arguments, dtype=self._dtype)
-        return Retained(forward, self._hessian, "auto" if self._asked == "traced" else self._asked)
+        return Retained(forward, self._hessian, self._asked)
 
     def _trace(self) -> TracedPass | None:
         """The pass of the products by a trace; None where there is none, with the reason."""

@@ -111,13 +111,12 @@ def record(
         dense = [g.to_dense() if g.is_sparse else g for g in (*gradient, *product)]
         return [loss.detach(), *(moved[name].detach() for name in inputs.buffers), *dense, form]
 
-    given = [*inputs.flat(), *vectors]
+    given, held = [*inputs.flat(), *vectors], held_tensors(objective)
     try:
         kernels = differentiable_kernels(objective.model)
         with torch.enable_grad(), objective.random_numbers(index), _only_torch_draws(), quiet_forward_mode(), kernels:
-            graph, further = record_operations(computation, given, held_tensors(objective))
+            graph, further = record_operations(computation, given, held)
         if any(mutates(node) for node in graph.nodes):
-            held = held_tensors(objective)
             given += [held[x] if isinstance(x, str) else x for x in further]
             functional = functionalize(fx.GraphModule(torch.nn.Module(), graph), remove="mutations")
             with torch.no_grad(), objective.random_numbers(index):

@@ -144,7 +144,6 @@ class _Reader:
     """Describes values by what they hold; an object met again is described by its number."""
 
     def __init__(self, model: nn.Module):
-        self.model = model
         self.numbers: dict[int, int] = {id(model): 0}
         self.alive: list[Any] = []
 

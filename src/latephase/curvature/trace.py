@@ -6,7 +6,6 @@ over residuals; the rest is the product, and the quadratic form v'Cv.
 """
 
 import contextlib
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -34,7 +33,6 @@ class Trace:
         random: whether the pass draws random numbers.
         precision: machine epsilon of the narrowest numbers in it.
         stages: the graphs.
-        cost: seconds it took to make.
 
     Raises:
         CannotTrace: the computation depends on something that a graph cannot follow.
@@ -52,7 +50,6 @@ class Trace:
     ):
         if not isinstance(objective.program, LossOfOutputs):
             raise CannotTrace("an objective made by from_forward reads data that a trace cannot see")
-        started = time.perf_counter()
         inputs = Inputs.of(objective, chunk, space, buffers, dtype)
         generator = torch.Generator().manual_seed(0)  # of its own: the user's random numbers stay as they are
         vectors = [torch.randn(x.shape, generator=generator).to(x) for x in inputs.leaves]
@@ -62,7 +59,6 @@ class Trace:
         self.precision = max(torch.finfo(x).eps for x in dtypes_of(graph) if x.is_floating_point)
         self.stages = cut(graph, len(inputs.flat()), len(vectors), 1 + len(inputs.buffers))
         self._buffer_names, self._dtype = list(inputs.buffers), dtype
-        self.cost = time.perf_counter() - started
 
     def run(
         self, objective: Objective, chunk: Chunk, index: int, space: ParameterSpace, buffers: Mapping[str, Tensor]

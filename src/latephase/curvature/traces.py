@@ -92,11 +92,6 @@ def traced_pass(
     return entry.failure
 
 
-def forget(model: nn.Module) -> None:
-    """Let go of a model's traces."""
-    _entries.pop(model, None)
-
-
 def _disagreement(
     done: TracedPass, space: ParameterSpace, dtype: torch.dtype | None, reference: Reference, products: bool
 ) -> str | None:
