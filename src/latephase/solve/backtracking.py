@@ -23,19 +23,21 @@ def iteration_grid(last: int, base: float = 1.3) -> list[int]:
     return sorted({min(math.ceil(base**j), last) for j in exponents} | {last})
 
 
-def backtrack(value: Callable[[int], float], count: int) -> tuple[int, float, int]:
-    """Walk back from the last candidate for as long as the loss falls.
+def backtrack(value: Callable[[int], float], count: int, staying: float = math.inf) -> tuple[int, float, int]:
+    """Walk back from the last candidate for as long as the loss falls, and for as long as staying would be better.
 
     The walk stops at the first candidate that is not better than the one after it, so most candidates are never
     evaluated (Martens 2010, Section 4.6; Martens and Sutskever 2012, Section 8.7). Candidates whose loss is not finite
-    are passed over.
+    are passed over. So are those that are worse than not moving at all, which is ours: late in training the last
+    candidates of a small batch often are, and a walk that ends among them would give the step away.
 
     Args:
         value: loss of candidate i, for i in 0 .. count - 1. Called at most once per candidate.
         count: number of candidates, at least 1.
+        staying: loss f(theta) of not moving. Default infinity: every finite candidate will do.
 
     Returns:
-        Index of the chosen candidate, its loss, and how many candidates were evaluated.
+        Index of the chosen candidate, the best that was evaluated; its loss; and how many candidates were evaluated.
     """
     if count < 1:
         raise ValueError("backtracking needs at least one candidate")
@@ -44,7 +46,9 @@ def backtrack(value: Callable[[int], float], count: int) -> tuple[int, float, in
     for index in range(count - 2, -1, -1):
         loss = value(index)
         evaluations += 1
-        if math.isfinite(best) and not loss < best:
+        better = loss < best or not math.isfinite(best)
+        if not better and best < staying:
             break
-        chosen, best = index, loss
+        if better:
+            chosen, best = index, loss
     return chosen, best, evaluations

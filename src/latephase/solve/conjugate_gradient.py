@@ -9,6 +9,7 @@ from .backtracking import iteration_grid
 from .graphed_call import GraphedCall
 from .iteration import Iteration
 from .result import CGResult, Ending
+from .reweighing import Reweighing
 from .stopping import ModelHistory
 
 STOPPING = ("martens", "residual")
@@ -31,6 +32,7 @@ def conjugate_gradient(
     check_every: int | None = None,
     capture: bool = False,
     iterates_device: torch.device | str | None = None,
+    second: tuple[Callable[[Tensor], Tensor], Tensor] | None = None,
 ) -> CGResult:
     """Solve A x = b approximately by preconditioned conjugate gradients (Nocedal and Wright 2006, Algorithm 5.3).
 
@@ -66,6 +68,9 @@ def conjugate_gradient(
             stream. Ignored on other devices. Default False.
         iterates_device: where the iterates live, "cpu" to spare an accelerator's memory; `solution` stays on the device
             of `b`. Default that device.
+        second: matvec and right-hand side of a second quadratic model. The directions are then those of the first
+            model, while the iterates and their model values are the second's (`Reweighing`), at one product with the
+            second matrix per iteration. Default none.
 
     Returns:
         Iterates on the grid 1, 2, 3, 4, 5, 7, ... (see `iteration_grid`), their model values, and a status per block.
@@ -76,24 +81,34 @@ def conjugate_gradient(
     """
     x0 = None if x0 is None else x0.detach()
     sizes, tolerances = _checked(b, x0, max_iter, stopping, tolerance, block_sizes, nonpositive_curvature)
+    if second is not None and second[1].shape != b.shape:
+        raise ValueError(f"the second b has shape {tuple(second[1].shape)}, b has {tuple(b.shape)}; they must be equal")
     check_every = _checked_interval(check_every, b.device)
     capture = capture and b.device.type == "cuda"
+    wide = torch.promote_types(b.dtype, torch.float32)
+    history = ModelHistory(max_iter, tolerances, b.device)
+    reweighing = None
+    if second is not None:
+        identity = share or (lambda scalars: scalars)
+        reweighing = Reweighing(second[0], second[1].detach().to(wide), sizes, identity, history.values.dtype)
     run = Iteration(
         matvec,
-        b.detach().to(torch.promote_types(b.dtype, torch.float32)),
+        b.detach().to(wide),
         sizes,
         preconditioner,
         nonpositive_curvature,
         share,
-        history=ModelHistory(max_iter, tolerances, b.device),
+        history=history,
         residual_tolerances=tolerances if stopping == "residual" else None,
         ahead=capture or check_every > 1,
+        reweighing=reweighing,
     )
     products = run.start(x0, rescale_x0)
     advance = GraphedCall(run.advance, b.device) if capture else run.advance
     device = b.device if iterates_device is None else torch.device(iterates_device)
     grid = set(iteration_grid(max_iter))
     kept: list[tuple[int, Tensor]] = []
+    reweighed: list[tuple[Tensor, Tensor]] = []
     iteration, moving = 0, run.look()
     while moving and iteration < max_iter:
         iteration += 1
@@ -102,7 +117,9 @@ def conjugate_gradient(
             moving = run.look()
         if moving and iteration in grid and iteration < max_iter:
             kept.append((iteration, _copy(run.x, device)))
-    return Ending(run, x0, kept, products + iteration).result(device)
+            if reweighing is not None:
+                reweighed.append((_copy(reweighing.x, device), reweighing.values.clone()))
+    return Ending(run, x0, kept, products + iteration).result(device, reweighed)
 
 
 def _copy(x: Tensor, device: torch.device) -> Tensor:

@@ -21,18 +21,29 @@ def reduction_ratio(change: float, predicted: float) -> float:
     return ratio if math.isfinite(ratio) else -math.inf
 
 
-def levenberg_marquardt(damping: float, ratio: float) -> float:
+def levenberg_marquardt(
+    damping: float,
+    ratio: float,
+    *,
+    thresholds: tuple[float, float] = (1 / 4, 3 / 4),
+    factors: tuple[float, float] = (2 / 3, 3 / 2),
+    bounds: tuple[float, float] = (0.0, math.inf),
+) -> float:
     """The damping of the next step (Martens 2010, Section 4.1).
 
     Args:
         damping: lambda of this step.
         ratio: reduction ratio rho; not a number counts as bad.
+        thresholds: below the first the damping rises, above the second it falls. Default 1/4 and 3/4, Martens' own.
+        factors: on the damping where it falls, and where it rises. Default 2/3 and 3/2, Martens' own.
+        bounds: least and greatest damping. Default none.
 
     Returns:
-        3/2 lambda where rho < 1/4, 2/3 lambda where rho > 3/4, lambda otherwise.
+        The damping times a factor, within the bounds.
     """
-    if ratio > 3 / 4:
-        return damping * 2 / 3
-    if ratio >= 1 / 4:
-        return damping
-    return damping * 3 / 2
+    low, high = thresholds
+    if ratio > high:
+        damping *= factors[0]
+    elif not ratio >= low:
+        damping *= factors[1]
+    return min(max(damping, bounds[0]), bounds[1])

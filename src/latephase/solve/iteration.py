@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .reweighing import Reweighing
 from .stopping import ModelHistory
 
 Blocks = Sequence[Tensor]
@@ -29,6 +30,7 @@ class Iteration:
         history: keeps the model values, and says where progress is small.
         residual_tolerances: |r|/|b| of each block at which it stops; None for Martens' rule.
         ahead: whether `advance` may run for blocks that have stopped since the host last looked.
+        reweighing: follows the same directions on a second model, or None.
 
     Attributes:
         x: iterate [P].
@@ -42,7 +44,17 @@ class Iteration:
     """
 
     def __init__(
-        self, matvec, b, sizes, preconditioner, nonpositive_curvature, share, history, residual_tolerances, ahead
+        self,
+        matvec,
+        b,
+        sizes,
+        preconditioner,
+        nonpositive_curvature,
+        share,
+        history,
+        residual_tolerances,
+        ahead,
+        reweighing=None,
     ):
         self.matvec = matvec
         self.b = b
@@ -53,6 +65,7 @@ class Iteration:
         self.history: ModelHistory = history
         self.residual_tolerances = residual_tolerances
         self.ahead: bool = ahead
+        self.reweighing: Reweighing | None = reweighing
         self.moves = [True] * len(sizes)
         self.x, self.r, self.p = torch.zeros_like(b), b.clone(), torch.zeros_like(b)
         self.x_blocks, self.r_blocks, self.p_blocks = self.split(self.x), self.split(self.r), self.split(self.p)
@@ -115,6 +128,8 @@ class Iteration:
             self.x.copy_(x0)
             self.r -= self.multiply(self.x)
             self._mend_start(rescale)
+            if self.reweighing is not None:
+                self.reweighing.follow(self.x)
         # Python's numbers become tensors before the first iteration: a transfer could not be captured.
         device, wide = self.b.device, self.scalars.dtype
         norms = torch.tensor(self.b_norms, dtype=wide, device=device)
@@ -173,6 +188,8 @@ class Iteration:
         """One product, and one step of every active block."""
         product = self.multiply(self.p)
         self._choose_steps(self.split(product))
+        if self.reweighing is not None:
+            self.reweighing.follow(self.p, self.step)
         if self.preconditioner is not None and len(self.sizes) > 1:
             # A block that makes no step may have a NaN here, which a preconditioner could carry over to other blocks.
             # Where there is a step, p'Ap is finite, and so is every entry.

@@ -14,11 +14,12 @@ from .stopping import CGStatus
 class CGResult:
     """What conjugate gradients found.
 
-    The quadratic model is m(x) = 0.5 x'Ax - b'x; with several blocks it is the sum of the blocks' models.
+    The quadratic model is m(x) = 0.5 x'Ax - b'x; with several blocks it is the sum of the blocks' models. Where a second
+    model was given, iterates and values are those of `Reweighing` on it.
 
     Attributes:
-        solution: last iterate [P].
-        iterates: iterates on the grid of iterations, the last one being `solution`.
+        solution: last iterate [P] of conjugate gradients themselves.
+        iterates: iterates on the grid of iterations; without a second model the last one is `solution`.
         indices: iteration of each iterate, strictly increasing.
         values: m per block at each iterate.
         iterations: iterations done on each block.
@@ -57,8 +58,12 @@ class Ending:
         self.iterations: list[int] = run.iterations.tolist()
         self.values: list[list[float]] = run.history.values[: max(self.iterations) + 1].tolist()
 
-    def result(self, device: torch.device) -> CGResult:
+    def result(self, device: torch.device, reweighed: list[tuple[Tensor, Tensor]]) -> CGResult:
         """The result, its iterates on `device`; may cost one product more.
+
+        Args:
+            device: where the iterates live.
+            reweighed: iterate and values of the second model beside each of `kept`; empty without one.
 
         Raises:
             ValueError: the preconditioner is not positive definite.
@@ -69,13 +74,18 @@ class Ending:
                 self._restore(block)
         self._take_steepest(status)
         last = max(self.iterations)
-        kept = [(index, x) for index, x in self.kept if index < last]
-        kept.append((last, self.run.x.to(device)))
+        indices = [index for index, _ in self.kept if index < last]
+        iterates = [x for index, x in self.kept if index < last] + [self.run.x.to(device)]
+        values = [tuple(self.values[index]) for index in [*indices, last]]
+        if self.run.reweighing is not None:
+            before = reweighed[: len(indices)]
+            iterates = [x for x, _ in before] + [self.run.reweighing.x.to(device)]
+            values = [tuple(m.tolist()) for m in [*(m for _, m in before), self.run.reweighing.values]]
         return CGResult(
             solution=self.run.x,
-            iterates=[x for _, x in kept],
-            indices=[index for index, _ in kept],
-            values=[tuple(self.values[index]) for index, _ in kept],
+            iterates=iterates,
+            indices=[*indices, last],
+            values=values,
             iterations=tuple(self.iterations),
             status=tuple(status),
             products=self.products,
@@ -142,6 +152,8 @@ class Ending:
             self._overwrite(block, self.run.split(direction)[block])
             for values in self.values:
                 values[block] = steepest_values[block]
+        if self.run.reweighing is not None:
+            self.run.reweighing.follow(direction)
 
     def _overwrite(self, block: int, source: Tensor, since: int = 0) -> None:
         """Write a block of the last iterate, and of those kept since an iteration."""
