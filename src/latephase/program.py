@@ -1,7 +1,7 @@
 """What one pass over one chunk computes, (model, chunk) -> (loss, outputs), and the model as the program sees it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,24 @@ Precision = tuple[torch.dtype, torch.dtype]
 
 Between = Callable[[Any], Any]
 """Applied to the outputs before the loss gets them."""
+
+
+class WithHidden(NamedTuple):
+    """Outputs with the pre-activations of hidden units beside them, for structural damping.
+
+    A recurrent model, or an objective's `forward`, returns this in place of its outputs. The loss gets `outputs` alone;
+    `HessianFree(structural_damping=...)` uses the rest (Martens and Sutskever 2011, Section 3).
+
+    Attributes:
+        outputs: what the loss gets.
+        pre_activations: tensor [rows, ...], or a tuple of such tensors: what goes into the nonlinearity, at every time
+            step.
+        nonlinearity: the name of that function, see `structural_damping.SLOPES`. Default "tanh".
+    """
+
+    outputs: Any
+    pre_activations: Tensor | tuple[Tensor, ...]
+    nonlinearity: str = "tanh"
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -71,11 +89,16 @@ class LossOfOutputs:
         else:
             inner, outer = precision
             outputs = cast(self.forward(model, cast(chunk.inputs, inner)), outer)
+        outputs = self._seen(outputs)
         if self._widens:
             outputs = tree_map(lambda leaf: leaf.float() if is_narrow(leaf) else leaf, outputs)
         if between is not None:
             outputs = between(outputs)
         return scalar(self._loss(outputs, chunk.targets)), outputs
+
+    def _seen(self, outputs: Any) -> Any:
+        """What counts as outputs of what the model returned."""
+        return outputs.outputs if isinstance(outputs, WithHidden) else outputs
 
     def _loss(self, outputs: Any, targets: Any) -> Tensor:
         if isinstance(self.loss, nn.GaussianNLLLoss) and isinstance(outputs, tuple) and len(outputs) == 2:

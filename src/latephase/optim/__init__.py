@@ -1,6 +1,6 @@
 """Optimizers."""
 
 from .hessian_free import HessianFree
-from .report import StepReport
+from .report import StepReport, StepStatus
 
-__all__ = ["HessianFree", "StepReport"]
+__all__ = ["HessianFree", "StepReport", "StepStatus"]

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,17 +12,15 @@ from torch import Tensor, is_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from ..curvature import Linearization, block_diagonal, damped, linearize
+from ..curvature import Linearization
 from ..curvature.traces import MAX_TRACES
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from ..solve import armijo, backtrack, conjugate_gradient, levenberg_marquardt, reduction_ratio
-from .local_model import LocalModel, Outcome, Trials
+from ..solve import levenberg_marquardt
+from .local_model import LocalModel, solve
 from .options import check_groups, check_number, check_objective, per_parameter, trainable_size
 from .report import StepReport
-
-DAMPING_RANGE = (1e-12, 1e12)
-"""Adapted damping stays in here, so that it can always come back by factors."""
+from .trials import Outcome, judge
 
 
 class HessianFree(Optimizer):
@@ -52,8 +51,9 @@ class HessianFree(Optimizer):
         cg_backtracking: choose among the iterates on a grid (`solve.backtrack`); else take the last. Default True.
         cg_stopping: "martens" (default) or "residual" (`solve.conjugate_gradient`).
         cg_tolerance: relative progress per iteration (default 5e-4, Martens 2010), or |r|/|b|.
-        preconditioner: callable r [P] -> M^-1 r [P], symmetric positive definite; block-diagonal if the curvature is.
-            Default none, as in the paper's experiments.
+        preconditioner: "empirical_fisher", "ggn_diagonal", "nystrom" or "kfac", or an object of those classes with
+            settings of its own (`curvature.preconditioners`); or a callable r [P] -> M^-1 r [P], symmetric positive
+            definite, block-diagonal if the curvature is. Default none, as in the paper's experiments.
         nonpositive_curvature: "truncate" (default), "ignore" or "absolute" (`solve.conjugate_gradient`).
         curvature_dtype: dtype in which products run, loss and gradient staying in the parameters' own. Default that.
         compile: send products through `torch.compile` once a shape is traced, and on CUDA capture each iteration of
@@ -64,6 +64,22 @@ class HessianFree(Optimizer):
         block_diagonal: curvature only within each param group (Zhang et al. 2017), see `layerwise`; each iteration
             costs one product per block for now. Default False.
 
+        damping_thresholds: reduction ratios below which the damping rises and above which it falls. Default 1/4 and
+            3/4 (Martens 2010, Section 4.1).
+        damping_factors: on the damping where it falls and where it rises. Default 2/3 and 3/2, from the same source.
+        damping_range: adapted damping stays in here, so that it can always come back by factors; a warning says when it
+            arrives at a bound. Default 1e-12 to 1e12.
+        reduction_ratio: "undamped" (default, Martens' own program) or "damped": which quadratic model predicts the
+            change. The damped one predicts less, so that ratios are higher and the damping falls sooner.
+        structural_damping: mu: the curvature gains lambda mu J_h' phi'(h) J_h for hidden units h of a recurrent
+            network, whose model returns `WithHidden` (Martens and Sutskever 2011, Section 3; they take 1/30). It counts
+            as curvature in the reduction ratio, as in Sutskever's program. Default 0, none.
+        max_step_norm: candidates with a longer step are scaled back to this length before they are tried. Default none:
+            the damping bounds the step.
+        debias: take directions from the objective, and slopes and curvatures along them from the evaluation objective,
+            which must be of other data (Tatzel et al. 2024, see `solve.reweighing`). Costs one more product per
+            iteration and one more gradient. Default False.
+
     Attributes:
         report: `StepReport` of the last step; None before the first.
 
@@ -72,7 +88,7 @@ class HessianFree(Optimizer):
     """
 
     report: StepReport | None = None
-    _preconditioner: Callable[[Tensor], Tensor] | None = None
+    _preconditioner: Any = None
     _ranks_compared = False
 
     def __init__(
@@ -88,36 +104,24 @@ class HessianFree(Optimizer):
         cg_backtracking: bool = True,
         cg_stopping: str = "martens",
         cg_tolerance: float = 5e-4,
-        preconditioner: Callable[[Tensor], Tensor] | None = None,
+        preconditioner: Any = None,
         nonpositive_curvature: str = "truncate",
         curvature_dtype: torch.dtype | None = None,
         block_diagonal: bool = False,
         compile: bool = False,
         iterates_on_host: bool = False,
+        damping_thresholds: tuple[float, float] = (1 / 4, 3 / 4),
+        damping_factors: tuple[float, float] = (2 / 3, 3 / 2),
+        damping_range: tuple[float, float] = (1e-12, 1e12),
+        reduction_ratio: str = "undamped",
+        structural_damping: float = 0.0,
+        max_step_norm: float | None = None,
+        debias: bool = False,
     ):
-        if preconditioner is not None and not callable(preconditioner):
-            raise ValueError(f"preconditioner must be None or a callable r -> M^-1 r, got {preconditioner!r}")
-        defaults = {
-            "lr": lr,
-            "curvature": curvature,
-            "damping": damping,
-            "adapt_damping": adapt_damping,
-            "damping_scale": 1.0,
-            "line_search": line_search,
-            "cg_max_iter": cg_max_iter,
-            "cg_decay_x0": cg_decay_x0,
-            "cg_backtracking": cg_backtracking,
-            "cg_stopping": cg_stopping,
-            "cg_tolerance": cg_tolerance,
-            "nonpositive_curvature": nonpositive_curvature,
-            "curvature_dtype": curvature_dtype,
-            "block_diagonal": block_diagonal,
-            "compile": compile,
-            "iterates_on_host": iterates_on_host,
-        }
-        super().__init__(params, defaults)
+        given = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
+        self._preconditioner = _find_preconditioner(given.pop("preconditioner"))
+        super().__init__(params, {"damping_scale": 1.0, **given})
         check_groups(self.param_groups)
-        self._preconditioner = preconditioner
 
     @property
     def damping(self) -> float:
@@ -159,19 +163,24 @@ class HessianFree(Optimizer):
         for each in objectives:
             check_objective(each, objective)
         check_groups(self.param_groups)
+        options = self.param_groups[0]
+        if options["debias"] and evaluation is objective:
+            raise ValueError(
+                "debias=True needs an evaluation objective on other data: "
+                "optimizer.step(objective, evaluation=held_out)"
+            )
         space = objective.space([p for group in self.param_groups for p in group["params"]])
         self._compare_ranks(objective, space)
         for each in objectives:
             each.reseed()
-        model = self._solve(objective, curvature_objective, space)
+        model = self._solve(objective, evaluation, curvature_objective, space)
         if not model.finite:
+            self._first_state().pop("preconditioner", None)
             for each in objectives:
                 each.check_data()
-        outcome = self._try(model, evaluation, float(model.loss) if evaluation is objective else None)
+        outcome = judge(model, evaluation, options, per_parameter(self.param_groups, "lr", space))
         self._settle(model, outcome, objective)
-        form = _form(curvature_objective)
-        if form not in (known := self._known_forms()):
-            self._first_state()["forms"] = [*known, form][-MAX_TRACES:]
+        self._remember_form(curvature_objective)
         self.report = StepReport(
             loss=float(model.loss),
             new_loss=outcome.new_loss if evaluation is objective else None,
@@ -180,14 +189,16 @@ class HessianFree(Optimizer):
             gradient_norm=model.gradient_norm,
             step_norm=outcome.step_norm,
             damping=model.damping,
+            predicted_change=outcome.predicted,
             reduction_ratio=outcome.ratio,
-            lr=outcome.lr * float(self.param_groups[0]["lr"]),
+            lr=outcome.lr * float(options["lr"]),
             cg_iterations=model.cg.iterations,
             cg_status=model.cg.status,
             cg_chosen=outcome.iteration,
             products=model.products,
             method=model.method,
             recomputed=model.recomputed,
+            status=outcome.status,
             accepted=outcome.vector is not None,
             seconds=time.perf_counter() - started,
         )
@@ -204,54 +215,38 @@ class HessianFree(Optimizer):
         objective.reduce.check_equal([*space.parameters, start, damping], names)
         self._ranks_compared = True
 
-    def _solve(self, objective: Objective, curvature_objective: Objective, space: ParameterSpace) -> LocalModel:
-        """Gradient and curvature of the objective, and the iterates of conjugate gradients on them."""
-        options = self.param_groups[0]
-        same = curvature_objective is objective
-        curved = linearize(
-            curvature_objective,
-            options["curvature"],
-            space.parameters,
-            options["curvature_dtype"],
-            at_once=_form(curvature_objective) in self._known_forms(),
-            compile=options["compile"],
-        )
-        linear = curved if same else linearize(objective, parameters=space.parameters, products=False)
+    def _solve(self, objective, evaluation, curvature_objective, space: ParameterSpace) -> LocalModel:
+        """The quadratic model and its candidates."""
         blocks, tolerances = self._blocks(space)
-        multiply = block_diagonal(curved.matvec, blocks) if options["block_diagonal"] else curved.matvec
-        scale = per_parameter(self.param_groups, "damping_scale", space)
-        damping = self.damping
-        downhill = -linear.gradient
-        if not linear.loss.isfinite():
-            downhill.fill_(math.nan)  # ends conjugate gradients at once, with the status that says why
-        cg = conjugate_gradient(
-            damped(multiply, damping * scale),
-            downhill,
-            self._start(space),
-            preconditioner=self._preconditioner,
-            max_iter=options["cg_max_iter"],
-            stopping=options["cg_stopping"],
-            tolerance=tolerances,
-            block_sizes=blocks,
-            nonpositive_curvature=options["nonpositive_curvature"],
-            rescale_x0=True,
-            share=objective.reduce.share,
-            capture=options["compile"] and _may_be_captured(curved, options["block_diagonal"]),
-            iterates_device="cpu" if options["iterates_on_host"] else None,
+
+        return solve(
+            objective,
+            evaluation,
+            curvature_objective,
+            space,
+            self.param_groups[0],
+            damping=self.damping,
+            damping_scale=per_parameter(self.param_groups, "damping_scale", space),
+            blocks=blocks,
+            tolerances=tolerances,
+            start=self._start(space),
+            at_once=_form(curvature_objective) in self._known_forms(),
+            precondition=lambda curved, damping: self._preconditioned(curved, blocks, damping),
         )
-        return LocalModel(
-            space=space,
-            loss=linear.loss,
-            gradient=linear.gradient,
-            gradient_norm=float(objective.reduce.share(linear.gradient.norm())),
-            damping=damping,
-            damping_scale=scale,
-            cg=cg,
-            products=max(cg.products, curved.products),  # a captured product is replayed without being counted
-            method=curved.method,
-            recomputed=curved.recomputed,
-            buffers=linear.buffers,
-        )
+
+    def _preconditioned(
+        self, curved: Linearization, blocks: list[int], damping: float | Tensor
+    ) -> Callable[[Tensor], Tensor] | None:
+        """The preconditioner of this step; its estimate is kept in the state for as many steps as it says."""
+        method = self._preconditioner
+        if method is None or not hasattr(method, "estimate"):
+            return method
+        state = self._first_state()
+        kept = state.get("preconditioner")
+        if kept is None or kept["age"] >= method.every or kept["blocks"] != blocks:
+            kept = {"age": 0, "blocks": blocks, "estimate": method.estimate(curved, blocks)}
+        state["preconditioner"] = kept | {"age": kept["age"] + 1}
+        return method.inverse(kept["estimate"], damping, blocks)
 
     def _known_forms(self) -> list[int]:
         """Forms of data that came before, so that a trace of them pays.
@@ -260,46 +255,10 @@ class HessianFree(Optimizer):
         """
         return self._first_state().get("forms", [])
 
-    def _try(self, model: LocalModel, evaluation: Objective, loss: float | None) -> Outcome:
-        """Choose candidate and step size by the evaluation objective; nothing is written."""
-        options = self.param_groups[0]
-        if not model.finite:
-            loss = math.nan if loss is None else loss
-            return Outcome(loss, loss)
-        trials = Trials(evaluation, model.space)
-        if loss is None:
-            loss = float(evaluation.value())
-        if not math.isfinite(loss):
-            evaluation.check_data()
-            return Outcome(loss, loss)
-        iterates = model.cg.iterates
-        if options["cg_backtracking"]:
-            chosen, candidate_loss, _ = backtrack(lambda index: trials.value(iterates[index]), len(iterates))
-        else:
-            chosen, candidate_loss = len(iterates) - 1, trials.value(iterates[-1])
-        lr = per_parameter(self.param_groups, "lr", model.space)
-        candidate = iterates[chosen].to(model.space.device)
-        direction = candidate if isinstance(lr, float) and lr == 1 else lr * candidate
-        known = candidate_loss if direction is candidate else None
-        numbers = torch.stack([model.predicted(chosen), torch.dot(model.gradient, direction).double()])
-        predicted, slope = evaluation.reduce.share(numbers).tolist()
-        ratio = reduction_ratio(candidate_loss - loss, predicted)
-        if options["line_search"]:
-            search = armijo(lambda alpha: trials.value(alpha * direction), loss, slope, known=known)
-            alpha, new_loss = search.lr, search.value
-        else:
-            alpha, new_loss = 1.0, trials.value(direction) if known is None else known
-        accepted = alpha > 0 and math.isfinite(new_loss)
-        step = alpha * direction
-        return Outcome(
-            loss=loss,
-            new_loss=new_loss if accepted else loss,
-            ratio=ratio,
-            iteration=model.cg.indices[chosen],
-            lr=alpha if accepted else 0.0,
-            step_norm=float(step.norm()) if accepted else 0.0,
-            vector=trials.point(step) if accepted else None,
-        )
+    def _remember_form(self, objective: Objective) -> None:
+        form = _form(objective)
+        if form not in (known := self._known_forms()):
+            self._first_state()["forms"] = [*known, form][-MAX_TRACES:]
 
     def _settle(self, model: LocalModel, outcome: Outcome, objective: Objective) -> None:
         """Write parameters and buffers if the step is accepted; keep the damping and the start of the next step."""
@@ -313,10 +272,29 @@ class HessianFree(Optimizer):
                 self.state[p].pop("x0", None)
             else:
                 self.state[p]["x0"] = x
-        if self.param_groups[0]["adapt_damping"] and model.damping > 0:
-            low, high = DAMPING_RANGE
-            damping = min(max(levenberg_marquardt(model.damping, outcome.ratio), low), high)
-            self._first_state()["damping"] = damping
+        if self.param_groups[0]["adapt_damping"] and model.damping > 0 and not math.isnan(outcome.ratio):
+            self._adapt_damping(model.damping, outcome.ratio)
+
+    def _adapt_damping(self, used: float, ratio: float) -> None:
+        """The damping of the next step by Levenberg and Marquardt's rule; a warning where it arrives at a bound."""
+        options = self.param_groups[0]
+        low, high = options["damping_range"]
+        damping = levenberg_marquardt(
+            used,
+            ratio,
+            thresholds=options["damping_thresholds"],
+            factors=options["damping_factors"],
+            bounds=(low, high),
+        )
+        self._first_state()["damping"] = damping
+        if damping != used and damping in (low, high):
+            why = (
+                "the quadratic model keeps failing on the evaluation objective. Steps have become tiny; larger batches, "
+                "or stopping, may be better"
+                if damping == high
+                else "the quadratic model keeps predicting well; it no longer holds anything back"
+            )
+            warnings.warn(f"the damping has arrived at the bound {damping:.3g} of damping_range: {why}", stacklevel=5)
 
     def _start(self, space: ParameterSpace) -> Tensor | None:
         """Where conjugate gradients start: the decayed last solution, zero for parameters that have none."""
@@ -338,26 +316,32 @@ class HessianFree(Optimizer):
         return self.state[next(p for group in self.param_groups for p in group["params"])]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; the start of conjugate gradients keeps its dtype, which may be wider than the parameters'."""
+        """Load a state; vectors of conjugate gradients and preconditioners keep their dtype, which may be wider."""
         super().load_state_dict(state_dict)
         self._ranks_compared = False
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         for index, p in zip(saved, own, strict=True):
-            x0 = state_dict["state"].get(index, {}).get("x0")
-            if x0 is not None:
-                self.state[p]["x0"] = x0.to(p.device, copy=True)
+            state = state_dict["state"].get(index, {})
+            if "x0" in state:
+                self.state[p]["x0"] = state["x0"].to(p.device, copy=True)
+            if "preconditioner" in state:
+                estimate = state["preconditioner"]["estimate"]
+                self.state[p]["preconditioner"]["estimate"] = {
+                    name: tensor.to(p.device, copy=True) for name, tensor in estimate.items()
+                }
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report and the preconditioner."""
         return super().__getstate__() | {"report": self.report, "_preconditioner": self._preconditioner}
 
 
-def _may_be_captured(curved: Linearization, block_diagonal: bool) -> bool:
-    """Whether a product enqueues the same work every time and reads nothing back."""
-    return (
-        curved.method == "traced" and not curved.recomputed and not block_diagonal and curved.objective.reduce.size == 1
-    )
+def _find_preconditioner(given: Any) -> Any:
+    if given is None or (callable(given) and not hasattr(given, "estimate")):
+        return given
+    from ..curvature.preconditioners import preconditioner
+
+    return preconditioner(given)
 
 
 def _form(objective: Objective) -> int:

@@ -1,14 +1,22 @@
-"""The quadratic model of one step, as solved by conjugate gradients, and the trial points that it proposes."""
+"""The quadratic model of one step, as solved by conjugate gradients."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..curvature import Linearization, block_diagonal, damped, linearize
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from ..solve import CGResult, CGStatus
+from ..solve import CGResult, CGStatus, conjugate_gradient
+from ..structural_damping import structurally_damped
+
+Precondition = Callable[[Any, float | Tensor], Callable[[Tensor], Tensor] | None]
+"""(linearised curvature, damping) -> r [P] -> M^-1 r [P], or none."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +26,13 @@ class LocalModel:
     Attributes:
         space: order of the flat vectors [P].
         loss: f(theta).
-        gradient: [P].
-        gradient_norm: its Euclidean norm.
+        evaluation_loss: the same on the evaluation data, where it is known already.
+        gradient: of the model that the candidates minimise [P].
+        gradient_norm: Euclidean norm of the objective's gradient.
         damping: lambda.
         damping_scale: factor on it, one number or one per parameter [P].
         cg: what conjugate gradients found.
-        products: products with the curvature matrix.
+        products: products with curvature matrices.
         method: how they were computed.
         recomputed: chunks that were linearised anew at every product.
         buffers: the model's buffers as an ordinary forward pass on the data leaves them.
@@ -31,6 +40,7 @@ class LocalModel:
 
     space: ParameterSpace
     loss: Tensor
+    evaluation_loss: float | None
     gradient: Tensor
     gradient_norm: float
     damping: float
@@ -45,50 +55,117 @@ class LocalModel:
     def finite(self) -> bool:
         """Whether loss, gradient and every product were finite."""
         numbers = math.isfinite(self.gradient_norm) and bool(self.loss.isfinite())
-        return numbers and CGStatus.NONFINITE not in self.cg.status
+        values = all(math.isfinite(value) for values in self.cg.values for value in values)
+        return numbers and values and CGStatus.NONFINITE not in self.cg.status
 
-    def predicted(self, candidate: int) -> Tensor:
-        """The undamped model's change q(p) for a candidate p, without another product: m(p) - 0.5 lambda |p|^2."""
+    def predicted(self, candidate: int, with_damping: bool) -> Tensor:
+        """The model's change q(p) for a candidate p, without another product.
+
+        Args:
+            candidate: index of the iterate.
+            with_damping: whether the term 0.5 lambda |p|^2 counts.
+        """
+        value = math.fsum(self.cg.values[candidate])
         p = self.cg.iterates[candidate].to(self.space.device)
-        damped = math.fsum(self.cg.values[candidate])
-        return damped - 0.5 * self.damping * torch.dot(self.damping_scale * p, p).double()
+        if with_damping:
+            return torch.tensor(value, dtype=torch.float64, device=p.device)
+        return value - 0.5 * self.damping * torch.dot(self.damping_scale * p, p).double()
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What the evaluation objective made of the candidates.
+def solve(
+    objective: Objective,
+    evaluation: Objective,
+    curvature_objective: Objective,
+    space: ParameterSpace,
+    options: Mapping[str, Any],
+    *,
+    damping: float,
+    damping_scale: float | Tensor,
+    blocks: list[int],
+    tolerances: list[float],
+    start: Tensor | None,
+    at_once: bool,
+    precondition: Precondition,
+) -> LocalModel:
+    """Gradient and curvature of the objective, and the iterates of conjugate gradients on them.
 
-    Attributes:
-        loss: f on the evaluation data at theta.
-        new_loss: the same where the step leads; `loss` where it is rejected.
-        ratio: reduction ratio of the chosen candidate.
-        iteration: iteration of the chosen candidate.
-        lr: step size relative to the groups' own; 0.0 where the step is rejected.
-        step_norm: Euclidean norm of the step taken.
-        vector: the new parameters [P]; None where the step is rejected.
+    Args:
+        objective: gives loss and gradient.
+        evaluation: gives slopes and curvatures along the directions where the options ask for `debias`.
+        curvature_objective: gives the curvature.
+        space: the parameters.
+        options: of the optimizer.
+        damping: lambda.
+        damping_scale: factor on it.
+        blocks: sizes of the blocks of the curvature.
+        tolerances: of conjugate gradients on each block.
+        start: of conjugate gradients [P], or none.
+        at_once: trace a shape that is seen for the first time.
+        precondition: makes the preconditioner.
     """
 
-    loss: float
-    new_loss: float
-    ratio: float = -math.inf
-    iteration: int = 0
-    lr: float = 0.0
-    step_norm: float = 0.0
-    vector: Tensor | None = None
+    def curvature_of(source: Objective) -> Linearization:
+        if options["structural_damping"] > 0:
+            source = structurally_damped(source, damping * options["structural_damping"])
+        kind, dtype = options["curvature"], options["curvature_dtype"]
+        return linearize(source, kind, space.parameters, dtype, at_once=at_once, compile=options["compile"])
+
+    def operator(curved: Linearization) -> Callable[[Tensor], Tensor]:
+        multiply = block_diagonal(curved.matvec, blocks) if options["block_diagonal"] else curved.matvec
+        return damped(multiply, damping * damping_scale)
+
+    curved = curvature_of(curvature_objective)
+    linear = curved
+    if curvature_objective is not objective:
+        linear = linearize(objective, parameters=space.parameters, products=False)
+    other = curvature_of(evaluation) if options["debias"] else None
+    downhill = -linear.gradient
+    usable = bool(linear.loss.isfinite())
+    if not usable:
+        downhill.fill_(math.nan)  # ends conjugate gradients at once, with the status that says why
+    cg = conjugate_gradient(
+        operator(curved),
+        downhill,
+        start,
+        preconditioner=precondition(_over(curved, curvature_objective), damping * damping_scale) if usable else None,
+        max_iter=options["cg_max_iter"],
+        stopping=options["cg_stopping"],
+        tolerance=tolerances,
+        block_sizes=blocks,
+        nonpositive_curvature=options["nonpositive_curvature"],
+        rescale_x0=True,
+        share=objective.reduce.share,
+        capture=options["compile"] and other is None and _may_be_captured(curved, options["block_diagonal"]),
+        iterates_device="cpu" if options["iterates_on_host"] else None,
+        second=None if other is None else (operator(other), -other.gradient),
+    )
+    second_products = 0 if other is None else other.products
+    return LocalModel(
+        space=space,
+        loss=linear.loss,
+        evaluation_loss=float(linear.loss) if evaluation is objective else None if other is None else float(other.loss),
+        gradient=linear.gradient if other is None else other.gradient,
+        gradient_norm=float(objective.reduce.share(linear.gradient.norm())),
+        damping=damping,
+        damping_scale=damping_scale,
+        cg=cg,
+        # A captured product is replayed without being counted.
+        products=max(cg.products, curved.products) + second_products,
+        method=curved.method,
+        recomputed=curved.recomputed,
+        buffers=linear.buffers,
+    )
 
 
-class Trials:
-    """Losses of the evaluation objective at trial points theta + p, each a function call without side effect."""
+def _over(curved: Linearization, objective: Objective) -> Any:
+    """What a preconditioner gets: the products, and the objective without the term of structural damping."""
+    if curved.objective is objective:
+        return curved
+    return SimpleNamespace(objective=objective, space=curved.space, matvec=curved.matvec, curvature=curved.curvature)
 
-    def __init__(self, objective: Objective, space: ParameterSpace):
-        self.objective = objective
-        self.space = space
-        self.theta = space.values()
 
-    def point(self, p: Tensor) -> Tensor:
-        """Theta + p [P]."""
-        return self.theta + p
-
-    def value(self, p: Tensor) -> float:
-        """f(theta + p)."""
-        return float(self.objective.value(self.space.named(self.point(p.to(self.space.device)))))
+def _may_be_captured(curved: Linearization, block_diagonal: bool) -> bool:
+    """Whether a product enqueues the same work every time and reads nothing back."""
+    return (
+        curved.method == "traced" and not curved.recomputed and not block_diagonal and curved.objective.reduce.size == 1
+    )

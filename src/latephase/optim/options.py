@@ -14,9 +14,12 @@ CHOICES = {
     "curvature": ("ggn", "hessian"),
     "cg_stopping": ("martens", "residual"),
     "nonpositive_curvature": ("truncate", "ignore", "absolute"),
+    "reduction_ratio": ("undamped", "damped"),
 }
-FLAGS = ("adapt_damping", "line_search", "cg_backtracking", "block_diagonal", "compile", "iterates_on_host")
-NONNEGATIVE = ("lr", "damping", "damping_scale", "cg_decay_x0", "cg_tolerance")
+FLAGS = ("adapt_damping", "line_search", "cg_backtracking", "block_diagonal", "compile", "iterates_on_host", "debias")
+NONNEGATIVE = ("lr", "damping", "damping_scale", "cg_decay_x0", "cg_tolerance", "structural_damping")
+PAIRS = ("damping_thresholds", "damping_factors", "damping_range")
+OTHERS = ("cg_max_iter", "curvature_dtype", "max_step_norm")
 PER_GROUP = ("lr", "damping_scale", "cg_tolerance")
 
 
@@ -40,6 +43,34 @@ def check_options(group: Mapping[str, Any]) -> None:
     dtype = group["curvature_dtype"]
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"curvature_dtype must be None or a floating-point torch.dtype, got {dtype!r}")
+    if group["max_step_norm"] is not None:
+        check_number("max_step_norm", group["max_step_norm"])
+        if group["max_step_norm"] == 0:
+            raise ValueError("max_step_norm must be None or above 0: with 0 no step could be taken")
+    _check_damping_options(group)
+
+
+def _check_damping_options(group: Mapping[str, Any]) -> None:
+    for name in PAIRS:
+        pair = group[name]
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(_is_number(x) for x in pair):
+            raise ValueError(f"{name} must be a pair of numbers, got {pair!r}")
+    low, high = group["damping_thresholds"]
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"damping_thresholds must be finite and in rising order, got {group['damping_thresholds']!r}")
+    fall, rise = group["damping_factors"]
+    if not (0 < fall <= 1 <= rise < math.inf):
+        raise ValueError(f"damping_factors must be (fall, rise) with 0 < fall <= 1 <= rise, got ({fall!r}, {rise!r})")
+    low, high = group["damping_range"]
+    if not (0 <= low < high) or not (low <= group["damping"] <= high or group["damping"] == 0):
+        raise ValueError(
+            f"damping_range must be (low, high) with 0 <= low < high and damping inside (or 0, where none is wanted), "
+            f"got ({low!r}, {high!r}) and damping {group['damping']!r}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def check_number(name: str, value: Any) -> None:
@@ -62,15 +93,20 @@ def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
     for group in groups:
         check_options(group)
     first = groups[0]
-    for name in (*CHOICES, *FLAGS, *NONNEGATIVE, "cg_max_iter", "curvature_dtype"):
+    for name in (*CHOICES, *FLAGS, *NONNEGATIVE, *PAIRS, *OTHERS):
         may_differ = name in PER_GROUP and (name != "cg_tolerance" or first["block_diagonal"])
         for index, group in enumerate(groups):
-            if not may_differ and group[name] != first[name]:
+            if not may_differ and not _same(group[name], first[name]):
                 hint = " (unless block_diagonal=True)" if name == "cg_tolerance" else ""
                 raise ValueError(
                     f"{name} must be the same in all param groups{hint}: group 0 has {first[name]!r}, "
                     f"group {index} has {group[name]!r}"
                 )
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two options agree; a pair that went through a file is a list."""
+    return tuple(value) == tuple(other) if isinstance(value, (tuple, list)) else value == other
 
 
 def trainable_size(group: Mapping[str, Any]) -> int:

@@ -2,11 +2,27 @@
 
 import dataclasses
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from ..solve import CGStatus
 
-__all__ = ["CGStatus", "StepReport"]
+__all__ = ["CGStatus", "StepReport", "StepStatus"]
+
+
+class StepStatus(StrEnum):
+    """What became of a step. All but the first leave the parameters as they were."""
+
+    TAKEN = "taken"
+    """The parameters moved."""
+    LINE_SEARCH_FAILED = "line_search_failed"
+    """No step size along the chosen candidate lowered the evaluation loss enough: the model is not trusted that far, so
+    the damping rises where it is adapted, and conjugate gradients start from zero next time."""
+    NONFINITE = "nonfinite"
+    """A loss, gradient or product was infinite or not a number; the damping rises where it is adapted."""
+    STATIONARY = "stationary"
+    """The parameters are at a minimum, as far as the loss can tell: the gradient is zero, or the predicted decrease is
+    within the rounding of the loss and no step lowers it. The damping stays."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,11 @@ class StepReport:
         gradient_norm: Euclidean norm of the gradient.
         step_norm: Euclidean norm of the change of the parameters; 0.0 where the step was rejected.
         damping: lambda used in this step.
-        reduction_ratio: actual over predicted change of the evaluation loss for the chosen candidate; minus infinity
-            where the model predicted no decrease or something was not finite.
+        predicted_change: change of the evaluation loss that the quadratic model predicts for the chosen candidate; not
+            a number where something was not finite.
+        reduction_ratio: actual over predicted change for that candidate; minus infinity where the model predicted no
+            decrease or something was not finite; not a number where the predicted change is within the rounding of the
+            loss, which leaves the damping as it is.
         lr: step size taken, line search included (the first param group's where they differ); 0.0 where the step was
             rejected, or where a schedule has set it to that.
         cg_iterations: iterations of conjugate gradients, one entry per block.
@@ -33,7 +52,8 @@ class StepReport:
         method: how they were computed: "traced", "linearize" or "double_backward" (`curvature.linearize`).
         recomputed: chunks of the data that were linearised anew at every product, since what they need did not fit the
             objective's `memory_limit`.
-        accepted: whether the step was taken.
+        status: what became of the step.
+        accepted: whether it was taken.
         seconds: wall-clock time of the step, in seconds.
     """
 
@@ -44,6 +64,7 @@ class StepReport:
     gradient_norm: float
     step_norm: float
     damping: float
+    predicted_change: float
     reduction_ratio: float
     lr: float
     cg_iterations: tuple[int, ...]
@@ -52,6 +73,7 @@ class StepReport:
     products: int
     method: str
     recomputed: int
+    status: StepStatus
     accepted: bool
     seconds: float
 
@@ -59,6 +81,7 @@ class StepReport:
         """The fields as numbers, strings and lists, ready for JSON (which has no infinity: those stay floats)."""
         fields = dataclasses.asdict(self)
         return fields | {
+            "status": str(self.status),
             "cg_iterations": list(self.cg_iterations),
             "cg_status": [str(status) for status in self.cg_status],
         }

@@ -14,8 +14,8 @@ from .stopping import CGStatus
 class CGResult:
     """What conjugate gradients found.
 
-    The quadratic model is m(x) = 0.5 x'Ax - b'x; with several blocks it is the sum of the blocks' models. Where a second
-    model was given, iterates and values are those of `Reweighing` on it.
+    The quadratic model is m(x) = 0.5 x'Ax - b'x; with several blocks it is the sum of the blocks' models. Where a
+    second model was given, iterates and values are those of `Reweighing` on it.
 
     Attributes:
         solution: last iterate [P] of conjugate gradients themselves.
