@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from ..curvature import Linearization
+from ..curvature.operator import Matvec
+from ..curvature.preconditioners import Preconditioner
+from ..curvature.preconditioners import preconditioner as find_preconditioner
 from ..curvature.traces import MAX_TRACES
 from ..objective import Objective
 from ..parameters import ParameterSpace
@@ -88,7 +91,7 @@ class HessianFree(Optimizer):
     """
 
     report: StepReport | None = None
-    _preconditioner: Any = None
+    _preconditioner: Preconditioner | Matvec | None = None
     _ranks_compared = False
 
     def __init__(
@@ -104,7 +107,7 @@ class HessianFree(Optimizer):
         cg_backtracking: bool = True,
         cg_stopping: str = "martens",
         cg_tolerance: float = 5e-4,
-        preconditioner: Any = None,
+        preconditioner: str | Preconditioner | Matvec | None = None,
         nonpositive_curvature: str = "truncate",
         curvature_dtype: torch.dtype | None = None,
         block_diagonal: bool = False,
@@ -234,12 +237,10 @@ class HessianFree(Optimizer):
             precondition=lambda curved, damping: self._preconditioned(curved, blocks, damping),
         )
 
-    def _preconditioned(
-        self, curved: Linearization, blocks: list[int], damping: float | Tensor
-    ) -> Callable[[Tensor], Tensor] | None:
+    def _preconditioned(self, curved: Linearization, blocks: list[int], damping: float | Tensor) -> Matvec | None:
         """The preconditioner of this step; its estimate is kept in the state for as many steps as it says."""
         method = self._preconditioner
-        if method is None or not hasattr(method, "estimate"):
+        if not isinstance(method, Preconditioner):
             return method
         state = self._first_state()
         kept = state.get("preconditioner")
@@ -288,12 +289,9 @@ class HessianFree(Optimizer):
         )
         self._first_state()["damping"] = damping
         if damping != used and damping in (low, high):
-            why = (
-                "the quadratic model keeps failing on the evaluation objective. Steps have become tiny; larger batches, "
-                "or stopping, may be better"
-                if damping == high
-                else "the quadratic model keeps predicting well; it no longer holds anything back"
-            )
+            why = "the model predicts so well that nothing needs to hold it back"
+            if damping == high:
+                why = "the model keeps failing on the evaluation data and steps are tiny: enlarge the batch, or stop"
             warnings.warn(f"the damping has arrived at the bound {damping:.3g} of damping_range: {why}", stacklevel=5)
 
     def _start(self, space: ParameterSpace) -> Tensor | None:
@@ -337,11 +335,9 @@ class HessianFree(Optimizer):
 
 
 def _find_preconditioner(given: Any) -> Any:
-    if given is None or (callable(given) and not hasattr(given, "estimate")):
-        return given
-    from ..curvature.preconditioners import preconditioner
-
-    return preconditioner(given)
+    if isinstance(given, (Preconditioner, type)) or not callable(given):
+        return find_preconditioner(given)  # pyright: ignore[reportArgumentType]
+    return given
 
 
 def _form(objective: Objective) -> int:
