@@ -3,23 +3,21 @@
 import math
 import time
 import warnings
-import zlib
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, is_tensor
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from ..curvature import Linearization
 from ..curvature.operator import Matvec
 from ..curvature.preconditioners import Preconditioner
 from ..curvature.preconditioners import preconditioner as find_preconditioner
-from ..curvature.traces import MAX_TRACES
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..solve import levenberg_marquardt
+from .carried import Carried, restore_dtypes
 from .local_model import LocalModel, solve
 from .options import check_groups, check_number, check_objective, per_parameter, trainable_size
 from .report import StepReport
@@ -129,12 +127,12 @@ class HessianFree(Optimizer):
     @property
     def damping(self) -> float:
         """Lambda of the next step, adapted or initial; may be set."""
-        return self._first_state().get("damping", self.param_groups[0]["damping"])
+        return self._carried.damping
 
     @damping.setter
     def damping(self, value: float) -> None:
         check_number("damping", value)
-        self._first_state()["damping"] = float(value)
+        self._carried.damping = value
         self._ranks_compared = False
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -178,12 +176,12 @@ class HessianFree(Optimizer):
             each.reseed()
         model = self._solve(objective, evaluation, curvature_objective, space)
         if not model.finite:
-            self._first_state().pop("preconditioner", None)
+            self._carried.forget_estimate()
             for each in objectives:
                 each.check_data()
         outcome = judge(model, evaluation, options, per_parameter(self.param_groups, "lr", space))
         self._settle(model, outcome, objective)
-        self._remember_form(curvature_objective)
+        self._carried.remember(curvature_objective)
         self.report = StepReport(
             loss=float(model.loss),
             new_loss=outcome.new_loss if evaluation is objective else None,
@@ -211,7 +209,7 @@ class HessianFree(Optimizer):
         """At the first step, and the first after loading: every rank must start from the same numbers."""
         if self._ranks_compared:
             return
-        start = self._start(space)
+        start = self._carried.start(space)
         start = torch.zeros((), device=space.device) if start is None else start
         damping = torch.tensor([self.damping], dtype=torch.float64, device=space.device)
         names = [*space.names, "start of conjugate gradients", "damping"]
@@ -221,6 +219,13 @@ class HessianFree(Optimizer):
     def _solve(self, objective, evaluation, curvature_objective, space: ParameterSpace) -> LocalModel:
         """The quadratic model and its candidates."""
         blocks, tolerances = self._blocks(space)
+        start = self._carried.start(space)
+
+        def precondition(curved: Linearization, damping: float | Tensor) -> Matvec | None:
+            method = self._preconditioner
+            if not isinstance(method, Preconditioner):
+                return method
+            return method.inverse(self._carried.estimate(method, curved, blocks), damping, blocks)
 
         return solve(
             objective,
@@ -232,47 +237,17 @@ class HessianFree(Optimizer):
             damping_scale=per_parameter(self.param_groups, "damping_scale", space),
             blocks=blocks,
             tolerances=tolerances,
-            start=self._start(space),
-            at_once=_form(curvature_objective) in self._known_forms(),
-            precondition=lambda curved, damping: self._preconditioned(curved, blocks, damping),
+            start=None if start is None else self.param_groups[0]["cg_decay_x0"] * start,
+            at_once=self._carried.saw(curvature_objective),
+            precondition=precondition,
         )
-
-    def _preconditioned(self, curved: Linearization, blocks: list[int], damping: float | Tensor) -> Matvec | None:
-        """The preconditioner of this step; its estimate is kept in the state for as many steps as it says."""
-        method = self._preconditioner
-        if not isinstance(method, Preconditioner):
-            return method
-        state = self._first_state()
-        kept = state.get("preconditioner")
-        if kept is None or kept["age"] >= method.every or kept["blocks"] != blocks:
-            kept = {"age": 0, "blocks": blocks, "estimate": method.estimate(curved, blocks)}
-        state["preconditioner"] = kept | {"age": kept["age"] + 1}
-        return method.inverse(kept["estimate"], damping, blocks)
-
-    def _known_forms(self) -> list[int]:
-        """Forms of data that came before, so that a trace of them pays.
-
-        This is state of the optimizer, not of the process, so that a run that is resumed takes the same steps.
-        """
-        return self._first_state().get("forms", [])
-
-    def _remember_form(self, objective: Objective) -> None:
-        form = _form(objective)
-        if form not in (known := self._known_forms()):
-            self._first_state()["forms"] = [*known, form][-MAX_TRACES:]
 
     def _settle(self, model: LocalModel, outcome: Outcome, objective: Objective) -> None:
         """Write parameters and buffers if the step is accepted; keep the damping and the start of the next step."""
         if outcome.vector is not None:
             model.space.write(outcome.vector)
             objective.write_buffers(model.buffers)
-        for p, x in zip(
-            model.space.parameters, model.space.unflatten(model.cg.solution, model.space.dtype), strict=True
-        ):
-            if outcome.vector is None:
-                self.state[p].pop("x0", None)
-            else:
-                self.state[p]["x0"] = x
+        self._carried.keep_start(model.space, None if outcome.vector is None else model.cg.solution)
         if self.param_groups[0]["adapt_damping"] and model.damping > 0 and not math.isnan(outcome.ratio):
             self._adapt_damping(model.damping, outcome.ratio)
 
@@ -287,19 +262,12 @@ class HessianFree(Optimizer):
             factors=options["damping_factors"],
             bounds=(low, high),
         )
-        self._first_state()["damping"] = damping
+        self._carried.damping = damping
         if damping != used and damping in (low, high):
             why = "the model predicts so well that nothing needs to hold it back"
             if damping == high:
                 why = "the model keeps failing on the evaluation data and steps are tiny: enlarge the batch, or stop"
             warnings.warn(f"the damping has arrived at the bound {damping:.3g} of damping_range: {why}", stacklevel=5)
-
-    def _start(self, space: ParameterSpace) -> Tensor | None:
-        """Where conjugate gradients start: the decayed last solution, zero for parameters that have none."""
-        if not any("x0" in self.state[p] for p in space.parameters):
-            return None
-        starts = [self.state[p].get("x0", torch.zeros_like(p)) for p in space.parameters]
-        return self.param_groups[0]["cg_decay_x0"] * space.flatten(starts)
 
     def _blocks(self, space: ParameterSpace) -> tuple[list[int], list[float]]:
         """Size and tolerance of each block: the param groups that can move, or all of them as one."""
@@ -310,24 +278,15 @@ class HessianFree(Optimizer):
         sizes, tolerances = zip(*[group for group in groups if group[0]], strict=True)
         return list(sizes), list(tolerances)
 
-    def _first_state(self) -> dict[str, Any]:
-        return self.state[next(p for group in self.param_groups for p in group["params"])]
+    @property
+    def _carried(self) -> Carried:
+        return Carried(self.state, self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; vectors of conjugate gradients and preconditioners keep their dtype, which may be wider."""
         super().load_state_dict(state_dict)
+        restore_dtypes(self.state, self.param_groups, state_dict)
         self._ranks_compared = False
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        own = [p for group in self.param_groups for p in group["params"]]
-        for index, p in zip(saved, own, strict=True):
-            state = state_dict["state"].get(index, {})
-            if "x0" in state:
-                self.state[p]["x0"] = state["x0"].to(p.device, copy=True)
-            if "preconditioner" in state:
-                estimate = state["preconditioner"]["estimate"]
-                self.state[p]["preconditioner"]["estimate"] = {
-                    name: tensor.to(p.device, copy=True) for name, tensor in estimate.items()
-                }
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report and the preconditioner."""
@@ -338,9 +297,3 @@ def _find_preconditioner(given: Any) -> Any:
     if isinstance(given, (Preconditioner, type)) or not callable(given):
         return find_preconditioner(given)  # pyright: ignore[reportArgumentType]
     return given
-
-
-def _form(objective: Objective) -> int:
-    """A number for the shapes of an objective's inputs: loading a torch optimizer's state mangles anything else."""
-    leaves = [leaf for chunk in objective.chunks for leaf in tree_leaves(chunk.inputs) if is_tensor(leaf)]
-    return zlib.crc32(repr(sorted({tuple(leaf.shape) for leaf in leaves})).encode())
