@@ -8,20 +8,19 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .chunks import Chunk, loss_normalizer, loss_reduction, nonfinite_entries, read_chunks, take
-from .kernels import differentiable_kernels
+from .functional import FunctionalModel
 from .memory import available
 from .microbatch import largest_microbatch, recut
 from .parameters import ParameterSpace
-from .program import Between, Bound, FreeForm, LossOfOutputs, call_model, unwrap
+from .program import FreeForm, LossOfOutputs, call_model, unwrap
 from .randomness import cuda_devices, draw_seed, forked, peek_seed
 from .reduce import Local, ProcessGroup, Reduce
 from .weight_decay import Decay, WeightDecay
 
 
-class Objective:
+class Objective(FunctionalModel):
     """f(theta) = sum over chunks c and ranks of w_c f_c(theta), plus an L2 term.
 
     Calling it is the ordinary torch closure: it sets `.grad` and returns the loss, so the same object drives
@@ -119,7 +118,7 @@ class Objective:
         return self
 
     def _set_up(self, model, program, chunks, weight_decay, process_group) -> None:
-        self.model: nn.Module = model
+        self.model = model
         self.program = program
         self.chunks: list[Chunk] = chunks
         self.reduce: Reduce = Local() if process_group is None else ProcessGroup(process_group)
@@ -188,60 +187,6 @@ class Objective:
         if not total > 0:
             raise ValueError("no target counts: the loss ignores every target of the batch")
         return [count / float(total) for count in counts]
-
-    def forward_pass(
-        self,
-        chunk: Chunk,
-        at: Mapping[str, Tensor],
-        buffers: dict[str, Tensor],
-        dtype: torch.dtype | None = None,
-        between: Between | None = None,
-    ) -> tuple[Tensor, Any]:
-        """Loss and outputs of one chunk as a function of parameters and buffers, given by name.
-
-        The model's own parameters and buffers stay as they are; buffers that the pass moves are moved in `buffers`.
-
-        Args:
-            chunk: the data.
-            at: parameters in place of the model's own.
-            buffers: buffers in place of the model's own; holds what they are afterwards.
-            dtype: dtype in which the model runs, its floating-point inputs cast; the loss gets the outputs in the
-                model's own.
-            between: applied to the outputs before the loss gets them; not with `from_forward`.
-        """
-        places = self._places
-        swap = {place: tensor for source in (at, buffers) for name, tensor in source.items() for place in places[name]}
-        bound = Bound(self.model, self.program)
-        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        precision = None if dtype is None else (dtype, own)
-        with differentiable_kernels(self.model):  # every pass of a step, so that losses differ by their parameters only
-            result = functional_call(bound, swap, (chunk, precision, between), tie_weights=False)
-        buffers.update({name: buffer for name, buffer in bound.buffers_after.items() if name in buffers})
-        return result
-
-    @cached_property
-    def _places(self) -> dict[str, list[str]]:
-        """Where in `Bound` each parameter and buffer hangs, by its name in the model; tied ones hang in several places.
-
-        `functional_call` ties weights by itself, but leaves its tensors behind in a module that is registered twice.
-        """
-        names = {id(tensor): name for name, tensor in _named_tensors(self.model)}
-        places: dict[str, list[str]] = {name: [] for name in names.values()}
-        for prefix, module in self.model.named_modules(prefix="model"):
-            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    places[names[id(tensor)]].append(f"{prefix}.{key}")
-        return places
-
-    def buffers(self) -> dict[str, Tensor]:
-        """Copies of the model's buffers by name."""
-        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-
-    def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
-        """Write buffers by name into the model."""
-        with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
 
     def reseed(self) -> None:
         """Draw the random numbers of the coming passes anew; each second-order step does so once."""
@@ -328,7 +273,3 @@ class Objective:
             forward=program.forward,
             process_group=self.process_group,
         )
-
-
-def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]

@@ -1,0 +1,83 @@
+"""A model as a function of parameters and buffers that are given by name."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .chunks import Chunk
+from .kernels import differentiable_kernels
+from .program import Between, Bound
+
+
+class FunctionalModel:
+    """Passes over chunks at parameters other than the model's own, which stay as they are.
+
+    Attributes:
+        model: the module.
+        program: what a pass computes, `LossOfOutputs` or `FreeForm`.
+    """
+
+    model: nn.Module
+    program: Any
+
+    def forward_pass(
+        self,
+        chunk: Chunk,
+        at: Mapping[str, Tensor],
+        buffers: dict[str, Tensor],
+        dtype: torch.dtype | None = None,
+        between: Between | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Loss and outputs of one chunk as a function of parameters and buffers, given by name.
+
+        The model's own parameters and buffers stay as they are; buffers that the pass moves are moved in `buffers`.
+
+        Args:
+            chunk: the data.
+            at: parameters in place of the model's own.
+            buffers: buffers in place of the model's own; holds what they are afterwards.
+            dtype: dtype in which the model runs, its floating-point inputs cast; the loss gets the outputs in the
+                model's own.
+            between: applied to the outputs before the loss gets them; not with `from_forward`.
+        """
+        places = self._places
+        swap = {place: tensor for source in (at, buffers) for name, tensor in source.items() for place in places[name]}
+        bound = Bound(self.model, self.program)
+        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        precision = None if dtype is None else (dtype, own)
+        with differentiable_kernels(self.model):  # every pass of a step, so that losses differ by their parameters only
+            result = functional_call(bound, swap, (chunk, precision, between), tie_weights=False)
+        buffers.update({name: buffer for name, buffer in bound.buffers_after.items() if name in buffers})
+        return result
+
+    @cached_property
+    def _places(self) -> dict[str, list[str]]:
+        """Where in `Bound` each parameter and buffer hangs, by its name in the model; tied ones hang in several places.
+
+        `functional_call` ties weights by itself, but leaves its tensors behind in a module that is registered twice.
+        """
+        names = {id(tensor): name for name, tensor in _named_tensors(self.model)}
+        places: dict[str, list[str]] = {name: [] for name in names.values()}
+        for prefix, module in self.model.named_modules(prefix="model"):
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    places[names[id(tensor)]].append(f"{prefix}.{key}")
+        return places
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the model's buffers by name."""
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Write buffers by name into the model."""
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
