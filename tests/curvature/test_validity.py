@@ -5,6 +5,7 @@ import torch
 from dense_oracle import dense_oracle
 from product_cases import CASES, CURVATURES, METHODS, check_against, mlp, randn, seeded
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from latephase import Objective
 from latephase.curvature import linearize
@@ -69,3 +70,31 @@ def test_linearize_leaves_the_model_alone(name, method):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * slope
+
+
+class _Cubic(nn.Module):
+    def forward(self, x):
+        return _OnceDifferentiable.apply(x)
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "hessian"])
+def test_a_function_that_is_once_differentiable_is_refused(curvature):
+    """The backward pass through its backward pass would leave its terms out, without a word."""
+    model = nn.Sequential(nn.Linear(3, 4), _Cubic(), nn.Linear(4, 2)).double()
+    data = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    linear = linearize(Objective(model, nn.MSELoss(), data), curvature)
+    with pytest.raises(RuntimeError, match=r"layer '1' \(_Cubic\) can be differentiated neither twice"):
+        linear.matvec(torch.ones(linear.space.size, dtype=torch.float64))

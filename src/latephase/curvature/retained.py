@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten
 from ..kernels import differentiable_kernels
 from .forward_pass import ForwardPass, Tensors
 from .loss_curvature import loss_curvature
-from .tangents import Push, double_backward, double_backward_gradient, linearized, trace_pays
+from .tangents import Push, double_backward, double_backward_gradient, linearized, refuse_ends, trace_pays
 
 
 class Retained:
@@ -129,6 +129,7 @@ def _differentiates_twice(module: torch.nn.Module, arguments: tuple[Any, ...]) -
             weights = [torch.ones_like(x, requires_grad=True) for x in outputs]
             slopes = torch.autograd.grad(outputs, starts, weights, create_graph=True, allow_unused=True)
             curved = [slope for slope in slopes if slope is not None and slope.requires_grad]
+            refuse_ends(curved)
             if curved:
                 torch.autograd.grad(curved, weights, [torch.ones_like(x) for x in curved], allow_unused=True)
         except (RuntimeError, NotImplementedError, AssertionError):

@@ -93,6 +93,7 @@ def double_backward_gradient(forward: ForwardPass) -> Push:
 
 def _backward_of(pulled: tuple[Tensor | None, ...], inputs: Tensors) -> Push:
     kept = [(i, g) for i, g in enumerate(pulled) if g is not None and g.requires_grad]
+    refuse_ends([g for _, g in kept])
 
     def push(v: Tensors) -> Tensors:
         if not kept:
@@ -101,3 +102,23 @@ def _backward_of(pulled: tuple[Tensor | None, ...], inputs: Tensors) -> Push:
         return grad([g for _, g in kept], inputs, vectors, retain_graph=True, materialize_grads=True)
 
     return push
+
+
+def refuse_ends(tensors: Tensors) -> None:
+    """Refuse a graph in which a function ends that can be differentiated once only.
+
+    Torch puts a node there that raises when it is reached (`torch.autograd.function.once_differentiable`). It has no
+    inputs, so that a backward pass to given inputs never reaches it, and what lies behind it would be missing.
+
+    Raises:
+        RuntimeError: there is such a node.
+    """
+    seen, waiting = set(), [tensor.grad_fn for tensor in tensors]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith("Error"):
+            raise RuntimeError("a function of the model is marked as once_differentiable")
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
