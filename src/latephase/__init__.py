@@ -4,14 +4,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .curvature import KFAC, EmpiricalFisher, GGNDiagonal, Nystrom, Preconditioner
+    from .diagnosis import check
     from .objective import Objective
-    from .optim import HessianFree, StepReport
+    from .optim import HessianFree, StepReport, StepStatus
     from .parameters import layerwise
+    from .program import WithHidden
+    from .writers import JSONLinesWriter, TensorBoardWriter
 
-__all__ = ["HessianFree", "Objective", "StepReport", "layerwise"]
+__all__ = [
+    "KFAC",
+    "EmpiricalFisher",
+    "GGNDiagonal",
+    "HessianFree",
+    "JSONLinesWriter",
+    "Nystrom",
+    "Objective",
+    "Preconditioner",
+    "StepReport",
+    "StepStatus",
+    "TensorBoardWriter",
+    "WithHidden",
+    "check",
+    "layerwise",
+]
 __version__ = "0.1.0"
 
-_ROOMS = {"HessianFree": "optim", "Objective": "objective", "StepReport": "optim", "layerwise": "parameters"}
+_ROOMS = {
+    "EmpiricalFisher": "curvature",
+    "GGNDiagonal": "curvature",
+    "HessianFree": "optim",
+    "JSONLinesWriter": "writers",
+    "KFAC": "curvature",
+    "Nystrom": "curvature",
+    "Objective": "objective",
+    "Preconditioner": "curvature",
+    "StepReport": "optim",
+    "StepStatus": "optim",
+    "TensorBoardWriter": "writers",
+    "WithHidden": "program",
+    "check": "diagnosis",
+    "layerwise": "parameters",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,213 @@
+"""What is checked: an objective of its own, and what the checks ask of it without side effects."""
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..chunks import Chunk, loss_reduction
+from ..kernels import differentiable_kernels
+from ..microbatch import recut
+from ..objective import Objective
+from ..parameters import ParameterSpace
+from ..program import FreeForm
+from ..randomness import cuda_devices, generator_states
+from ..reduce import Local
+from .report import Finding, Severity
+
+
+class Subject:
+    """An objective under check, and what was found so far.
+
+    Args:
+        objective: stays as it is; this rank's share of it is checked.
+
+    Attributes:
+        objective: a copy that shares model and data.
+        ranks: that share the data; only this one's part is checked.
+        findings: so far.
+        numbers: of the report, by name.
+    """
+
+    def __init__(self, objective: Objective):
+        self.ranks: int = objective.reduce.size
+        self.objective = copy.copy(objective)
+        self.objective.reduce, self.objective.process_group = Local(), None
+        vars(self.objective).pop("weights", None)  # computed once, over all ranks
+        self.model: nn.Module = objective.model
+        self.findings: list[Finding] = []
+        self.numbers: dict[str, Any] = {}
+
+    def find(self, name: str, severity: Severity, message: str, value: Any = None) -> None:
+        """Write down a finding."""
+        self.findings.append(Finding(name, severity, message, value))
+
+    @cached_property
+    def space(self) -> ParameterSpace:
+        """The model's trainable parameters."""
+        return self.objective.space()
+
+    @property
+    def free_form(self) -> bool:
+        """Whether the objective was made by `from_forward`, and thus has no data."""
+        return isinstance(self.objective.program, FreeForm)
+
+    @property
+    def loss_name(self) -> str:
+        """The loss as its author calls it."""
+        return name_of(self.objective.program.loss)
+
+    @property
+    def largest(self) -> Chunk:
+        """The chunk of the most rows."""
+        return max(self.objective.chunks, key=lambda chunk: chunk.rows)
+
+    @property
+    def rows(self) -> int:
+        """Of all chunks."""
+        return sum(chunk.rows for chunk in self.objective.chunks)
+
+    def use_chunks(self, rows: int) -> None:
+        """Go on with chunks of at most so many rows, where the loss can be weighed."""
+        with contextlib.suppress(ValueError):
+            loss_reduction(self.objective.program.loss)
+            self._replace(recut(self.objective.chunks, rows))
+
+    def use_first_chunk(self) -> None:
+        """Go on with the first chunk alone."""
+        self._replace(self.objective.chunks[:1])
+
+    def _replace(self, chunks: list[Chunk]) -> None:
+        self.objective.chunks = chunks
+        vars(self.objective).pop("weights", None)
+
+    @cached_property
+    def epsilon(self) -> float:
+        """Machine epsilon of the narrowest numbers that the forward pass computes with."""
+        with _Dtypes() as seen:
+            self.run(self.largest)
+        found = [torch.finfo(dtype).eps for dtype in {*seen.dtypes, *(p.dtype for p in self.space.parameters)}]
+        return max([*found, self._tensor_float()])
+
+    def _tensor_float(self) -> float:
+        """Machine epsilon of TF32 where float32 may be computed in it, otherwise 0."""
+        if self.space.device.type != "cuda":
+            return 0.0
+        cudnn = any(isinstance(module, (_ConvNd, nn.RNNBase)) for module in self.model.modules())
+        try:
+            used = torch.backends.cuda.matmul.allow_tf32 or (cudnn and torch.backends.cudnn.allow_tf32)
+        except RuntimeError:  # set by both of torch's interfaces
+            used = True
+        return 2.0**-10 if used else 0.0
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the forward pass draws random numbers from torch's generators."""
+        devices = cuda_devices(self.model)
+        point = {name: p.detach() for name, p in self.model.named_parameters()}
+        with torch.no_grad(), self.objective.random_numbers(0):
+            before = generator_states(devices)
+            self.objective.forward_pass(self.largest, point, self.objective.buffers())
+            return not all(map(torch.equal, before, generator_states(devices)))
+
+    @property
+    def repetition(self) -> float:
+        """Relative difference of a loss computed twice that another order of its sums explains."""
+        return min(50 * self.epsilon, self.half_of_the_digits)
+
+    @property
+    def rounding(self) -> float:
+        """Relative difference of two losses, computed in another order, that rounding explains."""
+        return min(1000 * self.epsilon, self.half_of_the_digits)
+
+    @property
+    def half_of_the_digits(self) -> float:
+        """Relative difference of two vectors that are right to rounding; a wrong one is off by much more."""
+        return 3 * self.epsilon**0.5
+
+    def run(self, chunk: Chunk, index: int = 0) -> tuple[Tensor, Any]:
+        """Loss and outputs of a chunk at the current parameters, without a graph."""
+        point = {name: p.detach() for name, p in self.model.named_parameters()}
+        with torch.no_grad(), self.objective.random_numbers(index):
+            return self.objective.forward_pass(chunk, point, self.objective.buffers())
+
+    def value(self, vector: Tensor | None = None) -> float:
+        """The objective at a vector [P], or at the current parameters."""
+        return float(self.objective.value(None if vector is None else self.space.named(vector)))
+
+    def gradient(self, vector: Tensor) -> Tensor:
+        """Gradient of f [P] at a vector [P], by a pass of its own."""
+        objective = self.objective
+
+        def term(chunk: Chunk, index: int) -> tuple[Tensor]:
+            leaves = [leaf.detach().requires_grad_() for leaf in self.space.unflatten(vector)]
+            point = {name: p.detach() for name, p in self.model.named_parameters()}
+            point |= dict(zip(self.space.names, leaves, strict=True))
+            with torch.enable_grad(), objective.random_numbers(index):
+                loss, _ = objective.forward_pass(chunk, point, objective.buffers())
+                return (self.space.flatten(torch.autograd.grad(loss, leaves, materialize_grads=True)),)
+
+        return objective.sum(term)[0] + self._decayed(vector)
+
+    def plain_gradient(self) -> tuple[Tensor, list[str]]:
+        """Gradient [P] by an ordinary call of the model and autograd, and names of parameters that get none.
+
+        The one pass here that moves the model's buffers.
+        """
+        objective, space = self.objective, self.space
+        reached: set[str] = set()
+
+        def term(chunk: Chunk, index: int) -> tuple[Tensor]:
+            with torch.enable_grad(), objective.random_numbers(index), differentiable_kernels(self.model):
+                loss, _ = objective.program(self.model, chunk)
+                gradients: Sequence[Tensor | None] = [None] * len(space.parameters)
+                if loss.requires_grad:
+                    gradients = torch.autograd.grad(loss, space.parameters, allow_unused=True)
+            reached.update(name for name, g in zip(space.names, gradients, strict=True) if g is not None)
+            pairs = zip(gradients, space.parameters, strict=True)
+            return (space.flatten([torch.zeros_like(p) if g is None else g for g, p in pairs]),)
+
+        total = objective.sum(term)[0] + self._decayed(space.values())
+        return total, [name for name in space.names if name not in reached]
+
+    def _decayed(self, vector: Tensor) -> Tensor:
+        decay = self.objective.weight_decay.of(self.space.parameters)
+        pieces = zip(vector.split(self.space.sizes), decay, strict=True)
+        return torch.cat([coefficient * piece for piece, coefficient in pieces])
+
+    def random_vector(self, seed: int = 0) -> Tensor:
+        """A direction [P] of length 1 from a generator of its own."""
+        v = torch.randn(self.space.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+        return (v / v.norm()).to(self.space.device, self.space.dtype)
+
+
+class _Dtypes(TorchDispatchMode):
+    """Collects the floating-point dtypes of what is computed within."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        leaves = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        self.dtypes.update(leaf.dtype for leaf in leaves if leaf.is_floating_point())
+        return result
+
+
+def name_of(loss: Any) -> str:
+    """A loss as its author calls it, or "the loss"."""
+    if loss is None:  # of an objective made by from_forward
+        return "the loss"
+    if isinstance(loss, nn.Module):
+        return type(loss).__name__
+    inner = getattr(loss, "func", loss)  # of a functools.partial
+    name = getattr(inner, "__name__", type(inner).__name__)
+    return "the loss" if name == "<lambda>" else name

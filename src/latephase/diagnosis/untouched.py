@@ -1,0 +1,84 @@
+"""A model left as it was, whatever is run on it in between."""
+
+import contextlib
+import pickle
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..curvature import traces
+from ..randomness import cuda_devices
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Within, a model may be run in any way; afterwards all that a forward pass or a product moves is as before.
+
+    That is: buffers, modes, gradients, the global generators of torch, Python and NumPy, and the traces kept for the
+    model, so that the next step is the one that it would have been. Parameters are not copied: nothing here writes
+    them.
+    """
+    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    values = {id(buffer): buffer.clone() for _, _, buffer in buffers if buffer is not None}
+    gradients = [(p, p.grad) for p in model.parameters()]
+    kept = traces._entries.pop(model, None)
+    python, numpy, state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    devices = cuda_devices(model)
+    on_devices = [torch.cuda.get_rng_state(device) for device in devices]
+    try:
+        with modes_kept(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+                if buffer is not None and not _same(buffer, values[id(buffer)]):
+                    buffer.copy_(values[id(buffer)])
+        for p, gradient in gradients:
+            p.grad = gradient
+        traces._entries.pop(model, None)
+        if kept is not None:
+            traces._entries[model] = kept
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(state)
+        for device, own in zip(devices, on_devices, strict=True):
+            torch.cuda.set_rng_state(own, device)
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module, training: bool | None = None) -> Iterator[None]:
+    """Within, every module is in the given mode, set on each by hand; afterwards each is in its own again."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        if training is not None:
+            for module, _ in modes:
+                module.training = training
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def draws_outside_torch(found: list[str]) -> Iterator[None]:
+    """Within, notice which global generators outside torch are drawn from; their names are added to the list."""
+
+    def states() -> dict[str, bytes]:
+        return {
+            "NumPy's global generator": pickle.dumps(np.random.get_state()),  # noqa: NPY002
+            "Python's random": pickle.dumps(random.getstate()),
+        }
+
+    before = states()
+    try:
+        yield
+    finally:
+        found += [name for name, state in states().items() if state != before[name]]
+
+
+def _same(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return x.shape == y.shape and bool(torch.equal(x, y))
