@@ -1,0 +1,260 @@
+"""Writers of step reports: JSON lines and TensorBoard, as hooks that torch's optimizers call after each step."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from torch.optim import Optimizer
+
+__all__ = ["JSONLinesWriter", "TensorBoardWriter"]
+
+_GROUPS = {
+    "loss": "loss",
+    "new_loss": "loss",
+    "evaluation_loss": "loss",
+    "new_evaluation_loss": "loss",
+    "damping": "damping",
+    "predicted_change": "damping",
+    "reduction_ratio": "damping",
+    "products": "cg",
+    "method": "cg",
+    "recomputed": "cg",
+}
+"""Group of a report's field in TensorBoard; those named cg_... are in "cg" as well, all others in "step"."""
+_LINE_BEGINS = b'{"step": '
+
+
+class _Writer:
+    """A hook that hands each step's report on, numbered.
+
+    Attributes:
+        step: number of the last step written.
+    """
+
+    step: int
+    _closed = False
+
+    def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Write the report of the optimizer's last step; nothing where there is none yet.
+
+        Args:
+            optimizer: has a `report`, as `HessianFree` does.
+            args: of the step; not used.
+            kwargs: of the step; not used.
+
+        Raises:
+            TypeError: an optimizer without a report.
+            ValueError: the writer was closed.
+            OSError: the file cannot be written. The step itself has been taken by then.
+        """
+        missing = object()
+        report = getattr(optimizer, "report", missing)
+        if report is missing:
+            raise TypeError(f"{type(self).__name__} needs an optimizer with a `report`, got {type(optimizer).__name__}")
+        if self._closed:
+            raise ValueError(f"this {type(self).__name__} was closed; register a new one, or close it after training")
+        if report is None:
+            return
+        self._write(report)
+        self.step += 1
+
+    def _write(self, report: Any) -> None:
+        """Write one report under the number `step + 1`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the writing; steps after that are an error."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class JSONLinesWriter(_Writer):
+    """One line of JSON for each step, appended to a file.
+
+    A line holds `step` (counted from 1), `time` (Unix time in seconds) and all of `StepReport.as_dict()`. It is strict
+    JSON, which has no infinity and no NaN: a number that is not finite becomes null, the reduction ratio for example
+    where the model predicted no decrease. Each line is handed to the operating system at once, so a process that dies
+    loses none; only a machine that loses power may.
+
+    A file that exists is appended to, and the count goes on from its last line. A last line that was torn, its process
+    having been killed while writing, is cut off, so that every line of the file can be read; whole lines stay as they
+    are. Under `torch.distributed` let rank 0 alone write; every rank has the same report.
+
+    It can be pickled: the copy writes to the same file and goes on from its own count.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        step: number of the last step taken, where training resumes from a checkpoint that is older than the file's last
+            line; the steps taken again are then in the file twice, and the later line counts. Default: what the file
+            says, 0 where there is none.
+
+    Raises:
+        ValueError: the file exists and holds something else.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, step: int | None = None):
+        self.path = Path(path).absolute()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        last = self._mend()
+        self.step = last if step is None else step
+
+    def _write(self, report: Any) -> None:
+        row = {"step": self.step + 1, "time": time.time()} | report.as_dict()
+        self._append((json.dumps(_finite(row), allow_nan=False) + "\n").encode())
+
+    def _append(self, text: bytes) -> None:
+        with self.path.open("ab") as file:  # nothing stays open: a step takes far longer than this
+            file.write(text)
+
+    def _mend(self) -> int:
+        """Bring the file into being or its end in order; returns the number of the last line."""
+        self._append(b"")
+        whole, torn, end = b"", b"", 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    whole, end = line, end + len(line)
+                else:
+                    torn = line
+        number = _number(whole or torn)
+        ours = number is not None or (not whole and _LINE_BEGINS.startswith(torn[: len(_LINE_BEGINS)]))
+        if not ours:
+            raise ValueError(f"{self.path} holds something else than step reports; choose another file")
+        if torn and _number(torn) is not None:  # only its end is missing
+            number = _number(torn)
+            self._append(b"\n")
+        elif torn:
+            os.truncate(self.path, end)
+        return number or 0
+
+
+class TensorBoardWriter(_Writer):
+    """Each step's report as scalars of TensorBoard; needs the package `tensorboard`.
+
+    A tag is a group and the report's own name: `loss/` with loss, new_loss, evaluation_loss and new_evaluation_loss;
+    `damping/` with damping, predicted_change and reduction_ratio; `cg/` with iterations, status, chosen, products and
+    recomputed; `step/` with the rest: gradient_norm, step_norm, lr, status, accepted (0 or 1) and seconds. With several
+    blocks `cg/iterations` is the largest number of any block. A status is written as one scalar for each value that it
+    can have: `step/status/taken` is 1 where the step was taken and 0 elsewhere, `cg/status/progress` the share of the
+    blocks that stopped so; smoothed, they are shares of the steps. The method of the products is a text, `cg/method`,
+    written where it changes.
+
+    Numbers that are not finite are left out, and so is what the report does not have (`new_loss` is None where the
+    evaluation objective is another). Each step is flushed. Under `torch.distributed` let rank 0 alone write; every rank
+    has the same report.
+
+    It can be pickled where it was given a folder: the copy begins a new event file there and goes on from its own
+    count.
+
+    Args:
+        log: a folder, or a `SummaryWriter` of your own, which then stays open when this writer is closed.
+        step: number of the last step taken, where training resumes. Default 0.
+
+    Raises:
+        ImportError: `tensorboard` is not installed.
+        TypeError: neither a folder nor something that can write scalars.
+    """
+
+    def __init__(self, log: Any, *, step: int = 0):
+        if not isinstance(log, (str, os.PathLike)) and not hasattr(log, "add_scalar"):
+            raise TypeError(f"log must be a folder or a SummaryWriter, got {type(log).__name__}")
+        self.step = step
+        self._own = isinstance(log, (str, os.PathLike))
+        self._folder = os.path.abspath(log) if self._own else None
+        self._summary: Any = None if self._own else log
+        self._method: str | None = None
+        self._open()
+
+    def _write(self, report: Any) -> None:
+        """Write the scalars of one report, and flush them."""
+        summary = self._open()
+        number = self.step + 1
+        for tag, value in _scalars(report).items():
+            if math.isfinite(value):
+                summary.add_scalar(tag, value, number)
+        if report.method != self._method:
+            summary.add_text("cg/method", report.method, number)
+            self._method = report.method
+        summary.flush()
+
+    def close(self) -> None:
+        """Flush, and close the event file unless the `SummaryWriter` was given; steps after that are an error."""
+        if self._summary is not None:
+            self._summary.flush()
+            if self._own:
+                self._summary.close()
+                self._summary = None
+        super().close()
+
+    def _open(self) -> Any:
+        if self._summary is None:
+            self._summary = _summary_writer()(self._folder)
+        return self._summary
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self._own:
+            raise TypeError("a TensorBoardWriter on a SummaryWriter of your own cannot be pickled; give it a folder")
+        return self.__dict__ | {"_summary": None}
+
+
+def _number(line: bytes) -> int | None:
+    """The number of the step that a line reports; None where it is no such line."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    number = row.get("step") if isinstance(row, dict) else None
+    return number if isinstance(number, int) else None
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _scalars(report: Any) -> dict[str, float]:
+    """A report's numbers by tag, statuses as shares; texts and what is None are left out."""
+    scalars: dict[str, float] = {}
+    for field in dataclasses.fields(report):
+        value = getattr(report, field.name)
+        group = "cg" if field.name.startswith("cg_") else _GROUPS.get(field.name, "step")
+        tag = f"{group}/{field.name.removeprefix('cg_')}"
+        blocks = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(entry, StrEnum) for entry in blocks):
+            for status in _values(blocks[0]):
+                scalars[f"{tag}/{status}"] = blocks.count(status) / len(blocks)
+        elif all(isinstance(entry, (int, float)) for entry in blocks):
+            scalars[tag] = float(max(blocks))
+    return scalars
+
+
+def _values(status: StrEnum) -> list[StrEnum]:
+    return list(type(status))
+
+
+def _summary_writer() -> Any:
+    """Torch's class, whose import needs the package `tensorboard`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # pyright: ignore[reportPrivateImportUsage]
+    except ImportError as error:
+        raise ImportError(
+            'TensorBoardWriter needs the package tensorboard; install it with pip install "latephase[tensorboard]"'
+        ) from error
+    return SummaryWriter
