@@ -5,26 +5,29 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .layers import dense
+from .layers import Initialize, dense
 
 MNIST_WIDTHS = (784, 1000, 500, 250, 30)
 """The encoder for MNIST; 2,837,314 parameters with the mirrored decoder."""
 
 
-def autoencoder(widths: Sequence[int] = MNIST_WIDTHS) -> nn.Sequential:
+def autoencoder(
+    widths: Sequence[int] = MNIST_WIDTHS, initialize: Initialize = nn.init.xavier_uniform_
+) -> nn.Sequential:
     """Build an autoencoder with a mirrored decoder: inputs [N, widths[0]] -> logits of the reconstruction, same shape.
 
     From Hinton and Salakhutdinov (2006, "Reducing the Dimensionality of Data with Neural Networks"), the problem of
     Martens (2010) and of Zhang et al. (2017): logistic units, a linear code, and logistic outputs, which
-    `nn.BCEWithLogitsLoss` contains. Initialised with Xavier's uniform rule and biases zero.
+    `nn.BCEWithLogitsLoss` contains. Biases start at zero.
 
     Args:
         widths: of the encoder's layers, from the inputs to the code.
+        initialize: fills the weights of a layer. Default: Xavier's uniform rule; `layers.sparse_` is Martens' own.
     """
     mirrored = [*widths, *reversed(widths[:-1])]
     layers: list[nn.Module] = []
     for position, (inputs, outputs) in enumerate(itertools.pairwise(mirrored), start=1):
-        layers.append(dense(inputs, outputs))
+        layers.append(dense(inputs, outputs, initialize))
         if position not in (len(widths) - 1, len(mirrored) - 1):
             layers.append(nn.Sigmoid())
     return nn.Sequential(*layers)

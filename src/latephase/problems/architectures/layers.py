@@ -76,3 +76,27 @@ def fill(layer: nn.Conv2d | nn.Linear, bias: float | None, initialize: Initializ
     initialize(layer.weight)
     if layer.bias is not None and bias is not None:
         nn.init.constant_(layer.bias, bias)
+
+
+def sparse_(weight: Tensor, connections: int = 15, std: float = 1.0) -> Tensor:
+    """Fill the weights of a dense layer so that each unit has a few strong incoming connections and no others.
+
+    Sparse initialisation (Martens 2010, "Deep learning via Hessian-free optimization", Section 5): the sum into a unit
+    has the same spread whatever the layer's width, and units differ from each other. `torch.nn.init.sparse_` counts the
+    connections of each column, which for a layer's weight are those that leave an input; it is given the transpose.
+
+    Args:
+        weight: [units, inputs], filled in place from torch's default generator.
+        connections: of each unit; all inputs where there are fewer. Default 15, Martens' number.
+        std: of the connected weights, which are normal. Default 1.0, for logistic units.
+
+    Returns:
+        The weight.
+    """
+    if connections < 1:
+        raise ValueError(f"connections must be at least 1, got {connections!r}")
+    inputs = weight.shape[1]
+    # torch sets ceil(sparsity * inputs) weights of a unit to zero: half a weight less leaves no doubt in rounding.
+    unconnected = max(inputs - connections - 0.5, 0.0)
+    nn.init.sparse_(weight.t(), unconnected / inputs, std)
+    return weight

@@ -1,0 +1,151 @@
+"""The addition task: a recurrent network must add two numbers that it saw up to fifty steps ago.
+
+Hochreiter and Schmidhuber's problem (1997) in the form of Martens and Sutskever (2011): at every time step the network
+sees a random number and a mark; at the end it must give the sum of the two marked numbers. Gradients fade over so many
+steps, and first-order methods need a good initialisation and long training. Hessian-free steps with structural damping,
+which keeps the hidden states from running away within one step, learn it.
+
+    python examples/addition.py --time-limit 900
+
+writes `addition.jsonl`, one line per step, and `addition.png`.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from latephase import HessianFree, Objective
+from latephase.program import WithHidden
+
+WRONG = 0.04
+"""A sum that is off by more than this counts as wrong (Sutskever et al. 2013)."""
+
+
+def sequences(count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw problems: inputs [count, 1.1 length, 2] of numbers and marks, sums [count, 1].
+
+    A sequence has between `length` and 1.1 `length` steps, with zeros before it; the first mark falls into its first
+    tenth, the second between a tenth and a half (Martens and Sutskever 2011, as in Sutskever's program).
+    """
+    longest = round(1.1 * length)
+    tenth = length // 10
+    starts = longest - torch.randint(length, longest + 1, (count,), generator=generator)
+    first = starts + torch.randint(0, tenth, (count,), generator=generator)
+    second = starts + torch.randint(tenth, length // 2, (count,), generator=generator)
+    rows = torch.arange(count)
+    numbers = torch.rand(count, longest, generator=generator) * (torch.arange(longest) >= starts[:, None])
+    marks = torch.zeros(count, longest)
+    marks[rows, first] = marks[rows, second] = 1.0
+    sums = numbers[rows, first] + numbers[rows, second]
+    return torch.stack([numbers, marks], dim=2), sums[:, None]
+
+
+class Recurrent(nn.Module):
+    """h_t = tanh(W h_{t-1} + U x_t + b) from a learned start, and a linear output at the end.
+
+    Each unit gets 15 recurrent connections of standard deviation 1.2 / sqrt(15), the others being zero at first.
+    """
+
+    def __init__(self, units: int = 100):
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(units))
+        self.input = nn.Linear(2, units)
+        self.hidden = nn.Linear(units, units, bias=False)
+        self.output = nn.Linear(units, 1)
+        nn.init.sparse_(self.hidden.weight.T, sparsity=1 - 15 / units, std=1.2 / 15**0.5)
+        nn.init.normal_(self.input.weight, std=0.25)
+        nn.init.normal_(self.output.weight, std=1 / units**0.5)
+        for bias in (self.input.bias, self.output.bias):
+            nn.init.zeros_(bias)
+
+    def forward(self, inputs: Tensor) -> WithHidden:
+        """Inputs [N, T, 2] -> outputs [N, 1], with the pre-activations [N, T, units] beside them."""
+        driven = self.input(inputs)
+        h = self.start.expand(len(inputs), -1).tanh()
+        pre_activations = []
+        for x in driven.unbind(1):
+            pre_activations.append(self.hidden(h) + x)
+            h = pre_activations[-1].tanh()
+        return WithHidden(self.output(h), torch.stack(pre_activations, dim=1), "tanh")
+
+
+def main() -> None:
+    """Train until the time is over or the task is learned, then draw the curve."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--length", type=int, default=50, help="time steps T")
+    parser.add_argument("--units", type=int, default=100)
+    parser.add_argument("--sequences", type=int, default=2000, help="sequences of each step's gradient")
+    parser.add_argument("--curvature-sequences", type=int, default=500)
+    parser.add_argument("--cg-max-iter", type=int, default=60)
+    parser.add_argument("--damping", type=float, default=0.1)
+    parser.add_argument("--structural-damping", type=float, default=1 / 30, help="mu")
+    parser.add_argument("--time-limit", type=float, default=900, help="seconds of training")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/addition"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "addition.jsonl"
+    log.write_text("")
+    model, loss = Recurrent(args.units), nn.MSELoss()
+    optimizer = HessianFree(
+        model.parameters(),
+        damping=args.damping,
+        structural_damping=args.structural_damping,
+        cg_max_iter=args.cg_max_iter,
+    )
+    unseen, sums = sequences(2000, args.length, torch.Generator().manual_seed(10**6))
+    spent, step = 0.0, 0
+    while spent < args.time_limit:
+        started = time.perf_counter()
+        batch, held_out = (
+            Objective(model, loss, sequences(args.sequences, args.length, generator), weight_decay=2e-5)
+            for _ in range(2)
+        )
+        curvature = batch.subsample(args.curvature_sequences, generator)
+        optimizer.step(batch, evaluation=held_out, curvature_objective=curvature)
+        spent += time.perf_counter() - started
+        step += 1
+        with torch.no_grad():
+            error = model(unseen).outputs - sums
+        wrong = float((error.abs() > WRONG).float().mean())
+        record = {"seconds": spent, "step": step, "test_squared_error": float(error.square().mean()), "wrong": wrong}
+        with log.open("a") as file:
+            file.write(json.dumps(record | {"report": optimizer.report.as_dict()}) + "\n")
+        print(
+            f"{step:4d}  {spent:6.0f} s  test squared error {record['test_squared_error']:.5f}  wrong {wrong:6.1%}  "
+            f"damping {optimizer.report.damping:.2g}  {optimizer.report.cg_iterations[0]} iterations",
+            flush=True,
+        )
+        if wrong < 1e-3:
+            print("learned")
+            break
+    draw(log, args.out / "addition.png", args.length)
+
+
+def draw(log: Path, picture: Path, length: int) -> None:
+    """Test error over seconds."""
+    import matplotlib.pyplot as plt
+
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    seconds = [record["seconds"] for record in records]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.semilogy(seconds, [record["test_squared_error"] for record in records])
+    left.axhline(1 / 6, color="grey", linestyle=":")
+    left.annotate("always answering 1", (0, 1 / 6), textcoords="offset points", xytext=(4, -12), color="grey")
+    left.set(xlabel="seconds", ylabel="squared error on unseen sequences")
+    right.plot(seconds, [100 * record["wrong"] for record in records])
+    right.set(xlabel="seconds", ylabel=f"sums off by more than {WRONG} (%)", ylim=(0, 102))
+    figure.suptitle(f"The addition task over {length} time steps", fontsize="medium")
+    figure.savefig(picture, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
