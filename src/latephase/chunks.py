@@ -185,18 +185,38 @@ def loss_reduction(loss: Any) -> str:
 
 
 def loss_normalizer(loss: Any, chunk: Chunk) -> float:
-    """What a loss with reduction "mean" divides by on this chunk.
+    """What a loss with reduction "mean" divides by on this chunk: the sum of `row_normalizers`."""
+    return float(row_normalizers(loss, chunk).sum())
+
+
+def row_normalizers(loss: Any, chunk: Chunk) -> Tensor:
+    """What each example adds to the number that a loss with reduction "mean" divides by [rows], float64.
 
     Cross-entropy: the summed class weights of the targets that count. Squared error, binary cross-entropy and their
-    kin: the number of elements. Any other loss: the number of rows.
+    kin: the number of elements. Any other loss: one.
     """
     targets = chunk.targets
-    if _is_one_of(loss, _CLASSES):
-        if targets.is_floating_point():  # class probabilities: torch divides by the number of targets
-            return targets.numel() / targets.shape[min(1, targets.dim() - 1)]
+    weight = _setting(loss, "weight", None)
+    if _is_one_of(loss, _CLASSES) and weight is not None and not targets.is_floating_point():
         counted = targets != _setting(loss, "ignore_index", -100)
-        weight = _setting(loss, "weight", None)
-        return float(counted.sum() if weight is None else weight.to(targets.device)[targets[counted]].sum())
-    if _is_one_of(loss, _ELEMENTS) and _setting(loss, "reduction", "mean") != "batchmean":
-        return float(targets.numel())
-    return float(chunk.rows)
+        weights = weight.to(targets.device)[torch.where(counted, targets, 0)]
+        return torch.where(counted, weights, 0).double().reshape(chunk.rows, -1).sum(1)
+    return row_terms(loss, chunk)
+
+
+def row_terms(loss: Any, chunk: Chunk) -> Tensor:
+    """Over how many terms of equal standing a loss with reduction "mean" takes it in each example [rows], float64.
+
+    Cross-entropy: targets that count; squared error and its kin: elements; any other loss: one.
+    """
+    targets = chunk.targets
+    each = 1.0
+    if _is_one_of(loss, _CLASSES):
+        if not targets.is_floating_point():
+            counted = targets != _setting(loss, "ignore_index", -100)
+            return counted.reshape(chunk.rows, -1).sum(1).double()
+        # Class probabilities: torch divides by the number of targets.
+        each = targets.numel() / targets.shape[min(1, targets.dim() - 1)] / chunk.rows
+    elif _is_one_of(loss, _ELEMENTS) and _setting(loss, "reduction", "mean") != "batchmean":
+        each = targets.numel() / chunk.rows
+    return torch.full((chunk.rows,), each, dtype=torch.float64, device=targets.device)

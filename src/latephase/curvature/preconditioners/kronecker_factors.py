@@ -1,0 +1,216 @@
+"""Kronecker factors of the Gauss-Newton matrix of linear and convolutional layers, by the package curvlinops."""
+
+import importlib
+import warnings
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...chunks import Chunk, cut, loss_reduction
+from ...kernels import differentiable_kernels
+from ...objective import Objective
+from ...program import LossOfOutputs
+from ..linearization import Linearization
+from ..loss_roots import hessian_root
+from .base import random_signs
+
+LAYERS = (nn.Linear, nn.Conv2d)
+
+OTHERWISE = "use the preconditioner 'ggn_diagonal' or 'nystrom'"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that gets factors.
+
+    Attributes:
+        name: of the module.
+        weight: where its weight begins in the flat vector; -1 where that is outside the space.
+        bias: the same of its bias.
+        inputs: columns of the weight as a matrix.
+        outputs: its rows.
+        joint: whether weight and bias are in one block, the bias as a column more.
+    """
+
+    name: str
+    weight: int
+    bias: int
+    inputs: int
+    outputs: int
+    joint: bool
+
+    @property
+    def columns(self) -> int:
+        """Size of the factor of the inputs; 0 where there is none."""
+        return self.inputs + self.joint if self.weight >= 0 else 0
+
+
+def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer]:
+    """The linear and two-dimensional convolutional layers whose factors curvlinops finds.
+
+    That is those that the model calls once in a pass, with one tensor, and whose parameters are no other module's.
+    Found out on up to eight examples.
+
+    Args:
+        curved: the curvature.
+        blocks: sizes of the consecutive blocks; a weight and a bias are joint where they are in the same.
+    """
+    model, space = curved.objective.model, curved.space
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    starts = dict(zip(map(id, space.parameters), accumulate([0, *space.sizes[:-1]]), strict=True))
+    ends = list(accumulate(blocks))
+    calls, found = _calls(curved.objective), []
+    for name, module in model.named_modules():
+        own = {key: p for key, p in module.named_parameters() if id(p) in starts}
+        if not isinstance(module, LAYERS) or not own or not set(own) <= {"weight", "bias"}:
+            continue
+        if calls[name] != 1 or any(owners[id(p)] > 1 for p in own.values()):
+            continue
+        weight, bias = (starts.get(id(module._parameters[key]), -1) for key in ("weight", "bias"))
+        joint = weight >= 0 and bias >= 0 and bisect_right(ends, weight) == bisect_right(ends, bias)
+        shape = module.weight.shape
+        found.append(Layer(name, weight, bias, shape[1:].numel(), shape[0], joint))
+    return found
+
+
+def _calls(objective: Objective) -> Counter[str]:
+    """How often each linear or convolutional layer is called in a pass; calls with more than a tensor count twice."""
+    calls: Counter[str] = Counter()
+
+    def count(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            calls[name] += 1 if len(arguments) == 1 and isinstance(arguments[0], Tensor) else 2
+
+        return hook
+
+    layers = [(name, module) for name, module in objective.model.named_modules() if isinstance(module, LAYERS)]
+    hooks = [module.register_forward_pre_hook(count(name)) for name, module in layers]
+    chunk = objective.chunks[0]
+    try:
+        point = {name: p.detach() for name, p in objective.model.named_parameters()}
+        with torch.no_grad(), objective.random_numbers(0):
+            objective.forward_pass(cut(chunk, 0, min(chunk.rows, 8)), point, objective.buffers())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def kronecker_factors(curved: Linearization, layers: list[Layer], probes: int, seed: int) -> list[Tensor]:
+    """Of each layer in turn the factor A of its inputs (where its weight is in the space) and B of its slopes.
+
+    A is the second moment of the inputs, a one beside them where the layer is joint. B is the sum of the second moments
+    of the slopes of u'S'outputs in the layer's outputs, with random signs u and S a square root of the loss's Hessian
+    as in `GGNDiagonal`: their expectation is that under the model's own distribution.
+
+    Args:
+        curved: the curvature.
+        layers: what `supported_layers` found.
+        probes: number of random vectors.
+        seed: of the signs.
+
+    Returns:
+        Symmetric matrices, summed over chunks and ranks.
+
+    Raises:
+        ValueError: on every rank alike, where no root of the loss's Hessian is known.
+    """
+    objective, space = curved.objective, curved.space
+    if not isinstance(objective.program, LossOfOutputs):
+        raise ValueError(f"K-FAC does not know the loss of an objective made by from_forward; {OTHERWISE}")
+    several = len(objective.chunks) * objective.reduce.size > 1
+    summed = several and loss_reduction(objective.program.loss) == "sum"
+    rows = torch.tensor(float(sum(chunk.rows for chunk in objective.chunks)), device=space.device)
+    rows = int(objective.reduce.sum([rows])[0])
+    sizes = [size for layer in layers for size in (layer.columns, layer.outputs) if size]
+
+    def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
+        run = _Probed(objective, chunk, index, (seed + index + 1_000_003 * objective.reduce.rank) % 2**63)
+        # With a sum over the examples the slopes are summed; the inputs are averaged over all data in any case.
+        found = _of_chunk(run, curved, layers, probes, probes * (rows if summed else chunk.rows))
+        factors = found or [torch.zeros(size, size, dtype=space.dtype, device=space.device) for size in sizes]
+        return torch.tensor(float(found is None), device=space.device), *factors
+
+    unknown, *factors = objective.sum(term)
+    if unknown > 0:
+        loss = getattr(objective.program.loss, "func", objective.program.loss)
+        raise ValueError(
+            "K-FAC needs a loss whose Hessian in the outputs is known and positive semi-definite: nn.CrossEntropyLoss, "
+            "nn.MSELoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss or nn.GaussianNLLLoss, with reduction 'mean' or "
+            f"'sum'; got {getattr(loss, '__name__', type(loss).__name__)}; {OTHERWISE}"
+        )
+    return factors
+
+
+def _of_chunk(
+    run: "_Probed", curved: Linearization, layers: list[Layer], probes: int, count: int
+) -> list[Tensor] | None:
+    """The factors of one chunk; None where its loss has no root."""
+    starts = {start for layer in layers for start in (layer.weight, layer.bias)}
+    space, objective = curved.space, curved.objective
+    begins = accumulate([0, *space.sizes[:-1]])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of what it imports
+        operator = importlib.import_module("curvlinops").KFACLinearOperator
+    kfac = operator(
+        run,
+        nn.MSELoss(reduction="sum"),  # its slope in `run`'s output is one
+        [p for p, start in zip(space.parameters, begins, strict=True) if start in starts],
+        [(torch.zeros(1, 1, device=space.device), torch.zeros(1, 1, device=space.device))] * probes,
+        check_deterministic=False,
+        fisher_type="empirical",
+        num_per_example_loss_terms=1,
+        separate_weight_and_bias=False,
+        num_data=count,
+    )
+    buffers = objective.buffers()
+    try:
+        with torch.enable_grad(), differentiable_kernels(objective.model):
+            kfac.compute_kronecker_factors()
+    except _Unknown:
+        return None
+    finally:
+        objective.write_buffers(buffers)
+    state, factors = kfac.state_dict(), []
+    for layer in layers:
+        name = f"model.{layer.name}" if layer.name else "model"
+        if layer.columns:
+            factors.append(state["input_covariances"][name][: layer.columns, : layer.columns])
+        factors.append(state["gradient_covariances"][name] / probes)
+    return [factor.detach().to(space.dtype) for factor in factors]
+
+
+class _Unknown(Exception):
+    """No root of the loss's Hessian is known."""
+
+
+class _Probed(nn.Module):
+    """The model with a number in place of its outputs, as curvlinops calls it: on the chunk, whatever it is given.
+
+    The number is 0.5, and its slope in the outputs S u with fresh signs u.
+    """
+
+    def __init__(self, objective: Objective, chunk: Chunk, index: int, seed: int):
+        super().__init__()
+        self.model = objective.model
+        self._objective, self._chunk, self._index = objective, chunk, index
+        self._generator = torch.Generator(next(objective.model.parameters()).device).manual_seed(seed)
+
+    def forward(self, _: Tensor) -> Tensor:
+        program = self._objective.program
+        with self._objective.random_numbers(self._index):
+            _, tree = program(self.model, self._chunk)
+        outputs = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        root = hessian_root(program.loss, outputs, self._chunk.targets)
+        if root is None:
+            raise _Unknown
+        slopes = root([random_signs(output, self._generator) for output in outputs])
+        value = torch.stack([(output * slope).sum() for output, slope in zip(outputs, slopes, strict=True)]).sum()
+        return (value - value.detach() + 0.5).reshape(1, 1)
