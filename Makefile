@@ -6,7 +6,7 @@ OUT ?= runs/digits
 # One thread per process: two test workers and two runs of a study share the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test test-all lint bench clean
+.PHONY: study test test-all lint docs bench clean
 
 study: $(VENV)/installed
 	$(BIN)/latephase study digits --out $(OUT)
@@ -21,6 +21,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The pages are read anew each time (-E): one that has not changed would keep its warnings to itself.
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -M html docs docs/_build -W --keep-going -E -q
+	@echo "docs/_build/html/index.html"
 
 bench: $(VENV)/peers
 	$(BIN)/latephase bench --out runs/bench
@@ -38,5 +43,9 @@ $(VENV)/peers: $(VENV)/installed benchmarks/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --requirement benchmarks/requirements.txt
 	touch $@
 
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis build dist

@@ -2,5 +2,17 @@
 
 from .linearization import Linearization, linearize
 from .operator import block_diagonal, damped, dense
+from .preconditioners import KFAC, EmpiricalFisher, GGNDiagonal, Nystrom, Preconditioner
 
-__all__ = ["Linearization", "block_diagonal", "damped", "dense", "linearize"]
+__all__ = [
+    "KFAC",
+    "EmpiricalFisher",
+    "GGNDiagonal",
+    "Linearization",
+    "Nystrom",
+    "Preconditioner",
+    "block_diagonal",
+    "damped",
+    "dense",
+    "linearize",
+]

@@ -39,6 +39,12 @@ class Carried:
     def damping(self, value: float) -> None:
         self._first["damping"] = float(value)
 
+    def count_rise(self, rose: bool) -> int:
+        """How many steps in a row the damping has risen, this one included."""
+        rises = self._first.get("rises", 0) + 1 if rose else 0
+        self._first["rises"] = rises
+        return rises
+
     def start(self, space: ParameterSpace) -> Tensor | None:
         """The last solution of conjugate gradients [P], zero for parameters that have none; None if none has one."""
         if not any("x0" in self._state[p] for p in space.parameters):

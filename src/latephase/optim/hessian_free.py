@@ -16,7 +16,7 @@ from ..curvature.preconditioners import Preconditioner
 from ..curvature.preconditioners import preconditioner as find_preconditioner
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from ..solve import levenberg_marquardt
+from .adaptation import adapt_damping
 from .carried import Carried, restore_dtypes
 from .local_model import LocalModel, solve
 from .options import check_groups, check_number, check_objective, per_parameter, trainable_size
@@ -72,6 +72,10 @@ class HessianFree(Optimizer):
             arrives at a bound. Default 1e-12 to 1e12.
         reduction_ratio: "undamped" (default, Martens' own program) or "damped": which quadratic model predicts the
             change. The damped one predicts less, so that ratios are higher and the damping falls sooner.
+        ratio_data: on which data the reduction ratio takes the actual change: "evaluation" (default; as candidate and
+            step size) or "objective", the data of the model that predicts it, at one more forward pass. Late in
+            training the first may stay below 1/4 whatever the damping is, since a batch's gradient is mostly noise to
+            other data; the damping then rises until steps are tiny. Sutskever's program takes the second.
         structural_damping: mu: the curvature gains lambda mu J_h' phi'(h) J_h for hidden units h of a recurrent
             network, whose model returns `WithHidden` (Martens and Sutskever 2011, Section 3; they take 1/30). It counts
             as curvature in the reduction ratio, as in Sutskever's program. Default 0, none.
@@ -115,6 +119,7 @@ class HessianFree(Optimizer):
         damping_factors: tuple[float, float] = (2 / 3, 3 / 2),
         damping_range: tuple[float, float] = (1e-12, 1e12),
         reduction_ratio: str = "undamped",
+        ratio_data: str = "evaluation",
         structural_damping: float = 0.0,
         max_step_norm: float | None = None,
         debias: bool = False,
@@ -179,7 +184,7 @@ class HessianFree(Optimizer):
             self._carried.forget_estimate()
             for each in objectives:
                 each.check_data()
-        outcome = judge(model, evaluation, options, per_parameter(self.param_groups, "lr", space))
+        outcome = judge(model, objective, evaluation, options, per_parameter(self.param_groups, "lr", space))
         self._settle(model, outcome, objective)
         self._carried.remember(curvature_objective)
         self.report = StepReport(
@@ -249,25 +254,9 @@ class HessianFree(Optimizer):
             objective.write_buffers(model.buffers)
         self._carried.keep_start(model.space, None if outcome.vector is None else model.cg.solution)
         if self.param_groups[0]["adapt_damping"] and model.damping > 0 and not math.isnan(outcome.ratio):
-            self._adapt_damping(model.damping, outcome.ratio)
-
-    def _adapt_damping(self, used: float, ratio: float) -> None:
-        """The damping of the next step by Levenberg and Marquardt's rule; a warning where it arrives at a bound."""
-        options = self.param_groups[0]
-        low, high = options["damping_range"]
-        damping = levenberg_marquardt(
-            used,
-            ratio,
-            thresholds=options["damping_thresholds"],
-            factors=options["damping_factors"],
-            bounds=(low, high),
-        )
-        self._carried.damping = damping
-        if damping != used and damping in (low, high):
-            why = "the model predicts so well that nothing needs to hold it back"
-            if damping == high:
-                why = "the model keeps failing on the evaluation data and steps are tiny: enlarge the batch, or stop"
-            warnings.warn(f"the damping has arrived at the bound {damping:.3g} of damping_range: {why}", stacklevel=5)
+            warning = adapt_damping(self._carried, model.damping, outcome.ratio, self.param_groups[0])
+            if warning is not None:
+                warnings.warn(warning, stacklevel=4)
 
     def _blocks(self, space: ParameterSpace) -> tuple[list[int], list[float]]:
         """Size and tolerance of each block: the param groups that can move, or all of them as one."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -159,9 +158,17 @@ def solve(
 
 def _over(curved: Linearization, objective: Objective) -> Any:
     """What a preconditioner gets: the products, and the objective without the term of structural damping."""
-    if curved.objective is objective:
-        return curved
-    return SimpleNamespace(objective=objective, space=curved.space, matvec=curved.matvec, curvature=curved.curvature)
+    return curved if curved.objective is objective else _Over(curved, objective)
+
+
+class _Over:
+    """A linearisation with another objective: everything else is the linearisation's."""
+
+    def __init__(self, curved: Linearization, objective: Objective):
+        self._curved, self.objective = curved, objective
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._curved, name)
 
 
 def _may_be_captured(curved: Linearization, block_diagonal: bool) -> bool:

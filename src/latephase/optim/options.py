@@ -15,6 +15,7 @@ CHOICES = {
     "cg_stopping": ("martens", "residual"),
     "nonpositive_curvature": ("truncate", "ignore", "absolute"),
     "reduction_ratio": ("undamped", "damped"),
+    "ratio_data": ("evaluation", "objective"),
 }
 FLAGS = ("adapt_damping", "line_search", "cg_backtracking", "block_diagonal", "compile", "iterates_on_host", "debias")
 NONNEGATIVE = ("lr", "damping", "damping_scale", "cg_decay_x0", "cg_tolerance", "structural_damping")
@@ -90,8 +91,13 @@ def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: a global option differs between groups.
     """
-    for group in groups:
+    for index, group in enumerate(groups):
         check_options(group)
+        if "preconditioner" in group:
+            raise ValueError(
+                f"preconditioner must be the same for all param groups: take it out of group {index}, and give it to "
+                "HessianFree(..., preconditioner=...)"
+            )
     first = groups[0]
     for name in (*CHOICES, *FLAGS, *NONNEGATIVE, *PAIRS, *OTHERS):
         may_differ = name in PER_GROUP and (name != "cg_tolerance" or first["block_diagonal"])

@@ -62,7 +62,9 @@ class Trials:
         return float(self.objective.value(self.space.named(self.point(p.to(self.space.device)))))
 
 
-def judge(model: LocalModel, evaluation: Objective, options: Mapping[str, Any], lr: float | Tensor) -> Outcome:
+def judge(
+    model: LocalModel, objective: Objective, evaluation: Objective, options: Mapping[str, Any], lr: float | Tensor
+) -> Outcome:
     """Choose candidate and step size by the evaluation objective; nothing is written.
 
     Candidates longer than `max_step_norm` are scaled back to it first, so that the reduction ratio is that of what was
@@ -71,6 +73,7 @@ def judge(model: LocalModel, evaluation: Objective, options: Mapping[str, Any], 
 
     Args:
         model: the quadratic model with its candidates.
+        objective: gives the actual change of the reduction ratio where `ratio_data` says so.
         evaluation: gives the losses.
         options: of the optimizer.
         lr: of the param groups, one number or one per parameter [P].
@@ -97,7 +100,10 @@ def judge(model: LocalModel, evaluation: Objective, options: Mapping[str, Any], 
     if length == 0:
         return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, model.cg.indices[chosen])
     telling = not abs(predicted) <= ROUNDING * torch.finfo(model.loss.dtype).eps * abs(loss)
-    ratio = reduction_ratio(candidate_loss - loss, predicted) if telling else math.nan
+    change = candidate_loss - loss
+    if options["ratio_data"] == "objective" and evaluation is not objective and telling:
+        change = Trials(objective, model.space).value(candidate) - float(model.loss)
+    ratio = reduction_ratio(change, predicted) if telling else math.nan
     known = candidate_loss if direction is candidate else None
     if options["line_search"]:
         search = armijo(lambda alpha: trials.value(alpha * direction), loss, slope, known=known)

@@ -1,4 +1,19 @@
-"""Preconditioners of the Hessian-free step, by name or as objects with settings of their own."""
+"""Preconditioners of the Hessian-free step, by name or as objects with settings of their own.
+
+Which of them helps is a matter of the network. Iterations of conjugate gradients to |r|/|b| = 1e-3, geometric means
+over systems with damping 1e-1 and 1e-3 (perceptrons: 1e-5 too), early and late in training, each method with its
+defaults (K-FAC with exact damping):
+
+    network                                     none  Fisher  GGN  Nystrom  K-FAC
+    perceptrons, inputs of unequal scales (36)   144      96   97      108     68
+    autoencoder of small digits (4)               10      10   11       10      9
+    small convolutional network (4)               29      35   38       10     60
+    one layer of attention (4)                    95     150  145       34    202
+
+Diagonals and K-FAC undo bad scales of inputs and layers. Where weights are shared over positions they do harm, since
+they leave out what the positions have in common; Nystrom's method did none on these, and costs 21 products every tenth
+step.
+"""
 
 from .base import Apply, Estimate, Preconditioner
 from .empirical_fisher import EmpiricalFisher

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...chunks import _CLASSES, Chunk, _is_one_of, _setting, loss_reduction, row_normalizers, row_terms
+from ...chunks import Chunk, cut, loss_reduction, row_normalizers, row_terms
 from ...objective import Objective
 from ...program import LossOfOutputs
 from ..linearization import Linearization
 from .base import Apply, Estimate, Preconditioner, check_exponent, check_whole, decay_of, diagonal_inverse
-from .example_gradients import squared_gradients
+from .example_gradients import running_statistics, squared_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,17 @@ class EmpiricalFisher(Preconditioner):
     w_i the example's weight in the objective: with independent terms this has the scale of the Gauss-Newton matrix of
     the same objective, whether the loss takes a mean or a sum. With one term an example it is sum_i w_i g_i^2.
 
-    Costs about two gradients where `torch.func.vmap` takes the model; what it refuses goes example by example, and a
-    warning says so. Batch norm in training mode ties the examples together; it runs on its running statistics here.
-    With dropout each example has a mask of its own. There are no examples in an objective made by `from_forward`.
+    Linear layers with inputs [rows, columns] cost one gradient. The gradients in other parameters are computed one by
+    one in one pass (`torch.func.vmap`), at about two gradients for a convolutional network; what vmap refuses, such as
+    recurrent layers, goes example by example, at the cost of a small gradient each, and a warning says so. Batch norm
+    in training mode ties the examples together; it runs on its running statistics here. With dropout each example has
+    a mask of its own. There are no examples in an objective made by `from_forward`.
 
     Attributes:
         exponent: of the whole diagonal, > 0 and <= 1. Default 0.75, Martens' choice.
         every: steps after which D is estimated anew. Default 1.
-        chunk: examples whose gradients are computed and held at once. Default: as many as fit into a quarter of the
-            free memory, at most 256.
+        chunk: examples whose gradients are held at once where they are computed one by one. Default: as many as a
+            quarter of the free memory and 256 MiB hold, at most 128.
 
     Raises:
         ValueError: a setting that is none.
@@ -64,55 +66,59 @@ class EmpiricalFisher(Preconditioner):
             )
         reduction = _reduction(objective)
 
-        def term(chunk: Chunk, index: int) -> tuple[Tensor, Tensor]:
-            weights = _weights(objective.program.loss, chunk, reduction)
-            return squared_gradients(objective, space, chunk, weights, index, self.chunk)
+        def term(chunk: Chunk, index: int) -> tuple[Tensor]:
+            weights, shares = _weights(objective.program.loss, chunk, reduction)
+            return (squared_gradients(objective, space, chunk, weights, shares, index, self.chunk),)
 
-        squares, losses = objective.sum(term)
-        if reduction is None:  # one chunk of one rank
-            squares = squares * _factor(float(losses), float(curved.loss - objective.weight_decay.value()), objective)
-        return {"diagonal": squares.add_(decay_of(curved))}
+        return {"diagonal": objective.sum(term)[0].add_(decay_of(curved))}
 
     def inverse(self, estimate: Estimate, damping: float | Tensor, blocks: Sequence[int]) -> Apply:
         """R -> (D + wd + lambda)^-exponent r, with the floor of `diagonal_inverse`."""
         return diagonal_inverse(estimate["diagonal"], damping, self.exponent, blocks)
 
 
-def _reduction(objective: Objective) -> str | None:
-    """How the loss reduces its examples; None where it does not say and need not."""
-    try:
-        return loss_reduction(objective.program.loss)
-    except ValueError:
-        if len(objective.chunks) * objective.reduce.size > 1:
-            raise
-        return None
+def _reduction(objective: Objective) -> str:
+    """How the loss reduces its examples, "mean" or "sum"; a loss that need not say is asked by its values.
 
-
-def _weights(loss: object, chunk: Chunk, reduction: str | None) -> Tensor:
-    """The factor on each example's squared gradient in the chunk's D [rows]; zero where no target counts."""
-    terms, normalizers = row_terms(loss, chunk) / _term_weight(loss), row_normalizers(loss, chunk)
-    if reduction == "sum":  # the gradient is that of normalizer times mean
-        weights = terms / normalizers
-    elif reduction == "mean":
-        weights = terms * normalizers / normalizers.sum()
-    else:
-        weights = torch.full_like(terms, 1 / chunk.rows)
-    return torch.where(normalizers > 0, weights, 0)
-
-
-def _term_weight(loss: object) -> float:
-    """What a term of an example counts for, where the loss weighs elements: the mean weight, each by itself."""
-    weight = _setting(loss, "weight", None)
-    if weight is None or not torch.is_tensor(weight) or _is_one_of(loss, _CLASSES):
-        return 1.0
-    weight = weight.double()
-    return float(weight.square().sum() / weight.sum())
-
-
-def _factor(losses: float, loss: float, objective: Objective) -> float:
-    """On the mean of the squares: 1 where the loss is a mean over its examples, their number where it is a sum.
-
-    A loss that does not say is asked by its value, which is compared with the sum of the examples' losses.
+    Raises:
+        ValueError: there are several chunks or ranks, and the loss does not say.
     """
-    rows = objective.chunks[0].rows
-    return float(rows) if math.fabs(losses - loss) < math.fabs(losses / rows - loss) else 1.0
+    loss, chunk = objective.program.loss, objective.chunks[0]
+    several = len(objective.chunks) * objective.reduce.size > 1
+    if several or _says(loss) or chunk.rows == 1:
+        return loss_reduction(loss) if several or _says(loss) else "mean"
+    point = {name: p.detach() for name, p in objective.model.named_parameters()}
+    half = chunk.rows // 2
+    bounds = ((0, chunk.rows), (0, half), (half, chunk.rows))
+    values = []
+    with torch.enable_grad(), running_statistics(objective.model):
+        for start, stop in bounds:
+            with objective.random_numbers(0):
+                loss, _ = objective.forward_pass(cut(chunk, start, stop), point, objective.buffers())
+            values.append(float(loss))
+    whole, first, second = values
+    mean = (half * first + (chunk.rows - half) * second) / chunk.rows
+    return "sum" if math.fabs(first + second - whole) < math.fabs(mean - whole) else "mean"
+
+
+def _says(loss: object) -> bool:
+    """Whether the loss says how it reduces its examples."""
+    try:
+        loss_reduction(loss)
+    except ValueError:
+        return False
+    return True
+
+
+def _weights(loss: object, chunk: Chunk, reduction: str) -> tuple[Tensor, Tensor]:
+    """Factor on each example's squared gradient in the chunk's D, and on its loss in the chunk's loss, both [rows].
+
+    The first is zero where no target counts.
+    """
+    terms, normalizers = row_terms(loss, chunk), row_normalizers(loss, chunk)
+    if reduction == "sum":  # an example's loss is that of a mean times its normalizer
+        shares, weights = torch.ones_like(terms), terms / normalizers
+    else:
+        shares = normalizers / normalizers.sum()
+        weights = terms * shares
+    return torch.where(normalizers > 0, weights, 0), shares

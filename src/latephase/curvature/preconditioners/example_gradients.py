@@ -4,11 +4,10 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad_and_value, vmap
+from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -16,12 +15,13 @@ from ...chunks import Chunk, cut
 from ...memory import available
 from ...objective import Objective
 from ...parameters import ParameterSpace
+from .dense_layers import dense_squares
 
 COPIES = 4
 """Copies of an example's gradient that are alive at once: the gradient, its flat form, its square, and one to spare."""
 
-MOST_ROWS = 256
-"""Examples from which larger pieces gain no more speed."""
+MOST_ROWS, MOST_BYTES = 128, 2**28
+"""Examples, and memory, from which larger pieces gain no more speed: on a CPU fresh memory costs more than it saves."""
 
 _refused: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 """Models that `torch.func.vmap` has refused."""
@@ -29,57 +29,62 @@ _refused: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 _warned = False
 
 
-class Squares(NamedTuple):
-    """Weighted sum of squared gradients [P], and the sum of the examples' losses (scalar)."""
-
-    squares: Tensor
-    losses: Tensor
-
-
 def squared_gradients(
-    objective: Objective, space: ParameterSpace, chunk: Chunk, weights: Tensor, index: int, piece: int | None
-) -> Squares:
-    """Sum over a chunk's examples of weight times squared gradient.
+    objective: Objective,
+    space: ParameterSpace,
+    chunk: Chunk,
+    weights: Tensor,
+    shares: Tensor,
+    index: int,
+    piece: int | None,
+) -> Tensor:
+    """Sum over a chunk's examples of weight times squared gradient [P].
 
-    The gradients of a piece of the data come from one pass by `torch.func.vmap`; what vmap refuses (control flow that
-    depends on data, most recurrent layers) goes example by example. Examples of weight zero are left out.
+    Linear layers with inputs [rows, columns] take one gradient of the whole chunk (`dense_squares`). The gradients in
+    other parameters come, for a piece of the data, from a pass by `torch.func.vmap`; what vmap refuses (control flow
+    that depends on data, most recurrent layers) goes example by example. Examples of weight zero are left out there.
 
     Args:
         objective: of the chunk; each example is the objective's program on a batch of one.
         space: the parameters.
         chunk: the data.
         weights: of the examples [rows].
+        shares: factor on each example's loss in the chunk's loss [rows]; positive where the weight is.
         index: the chunk's number, for its random numbers.
-        piece: examples of one pass. Default: as many as fit into a quarter of the free memory, at most 256.
+        piece: examples of one pass. Default: see `rows_at_once`.
 
     Raises:
         ValueError: batch norm that has no running statistics.
     """
-    rows = rows_at_once(objective, space) if piece is None else piece
     kept = weights.nonzero().flatten()
-    constants = {name: p.detach() for name, p in objective.model.named_parameters()}
-    squares = torch.zeros(space.size, dtype=space.dtype, device=space.device)
-    losses = torch.zeros((), dtype=space.dtype, device=space.device)
-    with running_statistics(objective.model), torch.enable_grad(), objective.random_numbers(index):
-        for some in kept.split(rows) if len(kept) else ():
-            own = _rows(chunk, some)
-            gradients, values = _example_gradients(objective, space, own, constants)
-            start, scale = 0, weights[some].to(space.device, space.dtype)
-            for gradient, size in zip(gradients, space.sizes, strict=True):
-                wide = gradient.to(space.dtype).reshape(own.rows, size).square()
-                squares[start : start + size] += scale @ wide
-                start += size
-            losses += values.sum().to(space.dtype)
-    return Squares(squares, losses)
+    with running_statistics(objective.model):
+        if not len(kept):
+            return torch.zeros(space.size, dtype=space.dtype, device=space.device)
+        factors = torch.where(weights > 0, weights / shares.square(), 0)
+        squares = dense_squares(objective, space, chunk, factors, index)
+        names = [name for name in space.names if name not in squares]
+        sizes = dict(zip(space.names, space.sizes, strict=True))
+        squares |= {name: torch.zeros(sizes[name], dtype=space.dtype, device=space.device) for name in names}
+        rows = rows_at_once(objective, space, sum(sizes[name] for name in names)) if piece is None else piece
+        with torch.enable_grad(), objective.random_numbers(index):
+            for some in kept.split(rows) if names else ():
+                scale = weights[some].to(space.device, space.dtype)
+                gradients = _example_gradients(objective, names, _rows(chunk, some))
+                for name, gradient in zip(names, gradients, strict=True):
+                    squares[name] += scale @ gradient.to(space.dtype).reshape(len(some), -1).square()
+    return space.flatten([squares[name] for name in space.names])
 
 
-def rows_at_once(objective: Objective, space: ParameterSpace) -> int:
-    """How many examples' gradients fit into a quarter of the free memory, or into the objective's `memory_limit`."""
-    limit = available(space.device) // 4
+def rows_at_once(objective: Objective, space: ParameterSpace, size: int) -> int:
+    """How many examples' gradients in so many parameters are held at once.
+
+    As many as fit into a quarter of the free memory, the objective's `memory_limit` and 256 MiB, and at most 128.
+    """
+    limit = min(available(space.device) // 4, MOST_BYTES)
     if objective.memory_limit is not None:
         limit = min(limit, objective.memory_limit)
-    each = COPIES * space.size * torch.finfo(space.dtype).bits // 8
-    return max(1, min(limit // each, MOST_ROWS))
+    each = COPIES * size * torch.finfo(space.dtype).bits // 8
+    return max(1, min(limit // max(each, 1), MOST_ROWS))
 
 
 @contextlib.contextmanager
@@ -118,21 +123,20 @@ def _rows(chunk: Chunk, rows: Tensor) -> Chunk:
     return Chunk(inputs, targets, len(rows))
 
 
-def _example_gradients(
-    objective: Objective, space: ParameterSpace, chunk: Chunk, constants: dict[str, Tensor]
-) -> tuple[list[Tensor], Tensor]:
-    """Gradients of the single examples, each parameter's as [rows, ...], and their losses [rows]."""
-    if objective.model not in _refused:
-        try:
-            return _at_once(objective, space, chunk, constants)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a transform may raise: the loop tells whether the program itself is wrong
-            found = _one_by_one(objective, space, chunk, constants)
-            _refused.add(objective.model)
-            _warn(objective.model, error)
-            return found
-    return _one_by_one(objective, space, chunk, constants)
+def _example_gradients(objective: Objective, names: list[str], chunk: Chunk) -> list[Tensor]:
+    """Gradients of the single examples in the named parameters, each as [rows, ...]."""
+    constants = {name: p.detach() for name, p in objective.model.named_parameters()}
+    if objective.model in _refused:
+        return _one_by_one(objective, names, chunk, constants)
+    try:
+        return _at_once(objective, names, chunk, constants)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a transform may raise: the loop tells whether the program itself is wrong
+        found = _one_by_one(objective, names, chunk, constants)
+        _refused.add(objective.model)
+        _warn(objective.model, error)
+        return found
 
 
 def _warn(model: nn.Module, error: Exception) -> None:
@@ -148,7 +152,7 @@ def _warn(model: nn.Module, error: Exception) -> None:
         )
 
 
-def _at_once(objective, space, chunk, constants) -> tuple[list[Tensor], Tensor]:
+def _at_once(objective, names, chunk, constants) -> list[Tensor]:
     leaves, form = tree_flatten((chunk.inputs, chunk.targets))
     batched = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dim()]
 
@@ -159,21 +163,20 @@ def _at_once(objective, space, chunk, constants) -> tuple[list[Tensor], Tensor]:
         inputs, targets = tree_unflatten(filled, form)
         return objective.forward_pass(Chunk(inputs, targets, 1), constants | point, objective.buffers())[0]
 
-    each = vmap(grad_and_value(loss_of), in_dims=(None, *[0] * len(batched)), randomness="different")
+    each = vmap(grad(loss_of), in_dims=(None, *[0] * len(batched)), randomness="different")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's own loop over an operator
-        gradients, losses = each({name: constants[name] for name in space.names}, *[leaves[i] for i in batched])
-    return [gradients[name].detach() for name in space.names], losses.detach()
+        gradients = each({name: constants[name] for name in names}, *[leaves[i] for i in batched])
+    return [gradients[name].detach() for name in names]
 
 
-def _one_by_one(objective, space, chunk, constants) -> tuple[list[Tensor], Tensor]:
-    found, losses = [], []
+def _one_by_one(objective, names, chunk, constants) -> list[Tensor]:
+    found = []
     for row in range(chunk.rows):
-        point = {name: constants[name].detach().requires_grad_() for name in space.names}
+        point = {name: constants[name].detach().requires_grad_() for name in names}
         loss, _ = objective.forward_pass(cut(chunk, row, row + 1), constants | point, objective.buffers())
         gradients = [torch.zeros_like(leaf) for leaf in point.values()]
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, list(point.values()), materialize_grads=True)
-        found.append([gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients])
-        losses.append(loss.detach())
-    return [torch.stack(each) for each in zip(*found, strict=True)], torch.stack(losses)
+        found.append(gradients)
+    return [torch.stack(each) for each in zip(*found, strict=True)]

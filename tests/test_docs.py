@@ -1,0 +1,74 @@
+"""The pages: their code runs as printed, every option and public name has its place, and links lead somewhere."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import latephase
+from latephase import HessianFree
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+FENCE = re.compile(r"^```python *([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+
+
+def code_of(page: str) -> list[tuple[int, str]]:
+    """Line number and text of each fence that is to be run; "```python not run" is how one says that it is not."""
+    found = []
+    for fence in FENCE.finditer(PAGES[page]):
+        assert fence[1] in ("", "not run"), f"{page}: python {fence[1]}"
+        if not fence[1]:
+            found.append((PAGES[page].count("\n", 0, fence.start(2)), fence[2]))
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)])
+def test_the_code_of_a_page_runs_as_printed(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    with torch.random.fork_rng(devices=[]):
+        for line, code in code_of(page):
+            exec(compile("\n" * line + code, str(DOCS / f"{page}.md"), "exec"), namespace)
+
+
+def test_there_is_code_to_run():
+    counts = {page: len(code_of(page)) for page in PAGES}
+    for page in ("guide", "options", "damping", "preconditioners", "recurrent", "logging", "diagnostics"):
+        assert counts[page] > 0, page
+    assert sum(text.count("```python") for text in PAGES.values()) == sum(
+        len(FENCE.findall(text)) for text in PAGES.values()
+    )
+
+
+def test_every_option_has_its_place():
+    headings = set(re.findall(r"^### `(\w+)`$", PAGES["options"], flags=re.MULTILINE))
+    assert headings == {*inspect.signature(HessianFree).parameters} - {"params"} | {"damping_scale"}
+
+
+def test_defaults_are_those_of_the_code():
+    stated = dict(re.findall(r"^### `(\w+)`\n\n.*?\*\*Default\s+`?([^`*]+?)`?\*\*", PAGES["options"], re.DOTALL | re.M))
+    for name, parameter in inspect.signature(HessianFree).parameters.items():
+        if name != "params":
+            assert eval(stated[name], {}) == parameter.default, name
+
+
+@pytest.mark.parametrize("name", latephase.__all__)
+def test_every_public_name_is_in_the_reference(name):
+    assert re.search(rf"^\.\. auto(class|function):: {name}$", PAGES["api"], flags=re.MULTILINE)
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = re.findall(
+        r"^(\w+)$", "".join(re.findall(r"```{toctree}(.*?)```", PAGES["index"], re.DOTALL)), re.MULTILINE
+    )
+    assert sorted(listed) == sorted({*PAGES} - {"index"})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", PAGES[page])
+    for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", text):
+        assert not target or (DOCS / target).exists(), target
