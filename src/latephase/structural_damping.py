@@ -40,15 +40,25 @@ def structurally_damped(objective: Objective, coefficient: float) -> Objective:
         ValueError: the objective is made by `from_forward`.
     """
     if not isinstance(objective.program, LossOfOutputs):
-        raise ValueError("structural_damping does not work with an objective made by from_forward")
+        raise ValueError(
+            "structural_damping does not work with an objective made by from_forward, which cannot tell hidden "
+            "units from outputs; write Objective(model, loss, data) with a model or `forward` that returns WithHidden"
+        )
     damped = copy.copy(objective)
     device = next(objective.model.parameters()).device
-    strength = torch.tensor(coefficient, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    weights = objective.weights  # of the chunks as they are; kept, since they are cached
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    mean = _setting(objective.program.loss, "reduction", "mean") != "sum"
+    (rows,) = objective.reduce.sum([torch.tensor(float(sum(c.rows for c in objective.chunks)), device=device)])
     damped.program = _StructuralProgram(objective.program)
-    # A tensor beside the targets, and not a number, so that one trace serves every damping.
-    damped.chunks = [Chunk(chunk.inputs, (chunk.targets, strength), chunk.rows) for chunk in objective.chunks]
-    damped.weights = weights
+    damped.chunks, damped.weights = [], []
+    for chunk, weight in zip(objective.chunks, objective.weights, strict=True):
+        # All rows count alike in the term, whatever their weight in the loss. Tensors beside the targets, and not
+        # numbers, so that one trace serves every damping; a chunk none of whose targets counts has no loss.
+        share = chunk.rows / float(rows) if mean else 1.0
+        numbers = [coefficient / chunk.rows if mean else coefficient, *([weight / share] if weight else [])]
+        tensors = (torch.tensor(number, dtype=wide, device=device) for number in numbers)
+        damped.chunks.append(Chunk(chunk.inputs, (chunk.targets, *tensors), chunk.rows))
+        damped.weights.append(share)
     return damped
 
 
@@ -76,15 +86,17 @@ class _StructuralLoss:
 
     def __init__(self, program: LossOfOutputs):
         self.program = program
-        self.mean = _setting(program.loss, "reduction", "mean") != "sum"
 
-    def __call__(self, outputs: WithHidden, targets: tuple[Tensor, Tensor]) -> Tensor:
-        own, strength = targets
-        loss = self.program._loss(outputs.outputs, own)
+    def __call__(self, outputs: WithHidden, targets: tuple[Tensor, ...]) -> Tensor:
+        own, strength, *factor = targets
         hidden = outputs.pre_activations
-        for h in hidden if isinstance(hidden, (tuple, list)) else (hidden,):
+        hidden = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden,)
+        loss = hidden[0].new_zeros(())
+        if factor:
+            loss = self.program._loss(outputs.outputs, own)
+            loss = loss * factor[0].to(loss.dtype)
+        for h in hidden:
             here = h.detach()
             slopes = SLOPES[outputs.nonlinearity](here)
-            scale = strength.to(h.dtype) / (2 * own.shape[0] if self.mean else 2)
-            loss = loss + scale * (slopes * (h - here).square()).sum()
+            loss = loss + strength.to(h.dtype) / 2 * (slopes * (h - here).square()).sum()
         return loss

@@ -77,6 +77,71 @@ def test_backtracking_never_prefers_a_nonfinite_candidate():
     assert (index, loss) == (2, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("values", "staying", "chosen", "evaluations"),
+    [
+        ([0.5, 5.0, 6.0], 1.0, 0, 3),
+        ([0.5, 6.0, 5.0], 1.0, 0, 3),
+        ([0.9, 0.5, 6.0, 5.0], 1.0, 1, 4),
+        ([0.1, 0.9, 0.5, 6.0], 1.0, 2, 3),
+        ([0.5, NAN, 3.0, INF, 5.0], 1.0, 0, 5),
+        ([0.5, 2.0, math.nextafter(1.0, 0.0)], 1.0, 2, 2),
+        ([0.5, 2.0, math.nextafter(1.0, 2.0)], 1.0, 0, 3),
+        ([4.0, 2.0, 3.0], 1.0, 1, 3),
+        ([2.0, 3.0, 4.0], 1.0, 0, 3),
+        ([4.0, 3.0, 2.0], 1.0, 2, 3),
+        ([NAN, 3.0, INF], 1.0, 1, 3),
+        ([2.0], 1.0, 0, 1),
+    ],
+    ids=[
+        "falling_until_better_than_staying",
+        "past_a_worsening_that_is_worse_than_staying",
+        "stops_once_it_was_better",
+        "does_not_look_beyond_a_worsening",
+        "past_what_is_not_finite",
+        "a_rounding_below_is_better",
+        "a_rounding_above_is_worse",
+        "all_worse_the_best_is_inside",
+        "all_worse_the_best_is_first",
+        "all_worse_the_best_is_last",
+        "all_worse_or_not_finite",
+        "a_single_one",
+    ],
+)
+def test_backtracking_passes_over_what_is_worse_than_staying(values, staying, chosen, evaluations):
+    value = Candidates(values)
+    assert backtrack(value, len(values), staying) == (chosen, values[chosen], evaluations)
+    assert value.calls == list(range(len(values) - 1, len(values) - 1 - evaluations, -1))
+
+
+@PROPERTY
+@given(
+    st.lists(st.one_of(st.integers(0, 9).map(float), st.sampled_from([NAN, INF])), min_size=1, max_size=12),
+    st.one_of(st.integers(0, 9).map(lambda i: i + 0.5), st.just(INF)),
+)
+def test_backtracking_with_staying_is_the_walk_by_definition(values, staying):
+    """From the end: the first that is not worse than staying, and from there on for as long as the loss falls."""
+    value = Candidates(values)
+    index, loss, evaluations = backtrack(value, len(values), staying)
+    assert value.calls == list(range(len(values) - 1, len(values) - 1 - evaluations, -1))
+    good = [i for i, v in enumerate(values) if math.isfinite(v) and v < staying]
+    if good:
+        expected = good[-1]
+        while expected > 0 and values[expected - 1] < values[expected]:
+            expected -= 1
+        assert (index, loss) == (expected, values[expected])
+        assert evaluations == len(values) - max(expected - 1, 0)
+        return
+    assert evaluations == len(values)
+    finite = [v for v in values if math.isfinite(v)]
+    assert (loss == values[index] == min(finite)) if finite else not math.isfinite(loss)
+
+
+def test_staying_is_infinite_by_default():
+    for values in ([5.0, 6.0, 5.0], [1.0, 2.0], [NAN, 7.0, INF]):
+        assert backtrack(Candidates(values), len(values)) == backtrack(Candidates(values), len(values), INF)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reduction ratio and Levenberg-Marquardt
 
@@ -129,6 +194,77 @@ def test_levenberg_marquardt(ratio, factor, damping):
     assert levenberg_marquardt(damping, ratio) == pytest.approx(damping * factor, rel=1e-15, abs=0.0)
     if factor == 1.0:
         assert levenberg_marquardt(damping, ratio) == damping
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "ratio", "expected"),
+    [
+        ((0.1, 0.9), 0.2, 1.0),
+        ((0.1, 0.9), 0.05, 4.0),
+        ((0.1, 0.9), 0.95, 0.5),
+        ((0.5, 0.5), 0.5, 1.0),
+        ((0.5, 0.5), math.nextafter(0.5, 0.0), 4.0),
+        ((0.5, 0.5), math.nextafter(0.5, 1.0), 0.5),
+        ((-1.0, 2.0), -0.5, 1.0),
+        ((-1.0, 2.0), -1.5, 4.0),
+        ((-1.0, 2.0), NAN, 4.0),
+        ((-1.0, 2.0), -INF, 4.0),
+        ((-1.0, 2.0), INF, 0.5),
+    ],
+)
+def test_levenberg_marquardt_thresholds(thresholds, ratio, expected):
+    assert levenberg_marquardt(1.0, ratio, thresholds=thresholds, factors=(0.5, 4.0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("damping", "ratio", "expected"),
+    [
+        (1.0, 0.9, 0.75),  # 0.5 would be below the least
+        (1.0, 0.1, 1.5),  # 4.0 would be above the greatest
+        (1.0, 0.5, 1.0),
+        (0.75, 0.9, 0.75),
+        (1.5, 0.1, 1.5),
+        (0.75, 0.1, 1.5),
+        (1.5, 0.9, 0.75),
+        (1.5, NAN, 1.5),
+    ],
+)
+def test_levenberg_marquardt_bounds(damping, ratio, expected):
+    options = {"factors": (0.5, 4.0), "bounds": (0.75, 1.5)}
+    assert levenberg_marquardt(damping, ratio, **options) == expected
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+@PROPERTY
+@given(
+    damping=st.floats(1e-12, 1e12),
+    ratio=st.one_of(FINITE, st.sampled_from([NAN, INF, -INF])),
+    thresholds=st.tuples(FINITE, FINITE).map(lambda pair: tuple(sorted(pair))),
+    factors=st.tuples(st.floats(0.01, 1.0), st.floats(1.0, 100.0)),
+    bounds=st.tuples(st.floats(1e-12, 1e12), st.floats(1e-12, 1e12)).map(lambda pair: tuple(sorted(pair))),
+)
+def test_levenberg_marquardt_by_definition(damping, ratio, thresholds, factors, bounds):
+    after = levenberg_marquardt(damping, ratio, thresholds=thresholds, factors=factors, bounds=bounds)
+    assert bounds[0] <= after <= bounds[1]
+    factor = factors[0] if ratio > thresholds[1] else 1.0 if ratio >= thresholds[0] else factors[1]  # NaN: the last
+    assert after == pytest.approx(min(max(damping * factor, bounds[0]), bounds[1]), rel=1e-14, abs=0.0)
+    unbounded = levenberg_marquardt(damping, ratio, thresholds=thresholds, factors=factors)
+    assert unbounded == pytest.approx(damping * factor, rel=1e-14, abs=0.0)
+
+
+@PROPERTY
+@given(st.lists(st.one_of(st.floats(-2.0, 3.0), st.just(NAN)), max_size=60), st.floats(1e-3, 1e3))
+def test_a_bounded_damping_comes_back_by_factors(ratios, damping):
+    """Whatever the ratios were, 60 good ones lead from any damping within 1e-5 .. 1e5 to the least, and back."""
+    options = {"bounds": (1e-5, 1e5)}
+    for ratio in ratios:
+        damping = levenberg_marquardt(damping, ratio, **options)
+    for ratio, end in ((1.0, 1e-5), (0.0, 1e5)):
+        for _ in range(60):
+            damping = levenberg_marquardt(damping, ratio, **options)
+        assert damping == end
 
 
 # ---------------------------------------------------------------------------------------------------------------------
