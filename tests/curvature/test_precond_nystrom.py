@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latephase import Objective
 from latephase.curvature import linearize
 from latephase.curvature.preconditioners import Nystrom
-from latephase.curvature.preconditioners.nystrom import SLACK, _Sketch
+from latephase.curvature.preconditioners.nystrom import SLACK, _orthonormal, _Sketch
 from latephase.reduce import Local
 from latephase.solve import CGStatus, conjugate_gradient
 
@@ -184,6 +184,14 @@ def test_rows_of_eigenvectors_are_orthonormal_and_values_descend():
     assert values.tolist() == sorted(values.tolist(), reverse=True)
     # The approximation never exceeds the matrix (Frangella et al. 2023, Lemma 2.1), nor its eigenvalues.
     assert float(torch.linalg.eigvalsh(matrix - vectors.T * values @ vectors)[0]) > -1e-12
+
+
+@pytest.mark.parametrize(("size", "rank"), [(2000, 20), (81, 20), (79, 20), (20, 20), (5, 1)])
+def test_test_vectors_are_orthonormal(size, rank):
+    """To some tens of rounding units of float32: random vectors are nearly so from the start."""
+    torch.manual_seed(0)
+    rows = _orthonormal(torch.randn(rank, size))
+    assert relative(rows.double() @ rows.double().T, torch.eye(rank, dtype=torch.float64)) < 3e-6
 
 
 def test_conjugate_gradients_end_after_what_the_rest_needs():

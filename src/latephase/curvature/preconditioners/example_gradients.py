@@ -145,7 +145,7 @@ def _warn(model: nn.Module, error: Exception) -> None:
         _warned = True
         reason = str(error).strip().split("\n")[0]
         warnings.warn(
-            f"the gradients of {type(model).__name__}'s single examples are computed one by one, which is slow, since "
+            f"{type(model).__name__}'s gradients are computed example by example, which is slow, since "
             f"torch.func.vmap refuses the model or its loss: {reason} Preconditioners 'ggn_diagonal' and 'nystrom' do "
             "without such gradients",
             stacklevel=2,
