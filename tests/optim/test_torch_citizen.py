@@ -300,3 +300,15 @@ def test_dropout_is_one_function_within_a_step_and_another_in_the_next(toy):
         assert optimizer.report.new_loss == pytest.approx(optimizer.report.loss, abs=1e-7)
         losses.add(round(optimizer.report.loss, 5))
     assert len(losses) == 5
+
+
+def test_the_late_phase_preset_is_measured_settings_that_can_be_replaced(toy):
+    model = toy.network()
+    optimizer = HessianFree.late_phase(model.parameters(), damping=2.0, cg_decay_x0=0.5)
+    group = optimizer.param_groups[0]
+    assert (group["damping"], group["cg_max_iter"], group["cg_decay_x0"]) == (2.0, 3, 0.5)
+    assert isinstance(optimizer, HessianFree)
+    objective, held_out = cross_entropy(model, toy.batch(24)).split(16, 8)
+    optimizer.step(objective, evaluation=held_out, curvature_objective=objective.subsample(2))
+    assert optimizer.report.accepted
+    assert max(optimizer.report.cg_iterations) <= 3

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..parameters import ParameterSpace
 from .adaptation import adapt_damping
 from .carried import Carried, restore_dtypes
 from .local_model import LocalModel, solve
-from .options import check_groups, check_number, check_objective, per_parameter, trainable_size
+from .options import LATE_PHASE, blocks_of, check_groups, check_number, check_objective, per_parameter
 from .report import StepReport
 from .trials import Outcome, judge
 
@@ -129,6 +129,26 @@ class HessianFree(Optimizer):
         super().__init__(params, {"damping_scale": 1.0, **given})
         check_groups(self.param_groups)
 
+    @classmethod
+    def late_phase(cls, params: Iterable[Any], **overrides: Any) -> Self:
+        """The optimizer with settings measured on late checkpoints, for steps that cost a few gradients.
+
+        They are `damping=0.3`, `cg_max_iter=3` and `damping_thresholds=(0.0, 0.5)`. With them go batches of some
+        thousand rows, an evaluation objective of half as many other rows, curvature on an eighth of the batch, and the
+        model in eval mode:
+
+            optimizer = HessianFree.late_phase(model.parameters())
+            objective, held_out = Objective(model, loss, batch).split(2048, 1024)
+            optimizer.step(objective, evaluation=held_out, curvature_objective=objective.subsample(256))
+
+        How they were found, and where they win and lose: docs/late_phase.md.
+
+        Args:
+            params: parameters or param groups.
+            **overrides: options in place of these, or beside them.
+        """
+        return cls(params, **(LATE_PHASE | overrides))
+
     @property
     def damping(self) -> float:
         """Lambda of the next step, adapted or initial; may be set."""
@@ -223,7 +243,7 @@ class HessianFree(Optimizer):
 
     def _solve(self, objective, evaluation, curvature_objective, space: ParameterSpace) -> LocalModel:
         """The quadratic model and its candidates."""
-        blocks, tolerances = self._blocks(space)
+        blocks, tolerances = blocks_of(self.param_groups, space)
         start = self._carried.start(space)
 
         def precondition(curved: Linearization, damping: float | Tensor) -> Matvec | None:
@@ -257,15 +277,6 @@ class HessianFree(Optimizer):
             warning = adapt_damping(self._carried, model.damping, outcome.ratio, self.param_groups[0])
             if warning is not None:
                 warnings.warn(warning, stacklevel=4)
-
-    def _blocks(self, space: ParameterSpace) -> tuple[list[int], list[float]]:
-        """Size and tolerance of each block: the param groups that can move, or all of them as one."""
-        first = self.param_groups[0]
-        if not first["block_diagonal"]:
-            return [space.size], [float(first["cg_tolerance"])]
-        groups = [(trainable_size(group), float(group["cg_tolerance"])) for group in self.param_groups]
-        sizes, tolerances = zip(*[group for group in groups if group[0]], strict=True)
-        return list(sizes), list(tolerances)
 
     @property
     def _carried(self) -> Carried:
