@@ -15,26 +15,20 @@ environment variable LATEPHASE_DATA) holds MNIST/train-images-idx3-ubyte.gz, or 
 
 import argparse
 import itertools
-import json
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import matplotlib
 import torch
+from kronecker import ChainKFAC
+from timed_runs import CLOCKS, Line, Step, errors, plot, run
 from torch import Tensor, nn
 
 from latephase import HessianFree, Objective
 from latephase.problems.architectures.autoencoder import autoencoder
 from latephase.problems.architectures.layers import sparse_
 from latephase.problems.idx import read_idx
-from latephase.study.environment import describe_environment
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 ADAM_BATCH = 200
@@ -50,32 +44,19 @@ CURVATURE_ROWS = 625
 MICROBATCH = 2500
 """Rows of a chunk: what a pass over all images needs at once stays small."""
 SEED = 0
-CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
-"""Wall-clock time, and the time for which the process has had a processor: with one thread and a processor to itself
-they agree, and on a machine that others use too only the second says what a method costs."""
 
 HESSIAN_FREE = {
-    "damping": 5 / 784,
+    "damping": 5.0,
     "cg_max_iter": 6,
-    "preconditioner": "kfac",
+    "preconditioner": ChainKFAC(every=4),
     "curvature_dtype": torch.bfloat16,
 }
-"""Options of the Hessian-free optimizer. Damping is in units of the loss's mean over pixels."""
+"""Options of the Hessian-free optimizer."""
 REPORTED = ("loss", "damping", "reduction_ratio", "cg_iterations", "cg_chosen", "lr", "products", "status", "seconds")
 """What is written down of a step's report."""
 
-Line = dict[str, Any]
-"""One line of a result file."""
-Step = Callable[[], Line]
-"""One step of a method; returns what is worth writing down about it."""
 Build = Callable[[nn.Module, Tensor], Step]
 """Makes the step of a method from the model that it trains and the images [N, pixels]."""
-
-
-def marks() -> Iterator[float]:
-    """Seconds of training at which the error is measured: after the first step that ends past each."""
-    yield from (0, 2, 5, 10, 15, 20, 30, 40, 50, 60, 80)
-    yield from itertools.count(100, 20)
 
 
 def images(folder: Path, count: int) -> Tensor:
@@ -134,7 +115,7 @@ def lbfgs(model: nn.Module, data: Tensor) -> Step:
     its values are kept for the next call: no gradient is computed twice.
     """
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1, max_eval=25, line_search_fn="strong_wolfe")
-    objective = Objective(model, summed_loss(data), (data, data), microbatch_size=MICROBATCH, weight_decay=WEIGHT_DECAY)
+    objective = objective_on(model, data)
     seen: list[tuple[list[Tensor], Tensor, list[Tensor]]] = []
 
     def closure() -> Tensor:
@@ -166,6 +147,7 @@ def hessian_free(model: nn.Module, data: Tensor, growing: bool, **options: Any) 
         model: the network.
         data: the images.
         growing: the first steps take an eighth, a quarter and a half of the rows, another part at each step.
+        **options: of the optimizer, in place of those in `HESSIAN_FREE`.
     """
     optimizer = HessianFree(model.parameters(), **(HESSIAN_FREE | options))
     turns = itertools.count()
@@ -194,15 +176,21 @@ def turn_of(rows: Tensor, parts: int, turn: int) -> Tensor:
 
 
 def objective_on(model: nn.Module, rows: Tensor, microbatch_size: int = MICROBATCH) -> Objective:
-    """The function that is minimised, on some rows, divided by the number of pixels: K-FAC takes torch's own mean."""
-    decay = WEIGHT_DECAY / rows.shape[1]
-    return Objective(model, nn.BCEWithLogitsLoss(), (rows, rows), microbatch_size=microbatch_size, weight_decay=decay)
+    """The function that is minimised, on some rows."""
+    return Objective(model, summed_loss(rows), (rows, rows), microbatch_size=microbatch_size, weight_decay=WEIGHT_DECAY)
 
 
 METHODS: dict[str, Build] = {
     "lbfgs": lbfgs,
     "hessian_free": lambda model, data: hessian_free(model, data, growing=False),
     "hessian_free_growing": lambda model, data: hessian_free(model, data, growing=True),
+}
+
+
+LOOKS = {
+    "lbfgs": {"label": "L-BFGS", "color": "#009E73", "linewidth": 2},
+    "hessian_free": {"label": "Hessian-free", "color": "#B2182B", "linewidth": 2},
+    "hessian_free_growing": {"label": "Hessian-free, growing batch", "color": "#E69F00", "linewidth": 2},
 }
 
 
@@ -218,102 +206,24 @@ def builders(names: list[str], rates: list[float]) -> dict[str, Build]:
     return found
 
 
-def train(build: Build, data: Tensor, limit: float, clock: str, write: Callable[[Line], None]) -> None:
-    """Run one method until its clock shows the limit, writing a record at every mark and at the end."""
+def start(build: Build, data: Tensor) -> tuple[Step, Callable[[], float]]:
+    """The step of a method from the parameters that all methods begin with, and the error."""
     torch.manual_seed(SEED)
     model = autoencoder(initialize=sparse_)
-    step = build(model, data)
-    spent = dict.fromkeys(CLOCKS, 0.0)
-    steps, last = 0, {}
-    due = marks()
-    mark = next(due)
-    while True:
-        seconds = spent[clock]
-        if seconds >= mark or seconds >= limit:
-            error = reconstruction_error(model, data)
-            times = {"seconds": seconds} | {f"{name}_seconds": time for name, time in spent.items()}
-            write(times | {"steps": steps, "error": error} | ({"step": last} if last else {}))
-            if seconds >= limit or not error < float("inf"):
-                return
-            mark = next(m for m in due if m > seconds)
-        started = {name: now() for name, now in CLOCKS.items()}
-        last = step()
-        for name, now in CLOCKS.items():
-            spent[name] += now() - started[name]
-        steps += 1
+    return build(model, data), lambda: reconstruction_error(model, data)
 
 
-def read_runs(folder: Path) -> dict[str, list[Line]]:
-    """The lines of every method's last attempt, its settings first; a line that was cut off in writing is left out."""
-    runs = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        lines: list[Line] = []
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            lines = [line] if "settings" in line else [*lines, line]
-        if lines:
-            runs[path.stem] = lines
-    return runs
-
-
-def plot(folder: Path) -> None:
-    """Draw the error over seconds of all methods in the folder; Adam's rates are pale but for the best."""
-    curves = {name: [line for line in lines if "error" in line] for name, lines in read_runs(folder).items()}
-    curves = {name: lines for name, lines in curves.items() if lines}
-    rates = [name for name in curves if name.startswith("adam-")]
-    best = min(rates, key=lambda name: curves[name][-1]["error"], default=None)
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
-    labels = {"lbfgs": "L-BFGS", "hessian_free": "Hessian-free", "hessian_free_growing": "Hessian-free, growing batch"}
-    colours = {"lbfgs": "#009E73", "hessian_free": "#B2182B", "hessian_free_growing": "#EF8A62"}
-    for name, lines in curves.items():
-        pale = name in rates and name != best
-        label = labels.get(name, f"Adam, rate {name.removeprefix('adam-')}" + ("" if pale else " (best)"))
-        axes.plot(
-            [line["seconds"] for line in lines],
-            [line["error"] for line in lines],
-            label=label,
-            color=colours.get(name, "#0072B2"),
-            alpha=0.3 if pale else 1,
-            linewidth=1 if pale else 2,
-        )
-    axes.set(xlabel="seconds of training", ylabel="squared error per image, all training images", yscale="log")
-    axes.grid(which="both", color="#e4e4e4", linewidth=0.6)
-    axes.legend(frameon=False)
-    figure.savefig(folder / "autoencoder.png", dpi=150)
-    pyplot.close(figure)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Run every method that has not finished, and draw the picture after each."""
-    data = images(arguments.data, arguments.images)
-    folder: Path = arguments.out
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"images": arguments.images, "time_limit": arguments.time_limit, "threads": arguments.threads}
-    settings["clock"] = arguments.clock
-    for name, build in builders(arguments.methods, arguments.adam_rates).items():
-        earlier = read_runs(folder).get(name, [])
-        if earlier and "finished" in earlier[-1]:
-            if earlier[0]["settings"] != settings:
-                raise SystemExit(
-                    f"{name} has finished with {earlier[0]['settings']}; give another --out for {settings}"
-                )
-            continue
-        with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-
-            def write(line: Line, name: str = name, file: TextIO = file) -> None:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                if "error" in line:
-                    sys.stdout.write(f"{name} {line['seconds']:7.1f} s, step {line['steps']}: {line['error']:.4f}\n")
-                    sys.stdout.flush()
-
-            write({"settings": settings, "environment": describe_environment(arguments.threads, jobs=1)})
-            train(build, data, arguments.time_limit, arguments.clock, write)
-            write({"finished": True})
-        plot(folder)
+def draw(folder: Path) -> None:
+    """The picture of all methods in the folder; Adam's rates are pale but for the best."""
+    last = {name: lines[-1]["error"] for name, lines in errors(folder).items()}
+    rates = [name for name in last if name.startswith("adam-")]
+    best = min(rates, key=lambda name: last[name], default=None)
+    looks = dict(LOOKS)
+    for name in rates:
+        label = f"Adam, rate {name.removeprefix('adam-')}"
+        strong = {"label": f"{label} (best)", "color": "#0072B2", "linewidth": 2}
+        looks[name] = strong if name == best else {"label": label, "color": "#0072B2", "linewidth": 1, "alpha": 0.35}
+    plot(folder, folder / "autoencoder.png", looks, "squared error per image, all training images")
 
 
 def main() -> None:
@@ -333,7 +243,11 @@ def main() -> None:
     if arguments.clock == "process" and arguments.threads > 1:
         parser.error("--clock process adds up the time of all threads: it needs --threads 1")
     torch.set_num_threads(arguments.threads)
-    run(arguments)
+    data = images(arguments.data, arguments.images)
+    settings = {name: getattr(arguments, name) for name in ("images", "time_limit", "threads", "clock")}
+    for name, build in builders(arguments.methods, arguments.adam_rates).items():
+        run(name, arguments.out, settings, lambda build=build: start(build, data))
+        draw(arguments.out)
 
 
 if __name__ == "__main__":
