@@ -91,6 +91,13 @@ class _StructuralLoss:
         own, strength, *factor = targets
         hidden = outputs.pre_activations
         hidden = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden,)
+        for h in hidden or (None,):
+            if not isinstance(h, Tensor) or h.dim() == 0 or h.shape[0] != own.shape[0]:
+                what = f"shape {list(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+                raise ValueError(
+                    f"pre_activations of WithHidden must be a tensor [rows, ...] or several such tensors, with "
+                    f"{own.shape[0]} rows here; got {what}"
+                )
         loss = hidden[0].new_zeros(())
         if factor:
             loss = self.program._loss(outputs.outputs, own)

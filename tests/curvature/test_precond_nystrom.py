@@ -228,3 +228,14 @@ def test_the_draw_is_torch_s_and_repeats_with_its_state():
 def test_the_rank_is_a_whole_number(wrong):
     with pytest.raises(ValueError, match="rank must be a whole number >= 1"):
         Nystrom(rank=wrong)
+
+
+@pytest.mark.parametrize("scale", [1e9, 3e9, 1e12, 1e15])
+def test_products_near_overflow_give_an_inverse_that_is_finite(scale):
+    """In float32 their squares overflow from about 1e19 on."""
+    torch.manual_seed(0)
+    data = scale * torch.randn(13, 4), torch.randn(13, 3)
+    curved = linearize(Objective(nn.Linear(4, 3), nn.MSELoss(), data))
+    method = Nystrom()
+    apply = method.inverse(method.estimate(curved, [15]), 1.0, [15])
+    assert apply(torch.randn(15)).isfinite().all()

@@ -1022,3 +1022,15 @@ def _same_numbers_each_time() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+def test_a_batch_that_overflows_does_not_end_tracing():
+    """Two methods overflow in different places: that is no disagreement."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.randn(16, 3), torch.randn(16, 2)
+    for scale in (1.0, 1e19, 1.0):
+        linear = linearize(Objective(model, nn.MSELoss(), (scale * x, y)))
+        product = linear.matvec(torch.ones(linear.space.size))
+    assert linear.method == "traced"
+    assert product.isfinite().all()

@@ -62,3 +62,13 @@ def test_a_damping_that_runs_away_says_so_once_and_names_the_ways_out(function):
 def test_an_unknown_choice_is_named(toy):
     with pytest.raises(ValueError, match="ratio_data must be one of evaluation, objective; got 'batch'"):
         HessianFree(toy.network().parameters(), ratio_data="batch")
+
+
+def test_with_debias_predicted_and_actual_change_are_the_evaluation_datas(toy):
+    ratios = []
+    for ratio_data in ("evaluation", "objective"):
+        model = toy.network()
+        optimizer = HessianFree(model.parameters(), ratio_data=ratio_data, debias=True)
+        optimizer.step(cross_entropy(model, toy.batch()), cross_entropy(model, toy.batch(9, seed=4)))
+        ratios.append(optimizer.report.reduction_ratio)
+    assert ratios[0] == ratios[1]

@@ -362,3 +362,15 @@ def test_a_recurrent_network_learns_with_it(mu):
         optimizer.step(objective)
         assert optimizer.report.new_loss <= optimizer.report.loss
     assert optimizer.report.new_loss < 1 / 30
+
+
+@pytest.mark.parametrize("spoil", [lambda h: h.transpose(0, 1), lambda h: (), lambda h: h[0, 0, 0], lambda h: "tanh"])
+def test_pre_activations_of_another_form_are_named(spoil):
+    class Spoiled(Recurrent):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            return outputs._replace(pre_activations=spoil(outputs.pre_activations))
+
+    model = Spoiled()
+    with pytest.raises(ValueError, match=r"pre_activations of WithHidden must be a tensor \[rows, \.\.\.\]"):
+        optimizer_of(model).step(Objective(model, nn.CrossEntropyLoss(), sequences()))

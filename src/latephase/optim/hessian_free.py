@@ -75,7 +75,8 @@ class HessianFree(Optimizer):
         ratio_data: on which data the reduction ratio takes the actual change: "evaluation" (default; as candidate and
             step size) or "objective", the data of the model that predicts it, at one more forward pass. Late in
             training the first may stay below 1/4 whatever the damping is, since a batch's gradient is mostly noise to
-            other data; the damping then rises until steps are tiny. Sutskever's program takes the second.
+            other data; the damping then rises until steps are tiny. Sutskever's program takes the second. With debias
+            the model is the evaluation data's, and so is the change in any case.
         structural_damping: mu: the curvature gains lambda mu J_h' phi'(h) J_h for hidden units h of a recurrent
             network, whose model returns `WithHidden` (Martens and Sutskever 2011, Section 3; they take 1/30). It counts
             as curvature in the reduction ratio, as in Sutskever's program. Default 0, none.

@@ -33,7 +33,8 @@ class StepReport:
         loss: f on the objective's data before the step.
         new_loss: f on the objective's data after the step; None where the evaluation objective is another, since it
             would cost one more forward pass.
-        evaluation_loss: f on the evaluation objective's data before the step.
+        evaluation_loss: f on the evaluation objective's data before the step; not a number where the step ended before
+            it was needed, the objective's loss or gradient not being finite.
         new_evaluation_loss: the same after the step.
         gradient_norm: Euclidean norm of the gradient.
         step_norm: Euclidean norm of the change of the parameters; 0.0 where the step was rejected.

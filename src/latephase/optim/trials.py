@@ -101,7 +101,7 @@ def judge(
         return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, model.cg.indices[chosen])
     telling = not abs(predicted) <= ROUNDING * torch.finfo(model.loss.dtype).eps * abs(loss)
     change = candidate_loss - loss
-    if options["ratio_data"] == "objective" and evaluation is not objective and telling:
+    if options["ratio_data"] == "objective" and evaluation is not objective and not options["debias"] and telling:
         change = Trials(objective, model.space).value(candidate) - float(model.loss)
     ratio = reduction_ratio(change, predicted) if telling else math.nan
     known = candidate_loss if direction is candidate else None

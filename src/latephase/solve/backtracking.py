@@ -27,9 +27,9 @@ def backtrack(value: Callable[[int], float], count: int, staying: float = math.i
     """Walk back from the last candidate for as long as the loss falls, and for as long as staying would be better.
 
     The walk stops at the first candidate that is not better than the one after it, so most candidates are never
-    evaluated (Martens 2010, Section 4.6; Martens and Sutskever 2012, Section 8.7). Candidates whose loss is not finite
-    are passed over. So are those that are worse than not moving at all, which is ours: late in training the last
-    candidates of a small batch often are, and a walk that ends among them would give the step away.
+    evaluated (Martens 2010, Section 4.6; Martens and Sutskever 2012, Section 8.7). As long as there is none that is
+    better than not moving, it goes on, over losses that are not finite too. That is ours: late in training the last
+    candidates of a small batch often are worse, and a walk that ends among them would give the step away.
 
     Args:
         value: loss of candidate i, for i in 0 .. count - 1. Called at most once per candidate.

@@ -153,10 +153,11 @@ class _Sketch:
     def __init__(self, q: Tensor, y: Tensor):
         k = min(q.shape)
         self.q, self.y = q[:k], y[:k]
-        if not self.y.isfinite().all():  # products that are not finite tell nothing
-            self.y = torch.zeros_like(self.y)
+        norm = float(torch.linalg.vector_norm(self.y, dtype=torch.float64))
+        if not norm < torch.finfo(y.dtype).max ** 0.5:  # products that overflow, or whose squares would, tell nothing
+            self.y, norm = torch.zeros_like(self.y), 0.0
         numbers = torch.finfo(y.dtype)
-        self.shift = float(torch.linalg.vector_norm(self.y)) * y.shape[1] ** 0.5 * numbers.eps + numbers.tiny
+        self.shift = norm * y.shape[1] ** 0.5 * numbers.eps + numbers.tiny
         middle = (self.y @ self.q.T).double().cpu()
         self.low, self.turn = torch.linalg.eigh((middle + middle.T) / 2)
 
