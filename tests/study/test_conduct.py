@@ -190,8 +190,8 @@ def test_the_clock_stands_still_during_evaluation(study, trained, tmp_path, monk
         def __call__(self, state):
             import time
 
-            time.sleep(0.3)
-            slept.append(0.3)
+            time.sleep(0.8)
+            slept.append(0.8)
             return super().__call__(state)
 
     monkeypatch.setattr(run_module, "Evaluator", SlowEvaluator)
@@ -199,9 +199,9 @@ def test_the_clock_stands_still_during_evaluation(study, trained, tmp_path, monk
     key = RunKey(4, study.strategies[0], 0)
     assert perform_run(tmp_path, study, key, 0.2, ENVIRONMENT) == "finished"
     status = read_json(tmp_path / "runs" / key.run_id / "status.json")
-    assert sum(slept) >= 1.2
+    assert len(slept) >= 2  # five where the machine has nothing else to do
     assert status["seconds"] == pytest.approx(0.2 + status["overshoot_seconds"])
-    assert status["seconds"] < 0.3 + 0.2
+    assert status["seconds"] < 0.8  # less than a single evaluation
 
 
 def test_a_row_holds_the_state_of_its_second(study, trained, tmp_path, monkeypatch):
