@@ -168,11 +168,7 @@ def progress_picture() -> Figure:
     count = sum(index <= last for index in path.indices)
     chosen, value, _ = backtrack(lambda i: on_other[i], count, staying=0.0)
     axes.plot(path.indices[chosen], value, "o", markersize=11, color=RED, fillstyle="none", label="candidate chosen")
-    axes.axhline(0, color="#555555", linewidth=0.8)
-    axes.set(xscale="log", title="Change of the loss along one run of CG", xlabel="iteration of CG")
-    _plain(axes, x=True)
-    _legend(figure, axes, columns=2)
-    return figure
+    return _over_iterations(figure, axes, "Change of the loss along one run of CG", columns=2)
 
 
 def overfitting_picture() -> Figure:
@@ -191,11 +187,7 @@ def overfitting_picture() -> Figure:
         low, middle, high = np.quantile(np.array(rows), [0.25, 0.5, 0.75], axis=0)
         axes.plot(indices, middle, color=colour, marker=mark, markersize=4, label=label)
         axes.fill_between(indices, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.axhline(0, color="#555555", linewidth=0.8)
-    axes.set(xscale="log", title="Change of the loss at each candidate", xlabel="iteration of CG")
-    _plain(axes, x=True)
-    _legend(figure, axes, columns=3)
-    return figure
+    return _over_iterations(figure, axes, "Change of the loss at each candidate", columns=3)
 
 
 def preconditioner_picture() -> Figure:
@@ -233,6 +225,15 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
 def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, handlelength=3)
+
+
+def _over_iterations(figure: Figure, axes: Axes, title: str, columns: int) -> Figure:
+    """The figure with the axes of changes of a loss over iterations."""
+    axes.axhline(0, color="#555555", linewidth=0.8)
+    axes.set(xscale="log", title=title, xlabel="iteration of CG")
+    _plain(axes, x=True)
+    _legend(figure, axes, columns=columns)
+    return figure
 
 
 def _plain(axes: Axes, x: bool = False) -> None:

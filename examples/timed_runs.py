@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from latephase.strict_json import finite
 from latephase.study.environment import describe_environment
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
@@ -55,7 +55,7 @@ def run(name: str, folder: Path, settings: Line, start: Callable[[], tuple[Step,
     with path.open("a", encoding="utf-8") as file:
 
         def write(line: Line) -> None:
-            file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
             file.flush()
             if "error" in line:
                 sys.stdout.write(f"{name} {line['seconds']:7.1f} s, step {line['steps']}: {line['error']:.4f}\n")
@@ -64,13 +64,6 @@ def run(name: str, folder: Path, settings: Line, start: Callable[[], tuple[Step,
         write({"settings": settings, "environment": describe_environment(settings["threads"], jobs=1)})
         train(*start(), settings["time_limit"], settings["clock"], write)
         write({"finished": True})
-
-
-def _plain(value: Any) -> Any:
-    """The value with null in place of infinities and what is not a number, which JSON has no words for."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def train(step: Step, error: Callable[[], float], limit: float, clock: str, write: Callable[[Line], None]) -> None:

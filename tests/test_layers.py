@@ -30,6 +30,7 @@ LAYERS = {
     "microbatch": 1,
     "weight_decay": 1,
     "structural_damping": 1,
+    "strict_json": 1,
     "functional": 1,
     "factory": 1,
 }

@@ -1,19 +1,17 @@
 """Two processes that share the data are one process that has it all."""
 
-import contextlib
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latephase import HessianFree, Objective, layerwise
 from latephase.curvature import linearize
+from rank_processes import results_of_ranks
 
 RANKS = 2
 SHARES = (slice(0, 5), slice(5, 16))  # unequal
@@ -148,20 +146,7 @@ def child(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(child, (str(folder),), nprocs=RANKS, join=False)
-    assert context is not None
-    end, finished = time.monotonic() + TIMEOUT, False
-    try:
-        while not finished and time.monotonic() < end:
-            finished = context.join(timeout=1)
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-    assert finished, "the ranks hang"
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return results_of_ranks(child, tmp_path_factory.mktemp("ranks"), RANKS, TIMEOUT)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from .memory import available
 from .microbatch import largest_microbatch, recut
 from .parameters import ParameterSpace
 from .program import FreeForm, LossOfOutputs, call_model, unwrap
-from .randomness import cuda_devices, draw_seed, forked, peek_seed
+from .randomness import cuda_devices, draw_seed, forked, peek_seed, seed_of_chunk
 from .reduce import Local, ProcessGroup, Reduce
 from .weight_decay import Decay, WeightDecay
 
@@ -197,8 +197,7 @@ class Objective(FunctionalModel):
         """Within, torch's generators stand where chunk `index` of this step begins; afterwards, where they stood."""
         if self._seed is None:
             self._seed = peek_seed()
-        seed = (self._seed + index + 1_000_003 * self.reduce.rank) % 2**63
-        return forked(seed, cuda_devices(self.model))
+        return forked(seed_of_chunk(self._seed, index, self.reduce.rank), cuda_devices(self.model))
 
     def space(self, parameters: Sequence[nn.Parameter] | None = None) -> ParameterSpace:
         """The space of the given parameters, matched with the model's by identity.

@@ -28,6 +28,11 @@ def generator_states(devices: list[int]) -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
+def seed_of_chunk(seed: int, index: int, rank: int) -> int:
+    """The seed of one chunk on one rank: each draws numbers of its own."""
+    return (seed + index + 1_000_003 * rank) % 2**63
+
+
 def peek_seed() -> int:
     """What torch's CPU generator would draw next, without taking it."""
     with torch.random.fork_rng(devices=[]):

@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from torch.optim import Optimizer
 
+from .strict_json import finite
+
 __all__ = ["JSONLinesWriter", "TensorBoardWriter"]
 
 _GROUPS = {
@@ -111,7 +113,7 @@ class JSONLinesWriter(_Writer):
 
     def _write(self, report: Any) -> None:
         row = {"step": self.step + 1, "time": time.time()} | report.as_dict()
-        self._append((json.dumps(_finite(row), allow_nan=False) + "\n").encode())
+        self._append((json.dumps(finite(row), allow_nan=False) + "\n").encode())
 
     def _append(self, text: bytes) -> None:
         with self.path.open("ab") as file:  # nothing stays open: a step takes far longer than this
@@ -216,17 +218,6 @@ def _number(line: bytes) -> int | None:
         return None
     number = row.get("step") if isinstance(row, dict) else None
     return number if isinstance(number, int) else None
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for numbers that are not finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _scalars(report: Any) -> dict[str, float]:

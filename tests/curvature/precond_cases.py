@@ -3,11 +3,25 @@
 from collections.abc import Callable
 
 import torch
+from random_tensors import generator
 from torch import Tensor, nn
 
+ROWS, INPUTS, CLASSES = 11, 3, 4
+TIGHT = 1e-12
+"""Float64 on short sums: anything more is an error of the formula."""
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+
+def network(outputs: int = CLASSES) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(INPUTS, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
+
+
+def inputs(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator(1), dtype=torch.float64)
+
+
+def labels(*shape: int, classes: int = CLASSES) -> Tensor:
+    return torch.randint(classes, shape, generator=generator(2))
 
 
 def by_loop(model: nn.Module, total: Callable[[Tensor, Tensor], Tensor], x, y, factors) -> Tensor:

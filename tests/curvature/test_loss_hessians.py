@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_tensors import generator, normal, uniform
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -74,18 +75,6 @@ def build(form: str, module: type[nn.Module], functional: Any, **options: Any) -
     if form == "functional":
         return functools.partial(functional, **options) if options else functional
     return module(**options) if form == "module" else functools.partial(module(**options))
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=generator(seed))
-
-
-def uniform(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, dtype=torch.float64, generator=generator(seed))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_tensors import generator, normal, uniform
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 
@@ -21,18 +22,6 @@ TIGHT = 1e-10
 """Relative to the largest entry: the sums are short, so a larger difference is an error of the formula."""
 SEEDS = st.integers(0, 2**31 - 1)
 examples = functools.partial(settings, deadline=None, derandomize=True)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=generator(seed))
-
-
-def uniform(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, dtype=torch.float64, generator=generator(seed))
 
 
 def squared(loss: Any, outputs: list[Tensor], targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense_oracle import relative
-from precond_cases import by_loop, generator
+from precond_cases import CLASSES, INPUTS, ROWS, TIGHT, by_loop, inputs, labels, network
 from torch import Tensor, nn
 
 from latephase import Objective
@@ -16,24 +16,8 @@ from latephase.curvature import linearize
 from latephase.curvature.preconditioners import EmpiricalFisher, example_gradients
 from latephase.curvature.preconditioners.dense_layers import dense_squares
 
-ROWS, INPUTS, CLASSES = 11, 3, 4
-TIGHT = 1e-12
-"""Float64 on short sums: anything more is an error of the formula."""
 TOTAL_CE = functools.partial(F.cross_entropy, reduction="sum")
 ONES = torch.ones(ROWS, dtype=torch.float64)
-
-
-def network(outputs: int = CLASSES) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(INPUTS, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
-
-
-def inputs(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(1), dtype=torch.float64)
-
-
-def labels(*shape: int, classes: int = CLASSES) -> Tensor:
-    return torch.randint(classes, shape, generator=generator(2))
 
 
 Y = labels(ROWS)

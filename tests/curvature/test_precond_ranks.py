@@ -1,20 +1,18 @@
 """Preconditioners of two processes that share the data are those of one process that has it all."""
 
-import contextlib
 import importlib.util
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from latephase import Objective
 from latephase.curvature import linearize
 from latephase.curvature.preconditioners import KFAC, EmpiricalFisher, GGNDiagonal, Nystrom
+from rank_processes import results_of_ranks
 
 RANKS = 2
 SHARES = (slice(0, 5), slice(5, 16))  # unequal
@@ -95,20 +93,7 @@ def child(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(child, (str(folder),), nprocs=RANKS, join=False)
-    assert context is not None
-    end, finished = time.monotonic() + TIMEOUT, False
-    try:
-        while not finished and time.monotonic() < end:
-            finished = context.join(timeout=1)
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-    assert finished, "the ranks hang"
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return results_of_ranks(child, tmp_path_factory.mktemp("ranks"), RANKS, TIMEOUT)
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ class HessianFree(Optimizer):
         debias: bool = False,
     ):
         given = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
-        self._preconditioner = _find_preconditioner(given.pop("preconditioner"))
+        self._preconditioner = find_preconditioner(given.pop("preconditioner"))
         super().__init__(params, {"damping_scale": 1.0, **given})
         check_groups(self.param_groups)
 
@@ -292,9 +292,3 @@ class HessianFree(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report and the preconditioner."""
         return super().__getstate__() | {"report": self.report, "_preconditioner": self._preconditioner}
-
-
-def _find_preconditioner(given: Any) -> Any:
-    if isinstance(given, (Preconditioner, type)) or not callable(given):
-        return find_preconditioner(given)  # pyright: ignore[reportArgumentType]
-    return given

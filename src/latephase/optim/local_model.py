@@ -138,18 +138,18 @@ def solve(
         iterates_device="cpu" if options["iterates_on_host"] else None,
         second=None if other is None else (operator(other), -other.gradient),
     )
-    second_products = 0 if other is None else other.products
+    judged = linear if evaluation is objective else other
     return LocalModel(
         space=space,
         loss=linear.loss,
-        evaluation_loss=float(linear.loss) if evaluation is objective else None if other is None else float(other.loss),
-        gradient=linear.gradient if other is None else other.gradient,
+        evaluation_loss=None if judged is None else float(judged.loss),
+        gradient=(other or linear).gradient,
         gradient_norm=float(objective.reduce.share(linear.gradient.norm())),
         damping=damping,
         damping_scale=damping_scale,
         cg=cg,
         # A captured product is replayed without being counted.
-        products=max(cg.products, curved.products) + second_products,
+        products=max(cg.products, curved.products) + (other.products if other else 0),
         method=curved.method,
         recomputed=curved.recomputed,
         buffers=linear.buffers,

@@ -1,11 +1,12 @@
 """The files of a study: append-only journals, JSON records, atomic writes. Imports no torch."""
 
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from ..strict_json import finite
 
 
 def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -102,7 +103,7 @@ class Journal:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one row; numbers that are not finite become null."""
-        row = {"event": event} | {key: _plain(value) for key, value in fields.items()}
+        row = {"event": event} | finite(fields)
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -114,14 +115,4 @@ class Journal:
 
 def write_json(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
     """Write one JSON object, old or new content being seen whole; numbers that are not finite become null."""
-    write_text_atomic(path, json.dumps(_plain(table), indent=2, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+    write_text_atomic(path, json.dumps(finite(table), indent=2, allow_nan=False) + "\n")

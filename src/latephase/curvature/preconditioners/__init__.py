@@ -42,17 +42,18 @@ PRECONDITIONERS: dict[str, type[Preconditioner]] = {
 """The methods by name."""
 
 
-def preconditioner(given: str | Preconditioner | None) -> Preconditioner | None:
+def preconditioner(given: str | Preconditioner | Apply | None) -> Preconditioner | Apply | None:
     """The preconditioner that is meant.
 
     Args:
-        given: a name, for the method with its default settings; an object, which is returned; or None for none.
+        given: a name, for the method with its default settings; an object or a function r -> M^-1 r, which is
+            returned; or None for none.
 
     Raises:
         ValueError: no method has this name.
         TypeError: neither.
     """
-    if given is None or isinstance(given, Preconditioner):
+    if given is None or isinstance(given, Preconditioner) or (callable(given) and not isinstance(given, type)):
         return given
     choices = ", ".join(repr(name) for name in PRECONDITIONERS)
     if not isinstance(given, str):

@@ -2,11 +2,12 @@
 
 import abc
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...randomness import draw_seed
 from ..linearization import Linearization
@@ -54,6 +55,11 @@ class Preconditioner(abc.ABC):
         Returns:
             r [P] -> M^-1 r [P], symmetric positive definite and block-diagonal.
         """
+
+
+def owners(model: nn.Module) -> Counter[int]:
+    """How many modules hold each parameter, by its id."""
+    return Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
 
 
 def decay_of(curved: Linearization) -> Tensor:

@@ -1,6 +1,5 @@
 """Squared gradients of single examples in linear layers, from inputs and slopes of one pass over the whole chunk."""
 
-from collections import Counter
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from ...chunks import Chunk
 from ...objective import Objective
 from ...parameters import ParameterSpace
+from .base import owners
 
 
 class _Record:
@@ -53,12 +53,12 @@ def dense_squares(
     """
     model = objective.model
     names = {id(p): name for p, name in zip(space.parameters, space.names, strict=True)}
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    holders = owners(model)
     records: list[tuple[_Record, dict[str, str]]] = []
     hooks = []
     for module in model.modules():
         own = {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}
-        single = all(owners[id(p)] == 1 for p in module._parameters.values() if p is not None)
+        single = all(holders[id(p)] == 1 for p in module._parameters.values() if p is not None)
         if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and own and single:
             record = _Record(chunk.rows)
             records.append((record, own))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...chunks import Chunk
 from ...program import LossOfOutputs
+from ...randomness import seed_of_chunk
 from ..forward_pass import ForwardPass
 from ..linearization import Linearization
 from ..loss_roots import hessian_root
@@ -105,9 +106,7 @@ def _squares(curved: Linearization, chunk: Chunk, index: int, probes: int, seed:
     root = hessian_root(objective.program.loss, forward.outputs, chunk.targets)
     if root is None:
         return None
-    # Chunks and ranks have signs of their own, as they have data of their own.
-    own = (seed + index + 1_000_003 * objective.reduce.rank) % 2**63
-    generator = torch.Generator(space.device).manual_seed(own)
+    generator = torch.Generator(space.device).manual_seed(seed_of_chunk(seed, index, objective.reduce.rank))
     for _ in range(probes):
         signs = [random_signs(output, generator) for output in forward.outputs]
         squares.addcmul_(*[space.flatten(forward.pull(root(signs)))] * 2, value=1 / probes)

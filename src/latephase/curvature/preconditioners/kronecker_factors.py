@@ -17,9 +17,10 @@ from ...chunks import Chunk, cut, loss_reduction
 from ...kernels import differentiable_kernels
 from ...objective import Objective
 from ...program import LossOfOutputs
+from ...randomness import seed_of_chunk
 from ..linearization import Linearization
 from ..loss_roots import hessian_root
-from .base import random_signs
+from .base import owners, random_signs
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
@@ -63,7 +64,7 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
         blocks: sizes of the consecutive blocks; a weight and a bias are joint where they are in the same.
     """
     model, space = curved.objective.model, curved.space
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    holders = owners(model)
     starts = dict(zip(map(id, space.parameters), accumulate([0, *space.sizes[:-1]]), strict=True))
     ends = list(accumulate(blocks))
     calls, found = _calls(curved.objective), []
@@ -71,7 +72,7 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
         own = {key: p for key, p in module.named_parameters() if id(p) in starts}
         if not isinstance(module, LAYERS) or not own or not set(own) <= {"weight", "bias"}:
             continue
-        if calls[name] != 1 or any(owners[id(p)] > 1 for p in own.values()):
+        if calls[name] != 1 or any(holders[id(p)] > 1 for p in own.values()):
             continue
         weight, bias = (starts.get(id(module._parameters[key]), -1) for key in ("weight", "bias"))
         joint = weight >= 0 and bias >= 0 and bisect_right(ends, weight) == bisect_right(ends, bias)
@@ -132,7 +133,7 @@ def kronecker_factors(curved: Linearization, layers: list[Layer], probes: int, s
     sizes = [size for layer in layers for size in (layer.columns, layer.outputs) if size]
 
     def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
-        run = _Probed(objective, chunk, index, (seed + index + 1_000_003 * objective.reduce.rank) % 2**63)
+        run = _Probed(objective, chunk, index, seed_of_chunk(seed, index, objective.reduce.rank))
         # With a sum over the examples the slopes are summed; the inputs are averaged over all data in any case.
         found = _of_chunk(run, curved, layers, probes, probes * (rows if summed else chunk.rows))
         factors = found or [torch.zeros(size, size, dtype=space.dtype, device=space.device) for size in sizes]

@@ -1,0 +1,34 @@
+"""Several processes as ranks of a process group, for the tests."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def results_of_ranks(child: Callable[..., None], folder: Path, ranks: int, timeout: float) -> list[dict[str, Any]]:
+    """What each rank left as folder/rank{number}.pt, child(rank, folder) having run in a process of its own.
+
+    Args:
+        child: a function of the test module's top level.
+        folder: an empty one.
+        ranks: how many processes.
+        timeout: seconds after which they count as hanging, and are killed.
+    """
+    context = mp.spawn(child, (str(folder),), nprocs=ranks, join=False)
+    assert context is not None
+    end, finished = time.monotonic() + timeout, False
+    try:
+        while not finished and time.monotonic() < end:
+            finished = context.join(timeout=1)
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+    assert finished, "the ranks hang"
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
