@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from latephase import HessianFree, Objective
 from latephase.problems.architectures.autoencoder import autoencoder
 from latephase.problems.architectures.layers import sparse_
-from latephase.problems.idx import read_idx
+from latephase.problems.data.idx import read_idx
 
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 ADAM_BATCH = 200
