@@ -7,13 +7,24 @@ if TYPE_CHECKING:
     from .curvature import KFAC, EmpiricalFisher, GGNDiagonal, Nystrom, Preconditioner
     from .diagnosis import check
     from .objective import Objective
-    from .optim import HessianFree, StepReport, StepStatus
+    from .optim import (
+        SGDQLR,
+        AdamQLR,
+        HessianFree,
+        QuadraticLearningRate,
+        QuadraticStepReport,
+        QuadraticStepStatus,
+        StepReport,
+        StepStatus,
+    )
     from .parameters import layerwise
     from .program import WithHidden
     from .writers import JSONLinesWriter, TensorBoardWriter
 
 __all__ = [
     "KFAC",
+    "SGDQLR",
+    "AdamQLR",
     "EmpiricalFisher",
     "GGNDiagonal",
     "HessianFree",
@@ -21,6 +32,9 @@ __all__ = [
     "Nystrom",
     "Objective",
     "Preconditioner",
+    "QuadraticLearningRate",
+    "QuadraticStepReport",
+    "QuadraticStepStatus",
     "StepReport",
     "StepStatus",
     "TensorBoardWriter",
@@ -31,6 +45,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "AdamQLR": "optim",
     "EmpiricalFisher": "curvature",
     "GGNDiagonal": "curvature",
     "HessianFree": "optim",
@@ -39,6 +54,10 @@ _ROOMS = {
     "Nystrom": "curvature",
     "Objective": "objective",
     "Preconditioner": "curvature",
+    "QuadraticLearningRate": "optim",
+    "QuadraticStepReport": "optim",
+    "QuadraticStepStatus": "optim",
+    "SGDQLR": "optim",
     "StepReport": "optim",
     "StepStatus": "optim",
     "TensorBoardWriter": "writers",

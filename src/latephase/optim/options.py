@@ -140,7 +140,7 @@ def per_parameter(groups: Sequence[Mapping[str, Any]], name: str, space: Paramet
     return torch.tensor(values, dtype=space.dtype, device=space.device).repeat_interleave(sizes)
 
 
-def check_objective(objective: Any, first: Any) -> None:
+def check_objective(objective: Any, first: Any, optimizer: str = "HessianFree") -> None:
     """Check that this is an objective, of the same model and the same ranks as the first one of a step.
 
     Raises:
@@ -149,7 +149,7 @@ def check_objective(objective: Any, first: Any) -> None:
     """
     if not isinstance(objective, Objective):
         raise TypeError(
-            f"HessianFree.step needs an Objective, got {type(objective).__name__}: a closure has no curvature. Write\n"
+            f"{optimizer}.step needs an Objective, got {type(objective).__name__}: a closure has no curvature. Write\n"
             "    objective = Objective(model, loss, (inputs, targets))\n"
             "    optimizer.step(objective)\n"
             "or Objective.from_forward(model, lambda: (loss, outputs)) for any other function"

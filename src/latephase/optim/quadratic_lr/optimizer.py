@@ -1,0 +1,262 @@
+"""Learning rates from a quadratic model along the direction of a first-order optimizer (AdamQLR and its kin)."""
+
+import math
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ...objective import Objective
+from ...parameters import ParameterSpace
+from ..options import check_number, check_objective
+from .base import check_base
+from .line import Line, forms_with, line_of, moved, schedule
+from .options import CARRIED, QuadraticOptions, check_options, complete
+from .report import QuadraticStepReport, QuadraticStepStatus
+from .rule import averaged, judged, learning_rate, reduction
+
+SANE_CHANGE = 10.0
+"""Root mean square change of a parameter in one step from which a learning rate without a limit is worth a warning."""
+
+
+class QuadraticLearningRate(Optimizer):
+    """The direction of a first-order optimizer, with the learning rate that minimises a damped quadratic along it.
+
+    Clarke and Hernandez-Lobato, "Studying K-FAC Heuristics by Viewing Adam through a Second-Order Lens" (ICML 2024),
+    whose AdamQLR is this class on Adam. One step on the objective's data:
+
+    1. loss, gradient g; the base optimizer's direction d (in ascent sign: d = g for SGD);
+    2. curvature along d: C = d'Md + lambda d'd, with M the curvature matrix and lambda the damping;
+    3. learning rate alpha = g'd / C, then clipped, amplified and averaged, in that order;
+    4. theta <- theta - alpha d - decay_per_step * theta;
+    5. the loss there, by which lambda is adapted.
+
+    That is one forward and backward pass, one tangent pass (a product with the Hessian for "hessian"), and one more
+    forward pass where lambda is adapted.
+
+    The base keeps its own param groups and state, and this optimizer has the same ones; the damping and all options are
+    in the groups. The base may have taken steps of its own before, or a state of its own may be loaded. It must move by
+    a multiple of its `lr`, which the computed learning rate replaces: what counts of `lr` is only how it changes
+    afterwards. A scheduler that halves the `lr` of a group halves the group's updates. What the base does with the
+    parameters' values becomes a part of d, so that with AdamW `weight_decay` * theta is added to d, and multiplied by
+    alpha like the rest; an L2 term that loss and curvature know of is better given to the objective.
+
+    Departures from the published program: a step whose loss, gradient, direction, learning rate or update is not finite
+    leaves parameters, buffers, averages and the base's state as they were, and so does one whose direction is zero (the
+    program would go on with NaN); averages start at their first value (there, C at 1e7 and the rate at zero); |C|,
+    where it is asked for, counts in the prediction as well (there, C); rejected steps do not move buffers; the mean
+    squared error has the curvature of the loss that is minimised.
+
+    Args:
+        base: proposes the directions; its `step` must not need a closure.
+        curvature: M: "ggn" (default; for cross-entropy and squared error the Fisher matrix of the paper) or "hessian".
+        damping: initial lambda. Default 1e-3 ("Untuned" in the paper).
+        damping_factors: on the damping where it falls and where it rises; None keeps it constant. Default 1/2 and 2,
+            from the same source.
+        damping_range: adapted damping stays in here. Default at least 1e-8, from the same source.
+        damping_rule: "ratio" (default): by the reduction ratio rho, the damping falls above 3/4, rises below 1/4 and
+            stays where rho is not a number; every step is accepted. "decreasing_loss": it falls where the loss did not
+            rise; otherwise the step is rejected and the damping rises.
+        reduction_ratio: which quadratic predicts the change: "damped" (default, the paper's; it predicts less, so that
+            rho is biased upwards and in full batches the damping falls to its floor) or "undamped", this step's M.
+        lr_clip: bound on |alpha|. Default none; 0.1 in the paper's "Untuned, clipped". On small batches the GGN of a
+            cross-entropy that saturates goes to zero faster than g, and alpha explodes; a warning says so.
+        amplification: factor on the clipped learning rate. Default 1.
+        curvature_ema: decay of a moving average of C. Default 0, off.
+        lr_ema: decay of a moving average of the learning rate. Default 0, off. Averages go on over rejected steps.
+        absolute_curvature: |C| in place of C ("saddle-free"), in learning rate and prediction. Default False.
+        gradient_clip: bound on the Euclidean norm of g, before the direction. Default none.
+        direction_clip: bound on each entry of d. Default none.
+        step_clip: bound on the Euclidean norm of the update of step 4, unknown to the prediction. Default none.
+        decay_per_step: decoupled weight decay, see step 4; not multiplied by the learning rate. Default 0.
+
+    Attributes:
+        base: the base optimizer.
+        report: `QuadraticStepReport` of the last step; None before the first. Negative slopes and curvatures, which
+            lead up the direction, are taken as they are, and are its `status`.
+
+    Raises:
+        TypeError: a base that cannot propose directions.
+        ValueError: an unknown option value, or an option that differs between groups.
+    """
+
+    report: QuadraticStepReport | None = None
+    _ranks_compared = False
+    _warned = False
+
+    def __init__(
+        self,
+        base: Optimizer,
+        curvature: str = "ggn",
+        damping: float = 1e-3,
+        damping_factors: tuple[float, float] | None = (0.5, 2.0),
+        damping_range: tuple[float, float] = (1e-8, math.inf),
+        damping_rule: str = "ratio",
+        reduction_ratio: str = "damped",
+        lr_clip: float | None = None,
+        amplification: float = 1.0,
+        curvature_ema: float = 0.0,
+        lr_ema: float = 0.0,
+        absolute_curvature: bool = False,
+        gradient_clip: float | None = None,
+        direction_clip: float | None = None,
+        step_clip: float | None = None,
+        decay_per_step: float = 0.0,
+    ):
+        options = {name: value for name, value in locals().items() if name in QuadraticOptions.__annotations__}
+        check_base(base, options)
+        for group in base.param_groups:
+            if "unit_lr" in group:  # of an earlier wrapping, whose options would be taken for the group's own
+                for name in (*options, *CARRIED, "unit_lr"):
+                    group.pop(name, None)
+        self.base = base
+        super().__init__(base.param_groups, base.defaults | options | CARRIED)
+        self.param_groups, self.state = base.param_groups, base.state
+        complete(self.param_groups, self.defaults)
+        check_options(self.param_groups)
+
+    @property
+    def damping(self) -> float:
+        """Lambda of the next step, adapted or initial; may be set."""
+        return self.param_groups[0]["damping"]
+
+    @damping.setter
+    def damping(self, value: float) -> None:
+        check_number("damping", value)
+        self._carry(damping=float(value))
+        self._ranks_compared = False
+
+    def step(self, objective: Objective) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step.
+
+        Args:
+            objective: gives loss, gradient, curvature, and the loss where the step leads.
+
+        Returns:
+            The objective's loss before the step, scalar.
+
+        Raises:
+            TypeError: a plain closure in place of an Objective.
+            ValueError: a parameter that is not the model's, data that is not finite, ranks with different parameters,
+                or an option that differs between groups.
+        """
+        started = time.perf_counter()
+        check_objective(objective, objective, type(self).__name__)
+        complete(self.param_groups, self.defaults)
+        check_options(self.param_groups)
+        space = objective.space([p for group in self.param_groups for p in group["params"]])
+        self._compare_ranks(objective, space)
+        objective.reseed()
+        damping = self.damping
+        line = line_of(self.base, objective, space, self.param_groups[0])
+        outcome = self._settle(line, objective, space)
+        self._carry(forms=forms_with(objective, space, self.param_groups[0]))
+        self.report = QuadraticStepReport(
+            loss=float(line.loss),
+            gradient_norm=line.gradient_norm,
+            slope=line.slope,
+            damping=damping,
+            method=line.method,
+            accepted=outcome["status"].accepted,
+            seconds=time.perf_counter() - started,
+            **outcome,
+        )
+        return line.loss
+
+    def _settle(self, line: Line, objective: Objective, space: ParameterSpace) -> dict[str, Any]:
+        """Take the step along the line, or leave everything as it was; what the report says of it."""
+        options, loss = self.param_groups[0], float(line.loss)
+        factors = options["damping_factors"]
+        stayed = {"new_loss": None if factors is None else loss, "step_norm": 0.0, "lr": 0.0, "reduction_ratio": None}
+        damped = line.bend + options["damping"] * line.square
+        curvature = averaged(options["curvature_average"], damped, options["curvature_ema"])
+        if line.square == 0:
+            status = QuadraticStepStatus.STATIONARY
+            return stayed | {"status": status, "curvature": curvature, "predicted_change": 0.0}
+        bent = abs(curvature) if options["absolute_curvature"] else curvature
+        lr = learning_rate(line.slope, bent, options)
+        taken = lr * schedule(options)
+        bend = bent if options["reduction_ratio"] == "damped" else line.bend
+        stayed |= {"curvature": curvature, "predicted_change": 0.5 * taken**2 * bend - taken * line.slope}
+        vector, step_norm = moved(line, lr, objective, space, self.param_groups)
+        if vector is None:
+            if factors is not None and options["damping_rule"] == "decreasing_loss":
+                self._carry(damping=judged(loss, math.nan, math.nan, options)[1])
+            return stayed | {"status": QuadraticStepStatus.NONFINITE}
+        self._warn_of(lr, line, space)
+        new_loss, ratio, accepted, damping = None, None, True, options["damping"]
+        if factors is not None:
+            new_loss = float(objective.value(space.named(vector)))
+            ratio = reduction(new_loss - loss, stayed["predicted_change"])
+            accepted, damping = judged(loss, new_loss, ratio, options)
+        self._carry(damping=damping, curvature_average=curvature, lr_average=lr)
+        if not accepted:
+            return stayed | {"status": QuadraticStepStatus.REJECTED, "reduction_ratio": ratio}
+        space.write(vector)
+        objective.write_buffers(line.buffers)
+        if line.proposal is not None:
+            line.proposal.accept()
+        status = _status_of(line.slope, curvature, new_loss)
+        done = {"new_loss": new_loss, "step_norm": step_norm, "lr": taken, "reduction_ratio": ratio}
+        return stayed | done | {"status": status}
+
+    def _warn_of(self, lr: float, line: Line, space: ParameterSpace) -> None:
+        change = abs(lr) * math.sqrt(line.square / space.size)
+        if self.param_groups[0]["lr_clip"] is None and change > SANE_CHANGE and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the learning rate {lr:.3g} moves the parameters by {change:.3g} each, in the root mean square: the "
+                "curvature along the direction has all but vanished, as that of cross-entropy does on a small batch "
+                "that is fitted. Set lr_clip (0.1 is usual with Adam), raise the damping, or enlarge the batch",
+                stacklevel=5,
+            )
+
+    def _carry(self, **values: Any) -> None:
+        """Set options of all groups; the damping stays here, since the base begins its state where it finds none."""
+        for group in self.param_groups:
+            group.update(values)
+
+    def _compare_ranks(self, objective: Objective, space: ParameterSpace) -> None:
+        """At the first step, and the first after loading: every rank must start from the same numbers."""
+        if self._ranks_compared:
+            return
+        damping = torch.tensor([self.damping], dtype=torch.float64, device=space.device)
+        tensors, names = [*space.parameters, damping], [*space.names, "damping"]
+        for p, name in zip(space.parameters, space.names, strict=True):
+            kept = {key: value for key, value in self.state.get(p, {}).items() if isinstance(value, Tensor)}
+            tensors += [value.to(space.device) for value in kept.values()]
+            names += [f"{key} of {name}" for key in kept]
+        objective.reduce.check_equal(tensors, names)
+        self._ranks_compared = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group, to the base as well; see `torch.optim.Optimizer.add_param_group`."""
+        if any(param_group is group for group in self.base.param_groups):  # while this optimizer is made
+            super().add_param_group(param_group)
+            return
+        self.base.add_param_group(param_group)
+        complete(self.param_groups, self.defaults)
+        check_options(self.param_groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep: beside torch's own, the base and the last report."""
+        return super().__getstate__() | {"base": self.base, "report": self.report}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state that was pickled, with its base, or loaded, which the base then shares."""
+        super().__setstate__(state)
+        if "base" not in state:
+            complete(self.param_groups, self.defaults)  # of a base that was not wrapped
+            self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        self._ranks_compared = False
+
+
+def _status_of(slope: float, curvature: float, new_loss: float | None) -> QuadraticStepStatus:
+    if new_loss is not None and not math.isfinite(new_loss):
+        return QuadraticStepStatus.DIVERGED
+    if curvature < 0:
+        return QuadraticStepStatus.NEGATIVE_CURVATURE
+    return QuadraticStepStatus.NEGATIVE_SLOPE if slope < 0 else QuadraticStepStatus.TAKEN

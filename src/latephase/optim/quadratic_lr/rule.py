@@ -1,0 +1,58 @@
+"""Learning rate, prediction and damping of a quadratic model along one direction, as numbers."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ...solve import levenberg_marquardt
+
+
+def averaged(last: float | None, value: float, decay: float) -> float:
+    """The moving average after one more value; it starts at the first one."""
+    return value if last is None or decay == 0 else decay * last + (1 - decay) * value
+
+
+def learning_rate(slope: float, curvature: float, options: Mapping[str, Any]) -> float:
+    """The minimiser slope / curvature of the model along the direction, clipped, then amplified, then averaged.
+
+    Args:
+        slope: g'd.
+        curvature: d'Md + lambda d'd, averaged and made positive where that is asked for.
+        options: of the optimizer.
+    """
+    lr, clip = _quotient(slope, curvature), options["lr_clip"]
+    if clip is not None and abs(lr) > clip:
+        lr = math.copysign(clip, lr)
+    return averaged(options["lr_average"], options["amplification"] * lr, options["lr_ema"])
+
+
+def reduction(change: float, predicted: float) -> float:
+    """Actual over predicted change; not a number or infinite where the prediction is zero."""
+    return _quotient(change, predicted)
+
+
+def judged(loss: float, new_loss: float, ratio: float, options: Mapping[str, Any]) -> tuple[bool, float]:
+    """Whether a step is accepted, and the damping of the next one.
+
+    Args:
+        loss: f before the step.
+        new_loss: f where it leads.
+        ratio: its reduction ratio.
+        options: of the optimizer, with `damping_factors` given.
+    """
+    damping, (fall, rise), (low, high) = options["damping"], options["damping_factors"], options["damping_range"]
+    if options["damping_rule"] == "decreasing_loss":
+        accepted = new_loss <= loss  # not so where either is not a number
+        ratio = math.inf if accepted else -math.inf
+    else:
+        accepted = True
+    if math.isnan(ratio):  # tells nothing, other than in `levenberg_marquardt`, where it counts as bad
+        fall = rise = 1.0
+    return accepted, levenberg_marquardt(damping, ratio, factors=(fall, rise), bounds=(low, high))
+
+
+def _quotient(x: float, y: float) -> float:
+    """X / y as IEEE 754 defines it, division by zero included."""
+    if y != 0:
+        return x / y
+    return math.nan if x == 0 or math.isnan(x) else math.copysign(math.inf, x) * math.copysign(1.0, y)

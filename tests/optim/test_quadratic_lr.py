@@ -1,0 +1,162 @@
+"""Quadratic learning rates as citizens of torch: state, schedulers, groups, buffers, writers."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from quadratic_lr_bases import BASES, cross_entropy, steps
+from torch import nn
+
+from latephase import SGDQLR, AdamQLR, JSONLinesWriter, QuadraticLearningRate
+
+
+def through_a_file(optimizer, model, make):
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    fresh = make(model)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    return fresh
+
+
+@pytest.mark.parametrize("how", ["state_dict", "file", "deepcopy", "pickle"])
+@pytest.mark.parametrize("base", BASES)
+def test_a_copy_continues_bit_for_bit(how, base, toy, flat):
+    def make(model, damping=7.0):
+        groups = [{"params": [p]} for p in model.parameters()]
+        return QuadraticLearningRate(BASES[base](groups), damping=damping, curvature_ema=0.5, lr_ema=0.5, lr_clip=1.0)
+
+    # Loading, torch casts NAdam's product of momenta, which is float32, to the parameters' dtype.
+    dtype = torch.float32 if base == "NAdam" else torch.float64
+    model, data = toy.network(dtype=dtype), toy.batch(dtype=dtype)
+    optimizer = make(model, damping=0.1)
+    steps(optimizer, cross_entropy(model, data), 4)
+    if how == "deepcopy":
+        twin, other = copy.deepcopy((model, optimizer))
+    elif how == "pickle":
+        twin, other = pickle.loads(pickle.dumps((model, optimizer)))
+    else:
+        twin = copy.deepcopy(model)
+        other = through_a_file(optimizer, twin, make) if how == "file" else make(twin)
+        other.load_state_dict(optimizer.state_dict())
+    assert other.damping == optimizer.damping not in (7.0, 0.1)
+    assert other.base.state is other.state
+    assert other.base.param_groups is other.param_groups
+    assert not {id(p) for p in model.parameters()} & {id(p) for group in other.param_groups for p in group["params"]}
+    assert steps(other, cross_entropy(twin, data), 4) == steps(optimizer, cross_entropy(model, data), 4)
+    assert torch.equal(flat(twin), flat(model))
+
+
+@pytest.mark.parametrize("make", [AdamQLR, SGDQLR])
+def test_a_file_holds_the_base_and_the_damping(make, toy, flat):
+    model, data = toy.network(), toy.batch()
+    optimizer = make(model.parameters(), damping=0.1)
+    steps(optimizer, cross_entropy(model, data), 3)
+    twin = copy.deepcopy(model)
+    other = through_a_file(optimizer, twin, lambda model: make(model.parameters()))
+    assert steps(other, cross_entropy(twin, data), 3) == steps(optimizer, cross_entropy(model, data), 3)
+    assert torch.equal(flat(twin), flat(model))
+
+
+def test_the_moments_of_plain_adam_are_taken_over(toy, flat):
+    model, data = toy.network(), toy.batch()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    objective = cross_entropy(model, data)
+    for _ in range(3):
+        adam.step(objective)
+    twin = copy.deepcopy(model)
+    loaded = AdamQLR(twin.parameters(), lr_clip=1e-3, damping_factors=None)
+    loaded.load_state_dict(adam.state_dict())
+    assert loaded.damping == 1e-3
+    wrapped = QuadraticLearningRate(adam, lr_clip=1e-3, damping_factors=None)
+    assert steps(loaded, cross_entropy(twin, data), 3) == steps(wrapped, objective, 3)
+    assert torch.equal(flat(twin), flat(model))
+    assert all(float(wrapped.state[p]["step"]) == 6 for p in model.parameters())
+
+
+def test_a_scheduler_scales_the_updates(toy, flat):
+    model, data = toy.network(), toy.batch()
+    groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters()), "lr": 0.5}]
+    optimizer = QuadraticLearningRate(torch.optim.Adam(groups, lr=0.1), damping_factors=None, lr_clip=0.1)
+    factors = [lambda epoch: 0.5**epoch, lambda epoch: 1.0 if epoch < 2 else 0.0]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    size = sum(p.numel() for p in model[0].parameters())
+    for epoch in range(4):
+        twin, other = copy.deepcopy((model, optimizer))
+        for group in other.param_groups:
+            group["lr"] = group["unit_lr"]
+        before = flat(model)
+        optimizer.step(cross_entropy(model, data))
+        other.step(cross_entropy(twin, data))
+        moved, full = flat(model) - before, flat(twin) - before
+        torch.testing.assert_close(moved[:size], 0.5**epoch * full[:size], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(moved[size:], full[size:] * (epoch < 2), rtol=1e-9, atol=1e-12)
+        assert optimizer.report.lr == pytest.approx(0.5**epoch * other.report.lr)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.1 * 0.5**epoch, 0.5 * (epoch < 2)]
+        scheduler.step()
+
+
+def test_a_group_may_be_added_midway(toy):
+    model, data = toy.network(), toy.batch()
+    optimizer = AdamQLR(model[0].parameters(), lr_clip=0.1)
+    losses = [loss for loss, _ in steps(optimizer, cross_entropy(model, data), 3)]
+    head = copy.deepcopy(model[2].state_dict())
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    assert optimizer.param_groups[1]["damping"] == optimizer.damping
+    losses += [loss for loss, _ in steps(optimizer, cross_entropy(model, data), 10)]
+    assert losses[-1] < losses[3] < losses[0]
+    assert all(not torch.equal(head[name], p) for name, p in model[2].named_parameters())
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": list(model[2].parameters())})
+
+
+def test_only_the_optimizers_trainable_parameters_move_and_grad_is_left_alone(toy):
+    model, data = toy.network(), toy.batch()
+    model[2].bias.requires_grad_(False)
+    cross_entropy(model, data)()
+    grads = {name: copy.deepcopy(p.grad) for name, p in model.named_parameters()}
+    before = copy.deepcopy(model.state_dict())
+    optimizer = AdamQLR([{"params": []}, {"params": [model[0].weight, model[2].bias]}], lr_clip=0.1)
+    steps(optimizer, cross_entropy(model, data), 2)
+    assert {name for name, p in model.state_dict().items() if not torch.equal(p, before[name])} == {"0.weight"}
+    for name, p in model.named_parameters():
+        assert p.grad is None if grads[name] is None else torch.equal(p.grad, grads[name])
+    assert set(optimizer.state) == {model[0].weight}
+    assert all(p.device == model[0].weight.device for p in optimizer.state)
+
+
+def test_batch_norm_moves_once_as_in_one_forward_pass(toy):
+    model, data = toy.network(), toy.batch()
+    model.append(nn.BatchNorm1d(3).double())
+    twin = copy.deepcopy(model)
+    twin(data[0])
+    optimizer = AdamQLR(model.parameters(), lr_clip=0.1)
+    optimizer.step(cross_entropy(model, data))
+    assert optimizer.report.accepted
+    for buffer, expected in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_is_the_same_in_every_pass_of_a_step(toy):
+    model, data = toy.network(), toy.batch()
+    model.insert(2, nn.Dropout(0.5))
+    optimizer = AdamQLR(model.parameters(), damping=1e6, lr_clip=1e-9)  # stays where it is, so that losses must agree
+    losses = []
+    for _ in range(3):
+        optimizer.step(cross_entropy(model, data))
+        assert optimizer.report.new_loss == pytest.approx(optimizer.report.loss, rel=1e-6)
+        losses.append(optimizer.report.loss)
+    assert len({round(loss, 6) for loss in losses}) == 3
+
+
+def test_writers_and_hooks_get_the_report(toy, tmp_path):
+    model, data = toy.network(), toy.batch()
+    optimizer = AdamQLR(model.parameters())
+    with JSONLinesWriter(tmp_path / "steps.jsonl") as writer:
+        optimizer.register_step_post_hook(writer)
+        steps(optimizer, cross_entropy(model, data), 2)
+    lines = (tmp_path / "steps.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert '"status": "taken"' in lines[0]

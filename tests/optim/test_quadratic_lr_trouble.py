@@ -1,0 +1,217 @@
+"""What quadratic learning rates do with rejected, non-finite and uphill steps, and with bad arguments."""
+
+import copy
+
+import pytest
+import torch
+from quadratic_lr_bases import BASES, cross_entropy, steps
+from torch import nn
+
+from latephase import SGDQLR, AdamQLR, HessianFree, Objective, QuadraticLearningRate
+from latephase.optim import QuadraticStepStatus
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_rejection_leaves_everything_bit_for_bit(base, toy, unchanged):
+    model, data = toy.network(), toy.batch()
+    model.append(nn.BatchNorm1d(3).double())
+    optimizer = QuadraticLearningRate(
+        BASES[base](model.parameters()), damping=1e-3, damping_rule="decreasing_loss", lr_clip=1.0
+    )
+    optimizer.step(cross_entropy(model, data))
+    for group in optimizer.param_groups:
+        group |= {"amplification": 1e6}
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    with unchanged(model):
+        optimizer.step(cross_entropy(model, data))
+    report = optimizer.report
+    torch.testing.assert_close(optimizer.state_dict()["state"], before, rtol=0, atol=0)
+    assert (report.status, report.accepted) == (QuadraticStepStatus.REJECTED, False)
+    assert (report.lr, report.step_norm, report.new_loss) == (0.0, 0.0, report.loss)
+    assert report.reduction_ratio is not None
+    assert optimizer.damping == 2 * report.damping
+
+
+def log_barrier(function, start):
+    return function(lambda x: (x.log().sum(), x), start)
+
+
+@pytest.mark.parametrize("rule", ["ratio", "decreasing_loss"])
+def test_a_loss_that_is_not_finite_changes_nothing(rule, function, unchanged):
+    point, objective = log_barrier(function, -1.0)
+    optimizer = AdamQLR(point.parameters(), damping=0.25, damping_rule=rule)
+    with unchanged(point):
+        optimizer.step(objective)
+    report = optimizer.report
+    assert report.status == QuadraticStepStatus.NONFINITE
+    assert (report.accepted, report.lr, report.step_norm, report.method) == (False, 0.0, 0.0, "none")
+    assert not optimizer.state
+    assert optimizer.damping == (0.25 if rule == "ratio" else 0.5)
+
+
+@pytest.mark.parametrize("direction", [float("inf"), float("nan")])
+def test_a_direction_that_is_not_finite_changes_nothing(direction, function, unchanged):
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            for p in (p for group in self.param_groups for p in group["params"]):
+                self.state[p]["steps"] = self.state[p].get("steps", 0) + 1
+                p.fill_(direction if self.state[p]["steps"] == 2 else -1.0)
+
+    point, objective = function(lambda x: (0.5 * x @ x, x), 1.0, 2.0)
+    optimizer = QuadraticLearningRate(Broken(point.parameters(), lr=1.0), curvature_ema=0.9, lr_clip=1e-9)
+    optimizer.step(objective)
+    assert optimizer.report.accepted
+    with unchanged(point, optimizer):
+        optimizer.step(objective)
+    assert optimizer.report.status == QuadraticStepStatus.NONFINITE
+    assert optimizer.state[point.x]["steps"] == 1
+
+
+def test_a_rate_that_is_not_finite_changes_nothing(function, unchanged):
+    point, objective = function(lambda x: (x.sum(), x), 1.0, 2.0)  # linear: no curvature at all
+    optimizer = AdamQLR.undamped(point.parameters(), curvature="hessian")
+    with unchanged(point):
+        optimizer.step(objective)
+    assert optimizer.report.status == QuadraticStepStatus.NONFINITE
+    assert (optimizer.report.slope, optimizer.report.curvature) == (pytest.approx(2.0), 0.0)
+    assert not optimizer.state
+    optimizer = AdamQLR.undamped(point.parameters(), curvature="hessian", lr_clip=0.1)
+    optimizer.step(objective)  # a clip makes an infinite rate finite
+    assert (optimizer.report.status, optimizer.report.lr) == (QuadraticStepStatus.TAKEN, 0.1)
+
+
+def test_data_that_is_not_finite_is_an_error(toy):
+    model, (x, y) = toy.network(), toy.batch()
+    x[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="clean the data"):
+        AdamQLR(model.parameters()).step(cross_entropy(model, (x, y)))
+
+
+def test_a_stationary_point_is_left_alone(function, unchanged):
+    point, objective = function(lambda x: (0.5 * x @ x, x), 0.0, 0.0)
+    optimizer = AdamQLR(point.parameters())
+    with unchanged(point):
+        optimizer.step(objective)
+    assert optimizer.report.status == QuadraticStepStatus.STATIONARY
+    assert (optimizer.report.accepted, optimizer.damping) == (False, 1e-3)
+
+
+def test_a_new_loss_that_is_not_finite(function, unchanged):
+    point, objective = function(lambda x: ((x - x.log()).sum(), x), 3.0)
+    start = copy.deepcopy(point)
+    careful = SGDQLR(point.parameters(), damping=1e-3, curvature="hessian")
+    with unchanged(point):
+        careful.step(objective)
+    assert careful.report.status == QuadraticStepStatus.REJECTED
+    assert (careful.damping, careful.report.reduction_ratio) == (2e-3, pytest.approx(float("nan"), nan_ok=True))
+    bold = SGDQLR(start.parameters(), damping=1e-3, curvature="hessian", damping_rule="ratio")
+    bold.step(Objective.from_forward(start, lambda: ((start.x - start.x.log()).sum(), start.x)))
+    assert bold.report.status == QuadraticStepStatus.DIVERGED
+    assert (bold.report.accepted, bold.damping) == (True, 1e-3)
+    assert float(start.x.detach()) < 0
+
+
+def test_negative_slope_and_curvature_are_statuses(function):
+    point, objective = function(lambda x: (-0.5 * x @ x, x), 1.0, 2.0)
+    optimizer = SGDQLR(point.parameters(), curvature="hessian", damping=0.0, damping_factors=None)
+    optimizer.step(objective)
+    report = optimizer.report
+    assert (report.status, report.accepted) == (QuadraticStepStatus.NEGATIVE_CURVATURE, True)
+    assert (report.lr, report.curvature, report.slope) == (-1.0, -5.0, 5.0)
+    saddle_free, objective = function(lambda x: (-0.5 * x @ x, x), 1.0, 2.0)
+    optimizer = SGDQLR(saddle_free.parameters(), curvature="hessian", damping_factors=None, absolute_curvature=True)
+    optimizer.damping = 0.0
+    optimizer.step(objective)
+    assert (optimizer.report.status, optimizer.report.lr) == (QuadraticStepStatus.NEGATIVE_CURVATURE, 1.0)
+    uphill, objective = function(lambda x: (0.5 * x @ x, x), 1.0, 2.0)
+    base = torch.optim.SGD(uphill.parameters(), lr=1.0, maximize=True)
+    optimizer = QuadraticLearningRate(base, damping=0.0, damping_factors=None)
+    optimizer.step(objective)
+    assert (optimizer.report.status, optimizer.report.lr) == (QuadraticStepStatus.NEGATIVE_SLOPE, -1.0)
+
+
+def test_a_rate_out_of_hand_is_warned_of_once(function):
+    point, objective = function(lambda x: (0.5e-8 * x @ x + x.sum(), x), 0.0, 0.0)
+    optimizer = SGDQLR(point.parameters(), curvature="hessian", damping=0.0, damping_factors=None)
+    with pytest.warns(UserWarning, match="Set lr_clip") as caught:
+        optimizer.step(objective)
+    assert caught[0].filename == __file__
+    steps(optimizer, objective, 2)  # a second warning would be an error
+    clipped, objective = function(lambda x: (0.5e-8 * x @ x + x.sum(), x), 0.0, 0.0)
+    options = {"curvature": "hessian", "damping": 0.0, "damping_factors": None}
+    steps(SGDQLR(clipped.parameters(), lr_clip=1e6, **options), objective, 2)
+
+
+def test_a_plain_closure_is_refused_by_name(toy):
+    model, data = toy.network(), toy.batch()
+    optimizer = AdamQLR(model.parameters())
+    with pytest.raises(TypeError, match=r"AdamQLR\.step needs an Objective, got function"):
+        optimizer.step(lambda: cross_entropy(model, data)())
+    with pytest.raises(ValueError, match="is not a parameter of the"):
+        optimizer.step(cross_entropy(toy.network(), data))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p, "must be a torch.optim.Optimizer, got list"),
+        (torch.optim.LBFGS, "LBFGS.step needs closure"),
+        (HessianFree, "HessianFree.step needs objective"),
+        (AdamQLR, "AdamQLR.step needs objective"),
+    ],
+)
+def test_what_cannot_be_a_base(make, message, toy):
+    with pytest.raises(TypeError, match=message):
+        QuadraticLearningRate(make(list(toy.network().parameters())))
+
+
+def test_a_base_with_options_of_the_same_names_is_refused(toy):
+    class Damped(torch.optim.SGD):
+        def __init__(self, params):
+            super().__init__(params, lr=1.0)
+            self.defaults["damping"] = 1.0
+
+    with pytest.raises(TypeError, match="by the name damping"):
+        QuadraticLearningRate(Damped(toy.network().parameters()))
+    with pytest.raises(ValueError, match="must be above 0"):
+        QuadraticLearningRate(torch.optim.SGD(toy.network().parameters(), lr=0.0))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"curvature": "fisher"},
+        {"damping": -1.0},
+        {"damping": float("inf")},
+        {"damping_factors": (2.0, 0.5)},
+        {"damping_factors": 0.5},
+        {"damping_range": (1.0, 0.0)},
+        {"damping_rule": "kfac"},
+        {"reduction_ratio": "biased"},
+        {"lr_clip": 0.0},
+        {"lr_clip": -1.0},
+        {"amplification": 0.0},
+        {"curvature_ema": 1.0},
+        {"lr_ema": -0.1},
+        {"absolute_curvature": 1},
+        {"gradient_clip": "1"},
+        {"direction_clip": 0.0},
+        {"step_clip": float("nan")},
+        {"decay_per_step": -0.1},
+    ],
+)
+def test_bad_options_are_named(option, toy):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        AdamQLR(toy.network().parameters(), **option)
+
+
+def test_options_are_global_and_a_second_wrapping_replaces_them(toy):
+    model, data = toy.network(), toy.batch()
+    with pytest.raises(ValueError, match="damping must be the same in all param groups"):
+        AdamQLR([{"params": [model[0].weight], "damping": 1.0}, {"params": [model[0].bias]}])
+    base = torch.optim.Adam(model.parameters(), lr=0.1)
+    steps(QuadraticLearningRate(base, damping=1.0), cross_entropy(model, data), 2)
+    again = QuadraticLearningRate(base, damping=0.3, lr_clip=0.2)
+    assert (again.damping, again.param_groups[0]["lr_clip"]) == (0.3, 0.2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lambda0'"):
+        AdamQLR(model.parameters(), lambda0=1.0)
