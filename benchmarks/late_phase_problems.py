@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from latephase import problems
+from latephase.problems.data.idx import read_idx
 from latephase.problems.digits import shift
-from latephase.problems.idx import read_idx
 from latephase.problems.problem import Problem, Splits, TrainingSetting, is_weight
 
 HELD_OUT = 5000

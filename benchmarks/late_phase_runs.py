@@ -54,7 +54,7 @@ def mini_batches(problem: Problem, seed: int, epoch: int) -> Iterator[tuple[Tens
     while True:
         random = generator(Stream.AUGMENTATION, seed, epoch)
         for rows in batches(len(targets), problem.training.batch_size, seed, epoch):
-            yield problem.augment(inputs[rows], random), targets[rows]
+            yield problem.batch((inputs, targets), rows, random)
         epoch += 1
 
 
@@ -137,7 +137,7 @@ class Newton:
         self.count += 1
         random = generator(Stream.AUGMENTATION, self.seed, self.count)
         whole, other = (
-            self._objective(self.problem.augment(inputs[rows], random), targets[rows])
+            self._objective(*self.problem.batch((inputs, targets), rows, random))
             for rows in draw(len(targets), sizes, self.seed, self.count)
         )
         share = self.setting["curvature"]

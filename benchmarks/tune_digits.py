@@ -61,10 +61,10 @@ def train_epoch(problem: Problem, data: tuple[Tensor, Tensor], model: nn.Module,
     ]
     optimizer = torch.optim.SGD(groups, lr=lr)
     noise = generator(Stream.AUGMENTATION, seed, epoch)
-    inputs, targets = data
-    for rows in batches(len(inputs), problem.training.batch_size, seed, epoch):
+    for rows in batches(len(data[1]), problem.training.batch_size, seed, epoch):
         optimizer.zero_grad()
-        problem.loss(model(problem.augment(inputs[rows], noise)), targets[rows]).backward()
+        inputs, targets = problem.batch(data, rows, noise)
+        problem.loss(model(inputs), targets).backward()
         optimizer.step()
 
 

@@ -16,79 +16,31 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from latephase import HessianFree, Objective, WithHidden
+from latephase import HessianFree, Objective
+from latephase.problems.architectures.recurrent import Recurrent
+from latephase.problems.pathological import TOLERANCE, marked_numbers
 
-WRONG = 0.04
-"""A sum that is off by more than this counts as wrong (Sutskever et al. 2013)."""
 LEARNED = 1e-3
 """Share of wrong sums below which the task counts as learned (Martens and Sutskever 2011)."""
-
-
-def sequences(count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw problems: inputs [count, 1.1 length, 2] of numbers and marks, sums [count, 1].
-
-    A sequence has between `length` and 1.1 `length` steps, with zeros before it; the first mark falls into its first
-    tenth, the second between a tenth and a half (Martens and Sutskever 2011, as in Sutskever's program).
-    """
-    longest = round(1.1 * length)
-    tenth = length // 10
-    starts = longest - torch.randint(length, longest + 1, (count,), generator=generator)
-    first = starts + torch.randint(0, tenth, (count,), generator=generator)
-    second = starts + torch.randint(tenth, length // 2, (count,), generator=generator)
-    rows = torch.arange(count)
-    numbers = torch.rand(count, longest, generator=generator) * (torch.arange(longest) >= starts[:, None])
-    marks = torch.zeros(count, longest)
-    marks[rows, first] = marks[rows, second] = 1.0
-    sums = numbers[rows, first] + numbers[rows, second]
-    return torch.stack([numbers, marks], dim=2), sums[:, None]
-
-
-class Recurrent(nn.Module):
-    """h_t = tanh(W h_{t-1} + U x_t + b) from a learned start, and a linear output at the end.
-
-    Each unit gets 15 recurrent connections of standard deviation 1.2 / sqrt(15), the others being zero at first.
-    """
-
-    def __init__(self, units: int = 100):
-        super().__init__()
-        self.start = nn.Parameter(torch.zeros(units))
-        self.input = nn.Linear(2, units)
-        self.hidden = nn.Linear(units, units, bias=False)
-        self.output = nn.Linear(units, 1)
-        nn.init.sparse_(self.hidden.weight.T, sparsity=1 - 15 / units, std=1.2 / 15**0.5)
-        nn.init.normal_(self.input.weight, std=0.25)
-        nn.init.normal_(self.output.weight, std=1 / units**0.5)
-        for bias in (self.input.bias, self.output.bias):
-            nn.init.zeros_(bias)
-
-    def forward(self, inputs: Tensor) -> WithHidden:
-        """Inputs [N, T, 2] -> outputs [N, 1], with the pre-activations [N, T, units] beside them."""
-        driven = self.input(inputs)
-        h = self.start.expand(len(inputs), -1).tanh()
-        pre_activations = []
-        for x in driven.unbind(1):
-            pre_activations.append(self.hidden(h) + x)
-            h = pre_activations[-1].tanh()
-        return WithHidden(self.output(h), torch.stack(pre_activations, dim=1), "tanh")
 
 
 def train(args: argparse.Namespace, mu: float, log: Path) -> None:
     """Train one network until the time is over or the task is learned, one line of the log per step."""
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    model, loss = Recurrent(args.units), nn.MSELoss()
+    model, loss = Recurrent(2, 1, args.units), nn.MSELoss()
     optimizer = HessianFree(
         model.parameters(), damping=args.damping, structural_damping=mu, cg_max_iter=args.cg_max_iter
     )
-    unseen, sums = sequences(2000, args.length, torch.Generator().manual_seed(10**6))
+    unseen, sums = marked_numbers(2000, args.length, torch.Generator().manual_seed(10**6))
     log.write_text("")
     spent, step, wrong = 0.0, 0, 1.0
     while spent < args.time_limit and step < args.max_steps and wrong >= LEARNED:
         started = time.perf_counter()
         batch, held_out = (
-            Objective(model, loss, sequences(args.sequences, args.length, generator), weight_decay=2e-5)
+            Objective(model, loss, marked_numbers(args.sequences, args.length, generator), weight_decay=2e-5)
             for _ in range(2)
         )
         curvature = batch.subsample(args.curvature_sequences, generator)
@@ -97,7 +49,7 @@ def train(args: argparse.Namespace, mu: float, log: Path) -> None:
         step += 1
         with torch.no_grad():
             error = model(unseen).outputs - sums
-        squared, wrong = float(error.square().mean()), float((error.abs() > WRONG).float().mean())
+        squared, wrong = float(error.square().mean()), float((error.abs() > TOLERANCE).float().mean())
         report = optimizer.report
         line = {"seconds": round(spent, 2), "step": step, "mu": mu, "squared_error": squared, "wrong": wrong}
         with log.open("a") as file:
@@ -122,7 +74,7 @@ def draw(logs: list[Path], picture: Path, length: int) -> None:
         right.plot(seconds, [100 * line["wrong"] for line in lines], label=label)
     left.axhline(1 / 6, color="grey", linestyle=":", label="always answering 1")
     left.set(xlabel="seconds of training", ylabel="squared error, unseen sequences", xlim=0)
-    right.set(xlabel="seconds of training", ylabel=f"sums off by more than {WRONG} (%)", xlim=0, ylim=(0, 102))
+    right.set(xlabel="seconds of training", ylabel=f"sums off by more than {TOLERANCE} (%)", xlim=0, ylim=(0, 102))
     left.legend(frameon=False, fontsize="small")
     figure.suptitle(f"The addition task over {length} time steps", fontsize="medium")
     figure.savefig(picture, dpi=150)

@@ -3,6 +3,7 @@
 import importlib
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ def made_by(factory: str) -> Any:
 
     Raises:
         FactoryError: another form, no such module or function, or an error inside either.
+    """
+    function = function_named(factory)
+    try:
+        return function()
+    except Exception as error:  # of the user's function
+        raise FactoryError(f"{factory} fails: {_in_one_line(error)}") from error
+
+
+def function_named(factory: str) -> Callable[..., Any]:
+    """The function PACKAGE.MODULE:FACTORY, the current directory being importable.
+
+    Raises:
+        FactoryError: another form, no such module or function, or an error while the module is imported.
     """
     where, _, name = factory.partition(":")
     if not all(part.isidentifier() for part in where.split(".")) or not name.isidentifier():
@@ -40,10 +54,7 @@ def made_by(factory: str) -> Any:
         own = [key for key in own if callable(vars(module)[key]) and not key.startswith("_")]
         hint = f"; it has {', '.join(own[:6])}" if own else ""
         raise FactoryError(f"{where} has no function {name!r}{hint}")
-    try:
-        return function()
-    except Exception as error:  # of the user's function
-        raise FactoryError(f"{factory} fails: {_in_one_line(error)}") from error
+    return function
 
 
 def problem_of(made: Any, factory: str) -> tuple[Any, Any, Any]:

@@ -1,47 +1,80 @@
-"""What a test problem is: a model, a loss, data, and the first-order setting it is trained with."""
+"""What a test problem is: a model, a loss, data, metrics, and the first-order setting it is trained with."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..objective import Objective
+from ..weight_decay import Decay
+from .metrics import Metric, accuracy
+
+Batch = tuple[Any, Tensor]
+"""Inputs (a tensor, or a tuple or dict of tensors) and targets; dimension 0 counts the rows."""
+
+Data = Batch | Sequence[Batch]
+"""One batch; or a list of batches of different form whose losses add up, as in a physics-informed problem."""
+
+Augment = Callable[[Any, Tensor, torch.Generator], Batch]
+
+TrainEvaluation = Callable[["Problem", "Splits", torch.Generator], Data]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three disjoint parts of a data set, each a pair (inputs [N, ...], targets [N]).
+    """The three disjoint parts of a data set, in the form in which they are kept: images as uint8, for instance.
 
-    The parts are a property of the problem: they do not depend on any seed.
+    The parts are a property of the problem: they do not depend on any seed. `Problem.batch` makes of their rows what
+    the model takes.
     """
 
-    train: tuple[Tensor, Tensor]
-    valid: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
+    train: Data
+    valid: Data
+    test: Data
+
+    def to(self, device: torch.device | str) -> "Splits":
+        """The same data on a device."""
+        return Splits(*(_each_tensor(lambda t: t.to(device), part) for part in (self.train, self.valid, self.test)))
 
 
 @dataclass(frozen=True)
 class TrainingSetting:
-    """The first-order setting of a problem: plain SGD, momentum 0, constant learning rate.
+    """The first-order setting of a problem.
 
-    It has no momentum and no schedule, so that training ends in diffusion at the given rate. That is how the
-    problems of Schmidt, Schneider and Hennig (2021, "Descending through a Crowded Valley") were trained.
+    The problems of Tatzel et al. (2022, Table 1) have plain SGD: no momentum and no schedule, so that training ends in
+    diffusion at the given rate, as in Schmidt, Schneider and Hennig (2021, "Descending through a Crowded Valley").
 
     Attributes:
         lr: The constant learning rate.
-        batch_size: Rows of one SGD step. The last short batch of an epoch is dropped.
+        batch_size: Rows of one step; None for all rows of the training split. The last short batch of an epoch is
+            dropped.
         epochs: Passes over the training split.
+        optimizer: "sgd" or "adam".
+        momentum: of SGD.
     """
 
     lr: float
-    batch_size: int
+    batch_size: int | None
     epochs: int
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.0
+
+    def start(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD | torch.optim.Adam:
+        """A fresh optimizer of this setting."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.lr)
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
 
 
 @dataclass(frozen=True)
 class Problem:
     """A versioned test problem.
 
-    All callables are module-level functions, so a problem can be pickled and sent to a worker process.
+    All callables are module-level functions, or `functools.partial`s of such, so that a problem can be pickled and sent
+    to a worker process.
 
     Attributes:
         name: The name under which `latephase.problems.get` finds it.
@@ -50,13 +83,24 @@ class Problem:
         title: A short title for figures and tables.
         description: Data, model and regularisation in a sentence or two.
         model: () -> module, freshly initialised from torch's default generator. It needs no data.
-        loss: (outputs, targets) -> scalar, without the L2 term.
+        loss: (outputs, targets) -> scalar, without the L2 term: a mean over the rows, or a sum where it says
+            `reduction == "sum"`.
+        load: () -> Splits. It may read from disk or download, and always returns the same values.
+        training: The first-order setting.
+        source: The paper, and where in it, that the problem is from.
         weight_decay: wd, or (wd, predicate(name, parameter)). The L2 term 0.5 * wd * sum theta_i^2 over the
             parameters for which the predicate holds is part of the loss, its gradient and its curvature.
-        load: () -> Splits. It may read from disk or download, and always returns the same values.
-        augment: (inputs of one batch, generator) -> augmented inputs of the same shape, for training batches only.
-            All its randomness comes from the generator.
-        training: The first-order setting.
+        forward: (model, inputs) -> outputs where the ordinary call of the model does not fit.
+        prepare: Inputs as they are kept, or as `augment` returns them, -> the model's inputs; no randomness. Default:
+            they are the same.
+        augment: (inputs of a batch as they are kept, targets, generator) -> (inputs, targets), for training batches
+            only; the same number of rows. All its randomness comes from the generator. For generated problems it draws
+            new rows. Default: none.
+        metrics: What is measured beside the loss.
+        train_evaluation: (problem, splits, generator) -> the data, as the model takes it, on which the training loss is
+            measured. Default: all of the training split, not augmented.
+        dataset: Name of the data set that `load` needs (`latephase.problems.data`); None where nothing is read.
+        options: What `latephase.problems.get` was given beside the name.
     """
 
     name: str
@@ -64,11 +108,79 @@ class Problem:
     title: str
     description: str
     model: Callable[[], nn.Module]
-    loss: Callable[[Tensor, Tensor], Tensor]
-    weight_decay: float | tuple[float, Callable[[str, nn.Parameter], bool]]
+    loss: Callable[[Any, Tensor], Tensor]
     load: Callable[[], Splits]
-    augment: Callable[[Tensor, torch.Generator], Tensor]
     training: TrainingSetting
+    source: str = ""
+    weight_decay: Decay = 0.0
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    prepare: Callable[[Any], Any] | None = None
+    augment: Augment | None = None
+    metrics: tuple[Metric, ...] = (accuracy,)
+    train_evaluation: TrainEvaluation | None = None
+    dataset: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def batch(self, data: Data, rows: Tensor | slice | None = None, generator: torch.Generator | None = None) -> Data:
+        """Rows of a split as the model takes them, ready for `Objective`.
+
+        Args:
+            data: a split, or rows of one.
+            rows: which, int64 [n] or a slice. Default: all, in order.
+            generator: source of the augmentation, for a training batch. Default: no augmentation.
+
+        Returns:
+            (inputs, targets); a list of them where the split is one.
+
+        Raises:
+            ValueError: rows of a split that is a list of batches, which belong together.
+        """
+        if not is_batch(data):
+            if rows is not None:
+                raise ValueError(f"{self.name} is trained on all of its data at once: it has no rows to choose from")
+            return [self._prepared(batch, generator) for batch in data]
+        if rows is not None:
+            data = _each_tensor(lambda leaf: leaf[rows.to(leaf.device) if isinstance(rows, Tensor) else rows], data)
+        return self._prepared(data, generator)
+
+    def _prepared(self, batch: Any, generator: torch.Generator | None) -> Batch:
+        inputs, targets = batch
+        if self.augment is not None and generator is not None:
+            inputs, targets = self.augment(inputs, targets, generator)
+        return (inputs if self.prepare is None else self.prepare(inputs)), targets
+
+    def objective(self, model: nn.Module, data: Data, **options: Any) -> Objective:
+        """The objective of a model on what `batch` returned, the L2 term included.
+
+        Args:
+            model: the model.
+            data: the data, as the model takes it.
+            options: of `Objective`, such as `microbatch_size`.
+        """
+        return Objective(model, self.loss, data, weight_decay=self.weight_decay, forward=self.forward, **options)
+
+
+def is_batch(data: Data) -> TypeGuard[Batch]:
+    """Whether data is one batch, and not a list of batches."""
+    return isinstance(data, tuple)
+
+
+def parts_of(splits: Splits) -> tuple[Batch, Batch, Batch]:
+    """Training, validation and test split, each being one batch."""
+    train, valid, test = splits.train, splits.valid, splits.test
+    assert is_batch(train)
+    assert is_batch(valid)
+    assert is_batch(test)
+    return train, valid, test
+
+
+def row_count(data: Data) -> int:
+    """The number of rows of a split."""
+    return len(data[1]) if is_batch(data) else sum(len(targets) for _, targets in data)
+
+
+def _each_tensor(function: Callable[[Tensor], Tensor], data: Any) -> Any:
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) and leaf.dim() else leaf, data)
 
 
 def is_weight(name: str, parameter: nn.Parameter) -> bool:
@@ -80,3 +192,13 @@ def is_weight(name: str, parameter: nn.Parameter) -> bool:
     """
     del parameter
     return name == "weight" or name.endswith(".weight")
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Say whether a parameter is the weight of a dense or convolutional layer: the L2 term's predicate beside norms.
+
+    Args:
+        name: The parameter's name in `named_parameters()`.
+        parameter: The parameter; batch norm's have one dimension.
+    """
+    return is_weight(name, parameter) and parameter.dim() > 1

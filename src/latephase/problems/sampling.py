@@ -20,6 +20,8 @@ class Stream(IntEnum):
     EPOCH = 1
     STEP = 2
     AUGMENTATION = 3
+    EVALUATION = 4
+    CURVATURE = 5
 
 
 def generator(stream: Stream, seed: int, index: int) -> torch.Generator:

@@ -64,10 +64,10 @@ def conv(
     return [SamePadding(kernel_size, stride), layer] if same and not inside and kernel_size > 1 else [layer]
 
 
-def dense(inputs: int, outputs: int, initialize: Initialize = nn.init.xavier_uniform_) -> nn.Linear:
-    """A dense layer with biases that start at zero."""
+def dense(inputs: int, outputs: int, initialize: Initialize = nn.init.xavier_uniform_, bias: float = 0.0) -> nn.Linear:
+    """A dense layer; its biases start at the given value."""
     layer = nn.Linear(inputs, outputs)
-    fill(layer, 0.0, initialize)
+    fill(layer, bias, initialize)
     return layer
 
 
@@ -100,3 +100,11 @@ def sparse_(weight: Tensor, connections: int = 15, std: float = 1.0) -> Tensor:
     unconnected = max(inputs - connections - 0.5, 0.0)
     nn.init.sparse_(weight.t(), unconnected / inputs, std)
     return weight
+
+
+def truncated_normal_(weight: Tensor, std: float) -> Tensor:
+    """Fill a tensor with normal numbers of mean 0 and the given scale, drawn again where they exceed two of it.
+
+    The standard deviation of what is left is 0.88 times `std`. Drawn from torch's default generator.
+    """
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,4 +1,4 @@
-"""A classifier of sequences with long short-term memory."""
+"""Networks with long short-term memory."""
 
 from torch import Tensor, nn
 
@@ -26,3 +26,29 @@ class LSTMClassifier(nn.Module):
         """Logits [N, outputs]."""
         hidden, _ = self.lstm(sequences)
         return self.classify(hidden[:, -1])
+
+
+class CharLSTM(nn.Module):
+    """A language model: symbols int64 [N, T] -> logits [N, vocabulary, T] of the symbol that follows each place.
+
+    Embedding, LSTM layers with dropout between them, and a dense layer at every place: the network of DeepOBS's problem
+    tolstoi_char_rnn (Schneider, Balles and Hennig 2019), which has 285,523 parameters for 83 symbols. torch's default
+    initialisation, as there. Every sequence starts from hidden states of zero.
+
+    Args:
+        vocabulary: number of symbols.
+        width: of embedding and hidden states.
+        layers: of LSTM.
+        dropout: probability, between the layers.
+    """
+
+    def __init__(self, vocabulary: int, width: int = 128, layers: int = 2, dropout: float = 0.2):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.lstm = nn.LSTM(width, width, layers, batch_first=True, dropout=dropout)
+        self.logits = nn.Linear(width, vocabulary)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """Logits [N, vocabulary, T], as `nn.CrossEntropyLoss` takes them."""
+        hidden, _ = self.lstm(self.embedding(symbols))
+        return self.logits(hidden).transpose(1, 2)

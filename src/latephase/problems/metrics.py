@@ -1,0 +1,84 @@
+"""What is measured of a model beside its loss, as sums over rows, so that large splits are measured in parts."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number computed from sums over the rows of a split.
+
+    Attributes:
+        name: as in tables and rows of results.
+        sums: (outputs, targets) of some rows -> [k], what is added up over all rows, in float64.
+        value: [k] sums over all rows -> the number.
+        higher_is_better: the direction of improvement.
+        on_train: whether it means something on the training split.
+    """
+
+    name: str
+    sums: Callable[[Any, Tensor], Tensor]
+    value: Callable[[Tensor], float]
+    higher_is_better: bool
+    on_train: bool = True
+
+
+def _ratio(sums: Tensor) -> float:
+    return float(sums[0] / sums[1])
+
+
+def _root_ratio(sums: Tensor) -> float:
+    return float((sums[0] / sums[1]).sqrt())
+
+
+def _counted(hits: Tensor) -> Tensor:
+    return torch.stack([hits.sum().double(), torch.tensor(hits.numel(), dtype=torch.float64, device=hits.device)])
+
+
+def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _counted(outputs.argmax(dim=1) == targets)
+
+
+def _squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    squares = (outputs - targets).double().square()
+    return torch.stack([squares.sum(), torch.tensor(squares.numel(), dtype=torch.float64, device=squares.device)])
+
+
+def _squared_and_reference(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.stack([(outputs - targets).double().square().sum(), targets.double().square().sum()])
+
+
+accuracy = Metric("accuracy", _correct, _ratio, higher_is_better=True)
+"""Share of the targets, class numbers, that the largest of the logits names; logits [N, classes, ...]."""
+
+
+def _identity(outputs: Tensor) -> Tensor:
+    return outputs
+
+
+def _squared_per_row(outputs: Tensor, targets: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    squares = (activation(outputs) - targets).double().square()
+    return torch.stack([squares.sum(), torch.tensor(len(squares), dtype=torch.float64, device=squares.device)])
+
+
+def squared_error_per_row(activation: Callable[[Tensor], Tensor] = _identity) -> Metric:
+    """The squared error summed over each row, its mean over the rows: the measure of the literature on autoencoders.
+
+    Args:
+        activation: applied to the outputs first, such as the logistic function where they are logits. Default: none.
+    """
+    sums = functools.partial(_squared_per_row, activation=activation)
+    return Metric("squared_error", sums, _ratio, higher_is_better=False)
+
+
+rmse = Metric("rmse", _squared, _root_ratio, higher_is_better=False)
+"""Root of the mean squared error over all elements."""
+
+relative_l2_error = Metric("relative_l2_error", _squared_and_reference, _root_ratio, False, on_train=False)
+"""|outputs - targets| / |targets| in the Euclidean norm over all elements, the usual error of approximate solutions of
+differential equations."""
