@@ -51,9 +51,10 @@ def sgd_of(problem: Problem, model: nn.Module) -> torch.optim.SGD:
 def mini_batches(problem: Problem, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of SGD from an epoch on, without end."""
     inputs, targets = data_of(problem.name).train
+    size = problem.training.batch_size or len(targets)
     while True:
         random = generator(Stream.AUGMENTATION, seed, epoch)
-        for rows in batches(len(targets), problem.training.batch_size, seed, epoch):
+        for rows in batches(len(targets), size, seed, epoch):
             yield problem.batch((inputs, targets), rows, random)
         epoch += 1
 
@@ -78,7 +79,7 @@ def make_checkpoints(work: Path, name: str) -> list[dict[str, float]] | None:
     torch.manual_seed(0)
     model = problem.model()
     optimizer, source = sgd_of(problem, model), mini_batches(problem, 0, 1)
-    steps = len(data_of(name).train[1]) // problem.training.batch_size
+    steps = len(data_of(name).train[1]) // (problem.training.batch_size or 1)
     for epoch in range(1, problem.training.epochs + 1):
         with clock:
             for _ in range(steps):

@@ -31,7 +31,8 @@ def main() -> None:
     splits = problem.load().to(args.device)
     model = problem.model().to(args.device)
     optimizer = problem.training.start(model.parameters())
-    order = batches(len(splits.train[1]), args.batch_size or problem.training.batch_size, 0, 0)
+    size = args.batch_size or problem.training.batch_size or len(splits.train[1])
+    order = batches(len(splits.train[1]), size, 0, 0)
     random = generator(Stream.AUGMENTATION, 0, 0)
     there = problem.batch(splits.train, order[0], random)
     seconds: dict[str, list[float]] = {"loading": [], "there": []}

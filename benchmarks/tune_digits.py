@@ -61,6 +61,7 @@ def train_epoch(problem: Problem, data: tuple[Tensor, Tensor], model: nn.Module,
     ]
     optimizer = torch.optim.SGD(groups, lr=lr)
     noise = generator(Stream.AUGMENTATION, seed, epoch)
+    assert problem.training.batch_size is not None
     for rows in batches(len(data[1]), problem.training.batch_size, seed, epoch):
         optimizer.zero_grad()
         inputs, targets = problem.batch(data, rows, noise)

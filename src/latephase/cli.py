@@ -82,16 +82,19 @@ def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder
 
 
 @app.command()
-def problems() -> None:
-    """List the test problems."""
-    from .problems import get, names
+def problems(
+    name: Annotated[
+        str, typer.Argument(help="Say all of one problem: a name of the list, or PACKAGE.MODULE:FACTORY.")
+    ] = "",
+) -> None:
+    """List the test problems and the data that is missing; or say all of one."""
+    from .problems import ProblemError
+    from .problems.listing import details, overview
 
-    table = Table("problem", "version", "parameters", "what it is")
-    for name in names():
-        problem = get(name)
-        size = sum(p.numel() for p in problem.model().parameters())
-        table.add_row(name, str(problem.version), f"{size:,}", problem.description)
-    out.print(table)
+    try:
+        out.print(details(name) if name else overview(), soft_wrap=bool(name), highlight=False)
+    except ProblemError as error:
+        raise _fail(error, 2) from error
 
 
 @app.command()

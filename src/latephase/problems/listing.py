@@ -15,7 +15,9 @@ MEGABYTE = 1e6
 
 def overview() -> Table:
     """All problems, a line each: size, whether their data is here, and what they are."""
-    table = Table("problem", "parameters", "data", "what it is", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("problem", "parameters", "data", "what it is"):
+        table.add_column(heading, justify="right" if heading == "parameters" else "left")
     for name in names():
         problem = get(name)
         table.add_row(name, f"{_parameters(problem):,}", _state(problem), problem.title)
@@ -61,4 +63,4 @@ def _state(problem: Problem) -> Text:
     if not files:
         return Text("ready", style="green")
     downloads = {file.urls: file.download_size for file in files}
-    return Text(f"missing, {sum(downloads.values()) / MEGABYTE:,.0f} MB", style="yellow")
+    return Text(f"missing, {max(0.1, sum(downloads.values()) / MEGABYTE):,.1f} MB", style="yellow")

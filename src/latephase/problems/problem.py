@@ -1,6 +1,6 @@
 """What a test problem is: a model, a loss, data, metrics, and the first-order setting it is trained with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
@@ -15,8 +15,8 @@ from .metrics import Metric, accuracy
 Batch = tuple[Any, Tensor]
 """Inputs (a tensor, or a tuple or dict of tensors) and targets; dimension 0 counts the rows."""
 
-Data = Batch | Sequence[Batch]
-"""One batch; or a list of batches of different form whose losses add up, as in a physics-informed problem."""
+Data = Any
+"""A `Batch`; or a list of batches of different form whose losses add up, as in a physics-informed problem."""
 
 Augment = Callable[[Any, Tensor, torch.Generator], Batch]
 

@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..problems import get
+from ..problems.problem import row_count
 from .config import ConfigError, Study, check_fit
 from .environment import describe_environment
 from .progress import StudyProgress
@@ -56,7 +57,7 @@ def resolve(study: Study) -> Study:
             f"jobs ({study.jobs}) times threads ({study.threads}) exceeds the {cores} cores of this machine, so that "
             "runs would starve each other; give --jobs"
         )
-    return check_fit(study, problem, len(problem.load().train[1]))
+    return check_fit(study, problem, row_count(problem.load().train))
 
 
 def conduct(study: Study, directory: Path, progress: StudyProgress) -> Path:

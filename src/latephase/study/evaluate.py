@@ -2,13 +2,16 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..objective import Objective
 from ..problems import Problem, Splits
+from ..problems.problem import Batch, Data, is_batch, row_count
+from ..problems.sampling import Stream, generator
+from ..weight_decay import WeightDecay
 
 ROWS_AT_ONCE = 2048
 
@@ -17,46 +20,59 @@ class Evaluator:
     """Evaluates states of a model on a copy of it, in eval mode.
 
     Args:
-        problem: gives loss and L2 term.
+        problem: gives loss, L2 term and metrics.
         model: gives the structure; it is copied.
         splits: the data.
     """
 
     def __init__(self, problem: Problem, model: nn.Module, splits: Splits):
+        self._problem, self._splits = problem, splits
         self._model = copy.deepcopy(model).eval()
-        self._objectives = {
-            name: Objective(
-                self._model,
-                problem.loss,
-                getattr(splits, name),
-                microbatch_size=ROWS_AT_ONCE,
-                weight_decay=problem.weight_decay,
-            )
-            for name in ("train", "valid", "test")
-        }
+        self._decay = WeightDecay(self._model, problem.weight_decay)
+        self._constants = {name: p.detach() for name, p in self._model.named_parameters()}
+        self._count = 0
 
     def __call__(self, state: dict[str, Tensor]) -> dict[str, float | None]:
-        """Loss (L2 term included) and accuracy of a state dict on each split, and the L2 term alone.
+        """Loss (L2 term included) and metrics of a state dict on each split, and the L2 term alone.
 
-        A loss that is not finite is None.
+        A number that is not finite is None.
 
         Args:
             state: a state dict of the model.
         """
         self._model.load_state_dict(state)
-        (objective, *_) = self._objectives.values()
-        metrics: dict[str, float | None] = {"l2_term": float(objective.weight_decay.value())}
-        for name, objective in self._objectives.items():
-            loss, accuracy = self._measure(objective)
-            metrics[f"{name}_loss"] = loss if math.isfinite(loss) else None
-            metrics[f"{name}_accuracy"] = accuracy
-        return metrics
+        problem, splits = self._problem, self._splits
+        found: dict[str, float | None] = {"l2_term": float(self._decay.value())}
+        if problem.train_evaluation is None:
+            found |= self._measure("train", splits.train)
+        else:
+            random = generator(Stream.EVALUATION, 0, self._count)
+            found |= self._measure("train", problem.train_evaluation(problem, splits, random), prepared=True)
+            self._count += 1
+        return found | self._measure("valid", splits.valid) | self._measure("test", splits.test)
 
-    def _measure(self, objective: Objective) -> tuple[float, float]:
-        def term(chunk: Any, index: int) -> tuple[Tensor, Tensor]:
-            loss, outputs = objective.forward_pass(chunk, {}, {})
-            return loss, (outputs.argmax(dim=1) == chunk.targets).double().mean()
+    def _measure(self, split: str, data: Data, prepared: bool = False) -> dict[str, float | None]:
+        metrics = [metric for metric in self._problem.metrics if split != "train" or metric.on_train]
+        loss, sums = 0.0, [torch.zeros((), dtype=torch.float64)] * len(metrics)
+        for batch, weight in self._batches(data, prepared):
+            objective = self._problem.objective(self._model, [batch])
+            with torch.enable_grad():  # constants record no graph, but a forward pass that differentiates needs it
+                part, outputs = objective.forward_pass(objective.chunks[0], self._constants, {})
+            loss += weight * float(part)
+            sums = [total + metric.sums(outputs, batch[1]) for total, metric in zip(sums, metrics, strict=True)]
+        found = {"loss": loss + float(self._decay.value())}
+        found |= {metric.name: metric.value(total) for metric, total in zip(metrics, sums, strict=True)}
+        return {f"{split}_{name}": value if math.isfinite(value) else None for name, value in found.items()}
 
-        with torch.no_grad():
-            loss, accuracy = objective.sum(term)
-            return float(loss + objective.weight_decay.value()), float(accuracy)
+    def _batches(self, data: Data, prepared: bool) -> Iterator[tuple[Batch, float]]:
+        """Parts of a split as the model takes them, each with its weight in the loss."""
+        problem, rows = self._problem, row_count(data)
+        mean = getattr(problem.loss, "reduction", "mean") == "mean"
+        if not is_batch(data):
+            parts: list[Any] = list(data if prepared else problem.batch(data))
+            yield from ((part, len(part[1]) / rows if mean else 1.0) for part in parts)
+            return
+        for start in range(0, rows, ROWS_AT_ONCE):
+            chosen = slice(start, start + ROWS_AT_ONCE)
+            part: Any = (data[0][chosen], data[1][chosen]) if prepared else problem.batch(data, chosen)
+            yield part, len(part[1]) / rows if mean else 1.0

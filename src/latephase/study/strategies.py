@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ..objective import Objective
 from ..optim import HessianFree
 from ..problems import Problem, Splits
+from ..problems.problem import Data, row_count
 from ..problems.sampling import Stream, batches, draw, generator
 from .config import SGD, HessianFreeSteps, StrategyConfig, Study
 
@@ -31,18 +32,17 @@ class Strategy(Protocol):
         ...
 
 
-def batch_objective(problem: Problem, model: nn.Module, data: tuple[Tensor, Tensor], rows: Tensor, random) -> Objective:
+def batch_objective(problem: Problem, model: nn.Module, data: Data, rows: Tensor, random) -> Objective:
     """The problem's objective on augmented rows of a split.
 
     Args:
         problem: gives loss, L2 term and augmentation.
         model: the model.
-        data: inputs and targets of the split.
+        data: the split.
         rows: indices into it.
         random: generator of the augmentation.
     """
-    inputs, targets = data[0][rows], data[1][rows]
-    return Objective(model, problem.loss, (problem.augment(inputs, random), targets), weight_decay=problem.weight_decay)
+    return problem.objective(model, problem.batch(data, rows, random))
 
 
 def epochs_of_batches(
@@ -51,7 +51,7 @@ def epochs_of_batches(
     """Objectives of one mini-batch after the other from `epoch` on without end, and whether an epoch ends with it."""
     while True:
         random = generator(Stream.AUGMENTATION, seed, epoch)
-        order = batches(len(splits.train[1]), batch_size, seed, epoch)
+        order = batches(row_count(splits.train), batch_size, seed, epoch)
         for index, rows in enumerate(order):
             yield batch_objective(problem, model, splits.train, rows, random), index == len(order) - 1
         epoch += 1
@@ -146,7 +146,7 @@ class HessianFreeStrategy:
         random = generator(Stream.AUGMENTATION, self._seed, self._steps)
         objective, evaluation = (
             batch_objective(self._problem, self.model, self._splits.train, rows, random)
-            for rows in draw(len(self._splits.train[1]), sizes, self._seed, self._steps)
+            for rows in draw(row_count(self._splits.train), sizes, self._seed, self._steps)
         )
         self._optimizer.step(objective, evaluation)
         assert self._optimizer.report is not None
