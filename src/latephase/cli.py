@@ -34,32 +34,49 @@ def study(
     ],
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: the study's own.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Use seeds 0 .. N-1. Default: the study's own.")] = None,
+    scale: Annotated[
+        float, typer.Option(help="Shrink the study: so many times its epochs, seeds and checkpoints. The page says so.")
+    ] = 1.0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the study's own.")] = None,
+    executor: Annotated[
+        str, typer.Option(help="local: processes of this machine. ray: tasks of a Ray cluster (latephase[ray]).")
+    ] = "local",
+    shard: Annotated[
+        str, typer.Option(metavar="i/N", help="Perform the i-th of N parts of the runs, for plain batch systems.")
+    ] = "1/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
 ) -> None:
     """Run a late-phase study, or what is left of it, and write its report.
 
-    Trains the study's problem with SGD, saves checkpoints, and from chosen ones lets every strategy go on under the
-    same wall-clock budget. What is finished is not run again.
+    Trains the study's problem with its first-order setting, saves checkpoints, and from chosen ones lets every strategy
+    go on under the same budget. What is finished is not run again.
     """
-    from .study.conduct import StudyError, conduct, resolve
-    from .study.config import ConfigError, read_study
+    from .problems.data import DataError
+    from .study.conduct import ExecutorError, StudyError, conduct, resolve
+    from .study.config import ConfigError, read_study, scaled
+    from .study.dry_run import check_executor, describe, parse_shard
     from .study.progress import StudyProgress
 
     try:
+        part = parse_shard(shard)
+        check_executor(executor)
         config = read_study(name_or_file)
-        changes = {"jobs": jobs, "seeds": None if seeds is None else list(range(seeds))}
-        config = resolve(config.model_copy(update={key: value for key, value in changes.items() if value is not None}))
+        config = config if scale == 1.0 else scaled(config, scale)
+        changes = {"jobs": jobs, "device": device, "seeds": None if seeds is None else list(range(seeds))}
+        config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
         if dry_run:
-            _say_plan(config, directory)
+            for thing in describe(config, directory, part):
+                out.print(thing, soft_wrap=True, highlight=False)
             return
+        config = resolve(config)
         with StudyProgress(out) as progress:
-            page = conduct(config, directory, progress)
-    except (ConfigError, StudyError, OSError, ValueError) as error:
+            page, broken = conduct(config, directory, progress, executor, part)
+    except (ConfigError, StudyError, ExecutorError, DataError, OSError, ValueError) as error:
         raise _fail(error) from error
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
         raise typer.Exit(130) from None
-    failed = _say_scores(directory)
+    failed = _say_scores(directory) + broken
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
     if failed:
         err.print("\n".join(failed), style="red", highlight=False, soft_wrap=True, markup=False)
@@ -214,42 +231,30 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _say_plan(config, directory: Path) -> None:
-    from .study.run import is_finished, plan_runs
-
-    table = Table("checkpoint", "strategy", "seed", "state")
-    keys = plan_runs(config)
-    for key in keys:
-        state = "finished" if is_finished(directory, key) else "to run"
-        table.add_row(str(key.checkpoint_epoch), key.strategy.name, str(key.seed), state)
-    out.print(table)
-    training = config.training
-    out.print(
-        f"{config.problem}: {training.epochs} epochs of SGD, then {len(keys)} runs, {config.jobs} at a time, each with "
-        f"a budget of {config.budget_share:.0%} of the measured training time."
-    )
-
-
 def _say_scores(directory: Path) -> list[str]:
-    """Print the mean scores over seeds, one line per checkpoint and strategy; returns a line for each failed run."""
+    """Print the mean scores over seeds, one line per checkpoint and strategy; returns a line for each broken run."""
     from .study.results import load_results
     from .study.score import score_results, summarize
 
     results = load_results(directory)
     scores = score_results(results)
-    metrics = ("best_train_loss", "best_test_loss", "best_test_accuracy", "steps")
-    summaries = {metric: summarize(scores, metric) for metric in metrics}
+    summaries = {column: summarize(scores, column) for column in (*(m.best for m in results.measures), "steps")}
     title = f"{results.plan.name}: best within the budget, means over seeds"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("epoch", "strategy", "train loss", "test loss", "test accuracy", "steps"):
+    for heading in ("epoch", "strategy", *(measure.name for measure in results.measures), "steps"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "strategy" else "right")
     for epoch in results.plan.checkpoints:
         for strategy in results.plan.strategies:
             key = (epoch, strategy.name)
             if key in summaries["steps"]:
-                means = [summaries[metric][key].mean for metric in metrics]
-                numbers = [f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[2]:.2%}", f"{means[3]:.0f}"]
-                table.add_row(str(epoch), strategy.label, *numbers)
+                numbers = [measure.value(summaries[measure.best][key].mean) for measure in results.measures]
+                table.add_row(str(epoch), strategy.label, *numbers, f"{summaries['steps'][key].mean:.0f}")
         table.add_section()
     out.print(table)
-    return [f"{run.run_id} failed: {run.record.get('error', '')}" for run in results.runs if run.status == "failed"]
+    failed = [f"{run.run_id} failed: {run.record.get('error', '')}" for run in results.runs if run.status == "failed"]
+    damaged = [
+        f"{damage.path} is damaged ({damage.problem}); the same study command runs it again"
+        for run in results.runs
+        for damage in run.damage
+    ]
+    return failed + damaged

@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latephase.problems import get
-from latephase.study.config import ConfigError, check_fit, named_studies, parse_study, read_study
+from latephase.problems.data import missing
+from latephase.problems.problem import row_count
+from latephase.study.config import ConfigError, check_fit, named_studies, parse_study, read_study, scaled
+from latephase.study.strategy_config import singles
 
 MINIMAL = {
     "name": "small",
@@ -16,7 +19,7 @@ MINIMAL = {
     "checkpoints": [4],
     "training": {"epochs": 4, "save_every": 2},
     "strategies": [
-        {"kind": "sgd", "name": "constant", "label": "SGD", "schedule": "constant"},
+        {"kind": "first_order", "name": "constant", "label": "SGD", "schedule": "constant"},
         {"kind": "hessian_free", "name": "hf", "label": "HF", "batch_size": 64, "options": {"damping": 0.5}},
     ],
 }
@@ -46,27 +49,92 @@ def test_the_resolved_study_reads_back_as_itself():
 
 
 @pytest.mark.parametrize("name", named_studies())
-def test_named_studies_fit_their_data(name):
+def test_named_studies_are_read_and_fit_the_data_they_find(name):
     study = read_study(name)
-    problem = get(study.problem)
-    fitted = check_fit(study, problem, len(problem.load().train[1]))
-    assert all(s.evaluation_batch_size for s in fitted.strategies if s.kind == "hessian_free")
+    problem = get(study.problem, **study.problem_options)
+    if problem.dataset and missing(problem.dataset, study.problem_options.get("rows")):
+        return
+    fitted = check_fit(study, problem, row_count(problem.load().train))
+    parts = [part for strategy in fitted.strategies for part in singles(strategy)]
+    assert all(s.evaluation_batch_size is not None for s in parts if s.kind == "hessian_free")
+
+
+def test_a_number_of_checkpoints_spaces_them_equally_and_names_have_defaults():
+    cosine = {"kind": "first_order", "name": "cos", "label": "C", "schedule": "cosine"}
+    table = MINIMAL | {"checkpoints": 3, "training": {"epochs": 10}, "strategies": [*MINIMAL["strategies"], cosine]}
+    study = parse_study(table, "minimal")
+    assert study.checkpoints == [3, 6, 10]
+    assert (study.baseline, study.target) == ("constant", "cos")
+    assert (study.budget.unit, study.budget.share) == ("seconds", 0.1)
+    assert parse_study(MINIMAL, "minimal").target == "constant"
+
+
+def test_a_scale_shrinks_epochs_seeds_and_checkpoints_and_is_kept():
+    table = MINIMAL | {"training": {"epochs": 100, "evaluate_every": 10}, "checkpoints": 10, "seeds": list(range(10))}
+    small = scaled(parse_study(table, "minimal"), 0.3)
+    assert (small.training.epochs, small.training.evaluate_every, len(small.seeds), small.scale) == (30, 3, 3, 0.3)
+    assert small.checkpoints == [10, 20, 30]
+    tiny = scaled(small, 0.01)
+    assert (tiny.training.epochs, len(tiny.seeds), tiny.checkpoints) == (1, 2, [1])
+    assert parse_study(tomllib.loads(tiny.toml()), "again") == tiny
+    for scale in (0, -1, 1.5):
+        with pytest.raises(ConfigError, match="scale must be above 0 and at most 1"):
+            scaled(small, scale)
+
+
+@pytest.mark.parametrize("kind", ["adamqlr", "sgdqlr"])
+def test_quadratic_rates_take_the_options_of_their_optimizers(kind):
+    strategy = {"kind": kind, "name": "q", "label": "Q", "batch_size": 8, "options": {"lr_clip": 0.1, "damping": 0.5}}
+    assert parse_study(MINIMAL | {"strategies": [strategy]}, "minimal").strategies[0].options["lr_clip"] == 0.1
+    strategy["options"] = {"lr_clap": 0.1}
+    with pytest.raises(ConfigError, match=r"'lr_clap' is no option of \w+ \(did you mean 'lr_clip'\?\)"):
+        parse_study(MINIMAL | {"strategies": [strategy]}, "minimal")
+
+
+def test_hessian_free_takes_preconditioners_by_name():
+    table = changed("strategies.1.options", {"preconditioner": "kfac"})
+    assert parse_study(table, "my.toml").strategies[1].options == {"preconditioner": "kfac"}
+
+
+def test_a_chains_parts_end_in_order_and_fit_the_data():
+    def chain(*ends, size=64):
+        parts = [{"until": end, "strategy": MINIMAL["strategies"][1] | {"batch_size": size}} for end in ends]
+        return MINIMAL | {"strategies": [{"kind": "chain", "name": "c", "label": "C", "parts": parts}]}
+
+    fitted = check_fit(parse_study(chain(0.5, 1.0), "my.toml"), get("digits"), 1197)
+    assert [part.strategy.evaluation_batch_size for part in fitted.strategies[0].parts] == [299, 299]
+    for ends in ((0.5, 0.4), (0.5, 0.9), (0.5, 0.5, 1.0)):
+        with pytest.raises(ConfigError, match=r"until must rise and end with 1\.0"):
+            parse_study(chain(*ends), "my.toml")
+    with pytest.raises(ConfigError, match=r"hf: batch_size 1000 .* exceed the 1197"):
+        check_fit(parse_study(chain(0.5, 1.0, size=1000), "my.toml"), get("digits"), 1197)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("budget_shares", 0.1, r"unknown key budget_shares \(did you mean 'budget_share'\?\)"),
+        ("budgets", {}, r"unknown key budgets \(did you mean 'budget'\?\)"),
+        ("hessian_free", 1, r"unknown key hessian_free"),
+        ("budget.shares", 0.1, r"unknown key budget.shares \(did you mean 'share'\?\)"),
+        ("budget.share", -0.1, r"budget.share: .*greater than 0"),
+        ("budget.amount", 5.0, r"budget: give share, of the training, or amount, in units, not both"),
+        ("budget", {"unit": "steps", "amount": 2.5}, r"budget: amount must be a whole number of steps, got 2.5"),
+        ("budget", {"unit": "minutes"}, r"budget.unit: .*'seconds'"),
+        ("budget", {"amount": -3.0}, r"budget.amount: .*greater than 0"),
+        ("baseline", "hff", r"baseline: no strategy 'hff' \(did you mean 'hf'\?\)"),
+        ("scale", 2.0, r"scale: .*less than or equal to 1"),
+        ("evaluations", 0, r"evaluations: .*greater than or equal to 1"),
+        ("strategies.1.evaluation_batch_size", -1, r"evaluation_batch_size: .*greater than or equal to 0"),
+        ("strategies.1.curvature_batch_size", 65, r"curvature_batch_size 65 exceeds the batch of 64"),
+        ("strategies.1.name", "constant", r"strategies must differ"),
         ("training.epoch", 4, r"unknown key training.epoch \(did you mean 'epochs'\?\)"),
         ("strategies.1.batchsize", 4, r"unknown key strategies.1.batchsize \(did you mean 'batch_size'\?\)"),
         ("strategies.1.options", {"dampin": 1.0}, r"strategies.1.options.*'dampin'.*did you mean 'damping'"),
         ("strategies.0.schedule", "cosin", r"strategies.0.schedule: .*'cosine'"),
-        ("strategies.0.kind", "adam", r"strategies.0.*'adam'"),
-        ("budget_share", -0.1, r"budget_share: .*greater than 0"),
+        ("strategies.0.kind", "sgd", r"strategies.0.*'sgd'"),
         ("seeds", [], r"seeds: .*at least 1"),
         ("seeds", [1, 1], r"seeds must differ"),
-        ("checkpoints", [3], r"epoch 3 is none of the saved ones, 2, 4"),
-        ("training.save_every", 3, r"training: epochs \(4\) must be a multiple of save_every \(3\)"),
+        ("checkpoints", [5], r"checkpoints: epoch 5 is after the training's 4"),
         ("jobs", "two", r"jobs: "),
         ("problem", "digit", r"problem: unknown problem 'digit'.*Did you mean 'digits'"),
     ],

@@ -1,6 +1,7 @@
 """What a study refuses, so that its results stay comparable."""
 
-import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -12,21 +13,22 @@ from latephase.cli import app
 from latephase.study import conduct as conduct_module
 from latephase.study.conduct import claim_machine, conduct, resolve
 from latephase.study.config import ConfigError, parse_study
+from latephase.study.identity import MODULES
 from latephase.study.progress import StudyProgress
-from latephase.study.run import plan_runs
-from latephase.study.store import read_json, write_json
-from latephase.study.train import train
+from latephase.study.runs import plan_runs
+from latephase.study.store import read_json
 
 TABLE = {
     "name": "guarded",
     "problem": "digits",
     "seeds": [0, 1],
     "checkpoints": [1, 2],
-    "budget_share": 0.2,
+    "budget": {"unit": "steps", "amount": 2},
     "evaluations": 1,
     "training": {"epochs": 2, "save_every": 1},
     "strategies": [
-        {"kind": "sgd", "name": name, "label": name, "schedule": "constant"} for name in ("a", "b", "c", "d", "e")
+        {"kind": "first_order", "name": name, "label": name, "schedule": "constant"}
+        for name in ("a", "b", "c", "d", "e")
     ],
 }
 
@@ -62,7 +64,7 @@ def test_more_runs_at_a_time_than_cores_are_refused(monkeypatch):
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
     study = resolve(parse_study(TABLE, "guarded"))
     with (
-        FileLock(tmp_path / ".lock"),
+        FileLock(tmp_path / ".lock-1-of-1"),
         StudyProgress(Console(quiet=True)) as progress,
         pytest.raises(ConfigError, match="another process works on"),
     ):
@@ -70,14 +72,16 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
     assert not (tmp_path / "training").exists()
 
 
-@pytest.mark.parametrize("key", ["cpu", "torch", "latephase", "threads"])
-def test_a_study_does_not_go_on_on_another_machine(tmp_path, key):
-    environment = {"cpu": "one", "torch": "2", "latephase": "1", "threads": 1, "git_commit": "abc"}
-    claim_machine(tmp_path, environment)
-    claim_machine(tmp_path, environment | {"git_commit": "def"})
+@pytest.mark.parametrize("key", ["cpu", "torch", "latephase", "threads", "device"])
+def test_a_study_in_seconds_does_not_go_on_on_another_machine(tmp_path, key):
+    seconds = parse_study(TABLE | {"budget": {"share": 0.1}}, "guarded")
+    environment = {"cpu": "one", "torch": "2", "latephase": "1", "threads": 1, "device": "cpu", "git_commit": "abc"}
+    claim_machine(tmp_path, environment, seconds)
+    claim_machine(tmp_path, environment | {"git_commit": "def"}, seconds)
     with pytest.raises(ConfigError, match=f"was begun with {key} "):
-        claim_machine(tmp_path, environment | {key: "other"})
+        claim_machine(tmp_path, environment | {key: "other"}, seconds)
     assert read_json(tmp_path / "environment.json")["git_commit"] == "def"
+    claim_machine(tmp_path, environment | {key: "other"}, parse_study(TABLE, "guarded"))  # in steps
 
 
 def test_runs_are_planned_once_each_in_an_order_that_mixes_the_strategies():
@@ -90,27 +94,71 @@ def test_runs_are_planned_once_each_in_an_order_that_mixes_the_strategies():
     assert all(sorted(order) == ["a", "b", "c", "d", "e"] for order in orders)
 
 
-def test_a_training_stopped_before_its_first_checkpoint_starts_again_with_one_row_per_epoch(tmp_path):
-    study = resolve(parse_study(TABLE, "guarded"))
-    train(tmp_path, study)
-    folder = tmp_path / "training"
-    (folder / "status.json").unlink()
-    for checkpoint in (folder / "checkpoints").iterdir():
-        checkpoint.unlink()
-    train(tmp_path, study)
-    last = (folder / "rows.jsonl").read_text(encoding="utf-8").split('"attempt": 2}\n')[1]
-    assert [json.loads(line)["epoch"] for line in last.splitlines()] == [0, 1, 2]
+def command(*arguments):
+    return CliRunner().invoke(app, ["study", *(str(argument) for argument in arguments)])
 
 
-def test_failed_runs_end_the_command_with_status_1_and_their_errors(tmp_path):
+@pytest.fixture
+def no_data(tmp_path, monkeypatch):
+    """No data folder, an empty cache, and no network."""
+    monkeypatch.delenv("LATEPHASE_DATA", raising=False)
+    monkeypatch.setenv("LATEPHASE_CACHE", str(tmp_path / "cache"))
+
+    def refused(data, absent, cache):
+        raise OSError("no network")
+
+    monkeypatch.setattr("latephase.problems.data.download.download", refused)
+    toml = tmp_path / "mnist.toml"
+    table = TABLE | {"problem": "mnist_mlp"}
+    toml.write_text(parse_study(table, "mnist").toml(), encoding="utf-8")
+    return toml
+
+
+def test_missing_data_is_named_with_sizes_and_places_before_anything_is_written(no_data, tmp_path):
+    result = command(no_data, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert "LATEPHASE_DATA is not set" in said
+    assert "train-images-idx3-ubyte.gz (9,912,422 bytes)" in said
+    assert "https://" in said
+    assert "set LATEPHASE_DATA to a folder that holds these files" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_lists_missing_data_runs_and_budget_and_ends_well(no_data, tmp_path):
+    result = command(no_data, "--out", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0
+    said = " ".join(result.output.split())
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        assert name in said
+    assert "9,912,422 bytes" in said
+    assert "20 runs, 1 at a time, each with a budget of 2 steps" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard", "3/2"], "--shard must be i/N with i from 1 to N"),
+        (["--shard", "0/2"], "--shard must be i/N"),
+        (["--executor", "rya"], "--executor must be local or ray; got 'rya' (did you mean 'ray'?)"),
+        (["--scale", "0"], "scale must be above 0 and at most 1, got 0"),
+        (["--device", "cuda"], "torch sees no GPU"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     toml = tmp_path / "guarded.toml"
-    toml.write_text(parse_study(TABLE | {"seeds": [0], "checkpoints": [2]}, "guarded").toml(), encoding="utf-8")
-    directory = tmp_path / "out"
-    assert CliRunner().invoke(app, ["study", str(toml), "--out", str(directory)]).exit_code == 0
-    status = directory / "runs" / "checkpoint-0002_a_seed-0" / "status.json"
-    write_json(status, {"status": "failed", "error": "ArithmeticError: it broke"})
-    (directory / "training" / "checkpoints" / "epoch-0002.pt").write_bytes(b"damaged")
-    again = CliRunner().invoke(app, ["study", str(toml), "--out", str(directory)])
-    assert again.exit_code == 1
-    assert "checkpoint-0002_a_seed-0 failed: ValueError" in again.output
-    assert "epoch-0002.pt is damaged" in again.output
+    toml.write_text(parse_study(TABLE, "guarded").toml(), encoding="utf-8")
+    result = command(toml, "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_code_that_moves_results_is_in_a_runs_identity():
+    """Every module of the study that the training and the runs load, but for those that only name or store things."""
+    say = "import sys, latephase.study.run, latephase.study.train; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True).stdout.split()
+    ours = {name.removeprefix("latephase.study.") for name in loaded if name.startswith("latephase.study.")}
+    assert ours - {"config", "strategy_config", "identity", "plan", "runs", "store"} == set(MODULES)

@@ -1,36 +1,23 @@
 import csv
-import dataclasses
 import math
-import subprocess
-import sys
 from statistics import fmean
 
+import pyarrow.parquet as parquet
 import pytest
 
+from latephase.study.measures import Measure
 from latephase.study.results import load_results, run_id
-from latephase.study.score import Score, relative, score, summarize, write_scores
+from latephase.study.score import Score, relative, score, score_results, summarize, write_scores
+from latephase.study.tables import merge
 
 COLUMNS = [
-    "problem",
-    "checkpoint_epoch",
-    "strategy",
-    "seed",
-    "status",
-    "best_train_loss",
-    "best_test_accuracy",
-    "relative_train_loss",
-    "relative_test_accuracy",
-    "budget_seconds",
-    "overshoot_seconds",
-    "steps",
-    "best_test_loss",
-    "final_train_loss",
-    "final_test_loss",
-    "final_test_accuracy",
-    "warmup_seconds",
-    "seconds",
-    "final_l2_term",
+    *("problem", "checkpoint_epoch", "strategy", "seed", "status", "best_train_loss", "best_test_accuracy"),
+    *("relative_train_loss", "relative_test_accuracy", "budget_seconds", "overshoot_seconds", "steps"),
+    *("best_test_loss", "final_train_loss", "final_test_loss", "final_test_accuracy", "final_l2_term"),
+    *("warmup_seconds", "scored_seconds", "cold_seconds", "unit", "budget", "overshoot", "samples", "gradients"),
+    *("products", "time_to_target_train_loss", "time_to_target_test"),
 ]
+TEXTS = ("problem", "strategy", "status", "unit")
 
 
 def row(scores, epoch, strategy, seed) -> Score:
@@ -39,8 +26,16 @@ def row(scores, epoch, strategy, seed) -> Score:
 
 
 def all_finite(score: Score) -> bool:
-    numbers = [value for value in dataclasses.astuple(score) if isinstance(value, int | float)]
-    return len(numbers) == len(COLUMNS) - 3 and all(math.isfinite(number) for number in numbers)
+    numbers = {
+        key: value for key, value in score.row().items() if key not in TEXTS and not key.startswith("time_to_target")
+    }
+    return all(math.isfinite(number) for number in numbers.values())
+
+
+def break_file(root, name, text="{ not json\n{}\n"):
+    path = root / "runs" / run_id(10, "cosine", 0) / name
+    path.write_text(text)
+    return path
 
 
 def test_a_score_per_planned_run_in_the_order_of_the_plan(write_study):
@@ -68,11 +63,26 @@ def test_known_answers_of_a_finished_run(write_study):
         best_test_loss=0.72,
         final_train_loss=0.53,
         final_test_loss=0.73,
-        final_test_accuracy=0.70,
-        warmup_seconds=0.5,
-        seconds=2.25,
+        final_test_accuracy=pytest.approx(0.70),
         final_l2_term=0.1325,
+        warmup_seconds=0.5,
+        scored_seconds=2.25,
+        cold_seconds=3.25,
+        unit="seconds",
+        budget=2.0,
+        overshoot=0.25,
+        samples=352,
+        gradients=11.0,
+        products=7,
+        time_to_target_train_loss=1.0,
+        time_to_target_test=1.0,
     )
+
+
+def test_a_budget_in_steps_has_its_seconds_from_the_clock(write_study):
+    found = row(score(write_study(unit="steps")), 10, "cosine", 1)
+    assert (found.unit, found.budget, found.overshoot) == ("steps", 2.0, 0.25)
+    assert (found.budget_seconds, found.overshoot_seconds) == (2.25, 0.0)
 
 
 def test_the_checkpoint_itself_counts(write_study):
@@ -85,9 +95,15 @@ def test_a_missing_run_has_the_metrics_of_the_checkpoint(write_study):
     found = row(score(write_study(skip=((10, "hf-64", 2),))), 10, "hf-64", 2)
     assert found.status == "missing"
     assert (found.best_train_loss, found.best_test_loss, found.best_test_accuracy) == (1.0, 1.2, 0.5)
-    assert (found.final_train_loss, found.steps, found.seconds, found.budget_seconds) == (1.0, 0, 0.0, 2.0)
-    assert found.relative_train_loss == 0.0
+    assert (found.final_train_loss, found.steps, found.scored_seconds, found.budget_seconds) == (1.0, 0, 0.0, 2.0)
+    assert (found.relative_train_loss, found.time_to_target_test) == (0.0, None)
     assert all_finite(found)
+
+
+def test_a_missing_run_does_not_move_the_others(write_study):
+    whole, partial = score(write_study(name="whole")), score(write_study(skip=((10, "hf-64", 1),)))
+    assert row(partial, 10, "hf-64", 2) == row(whole, 10, "hf-64", 2)
+    assert row(partial, 10, "constant", 2).relative_train_loss == 0.0
 
 
 def test_a_diverged_run_keeps_its_last_finite_value(write_study, break_run):
@@ -107,24 +123,8 @@ def test_a_failed_run_counts_with_its_best_and_steps_so_far(write_study, break_r
 def test_every_score_is_finite_whatever_happened(write_study, break_run):
     root = write_study(skip=((20, "hf-64", 0),))
     break_run(root)
+    break_file(root, "rows.jsonl")
     assert all(all_finite(s) for s in score(root))
-
-
-def test_a_run_killed_without_status_is_running_and_keeps_out_of_summaries(write_study):
-    root = write_study()
-    (root / "runs" / run_id(10, "cosine", 0) / "status.json").unlink()
-    scores = score(root)
-    assert row(scores, 10, "cosine", 0).status == "running"
-    assert row(scores, 10, "cosine", 0).best_train_loss == 0.50
-    assert summarize(scores, "best_train_loss")[10, "cosine"].n == 2
-
-
-def test_only_the_last_attempt_counts(write_study):
-    root = write_study()
-    path = root / "runs" / run_id(10, "cosine", 0) / "rows.jsonl"
-    earlier = '{"event": "start"}\n{"event": "evaluation", "seconds": 0.0, "train_loss": 0.001}\n'
-    path.write_text(earlier + path.read_text() + '{"event": "evalu')
-    assert row(score(root), 10, "cosine", 0).best_train_loss == 0.50
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,27 @@ def test_relative_performance_is_per_checkpoint(write_study):
             assert (min(values), max(values)) == (0.0, 1.0)
 
 
-def test_summary_has_mean_quartiles_and_extremes(write_study):
+def test_a_problem_without_accuracy_has_its_own_metric(write_study, tmp_path):
+    results = load_results(write_study(metric="rmse"))
+    assert results.measures[2] == Measure("test_rmse", False)
+    scores = score_results(results)
+    found = row(scores, 10, "cosine", 1)
+    assert (found.best_test_accuracy, found.relative_test_accuracy, found.final_test_accuracy) == (None, None, None)
+    # smaller is better, and the checkpoint's 0.5 is the smallest of all
+    assert found.metrics == {"best_test_rmse": 0.5, "relative_test_rmse": 1.0}
+    assert found.time_to_target_test == 1.0  # the target is in the test loss then
+    write_scores(scores, tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        written = next(csv.DictReader(file))
+    assert list(written) == [*COLUMNS, "best_test_rmse", "relative_test_rmse"]
+    assert written["best_test_accuracy"] == ""
+
+
+def test_summary_has_mean_median_quartiles_and_extremes(write_study):
     found = summarize(score(write_study()), "best_test_accuracy")[10, "constant"]
     assert found.mean == pytest.approx(fmean([0.55, 0.56, 0.57]))
     assert (found.lower_quartile, found.upper_quartile) == pytest.approx((0.555, 0.565))  # linear between the ranks
-    assert (found.minimum, found.maximum, found.n) == (0.55, 0.57, 3)
-    assert found.range == pytest.approx(0.02)
+    assert (found.minimum, found.median, found.maximum, found.n) == (0.55, 0.56, 0.57, 3)
 
 
 def test_summary_leaves_out_what_has_no_run(write_study):
@@ -173,38 +188,22 @@ def test_csv_has_the_columns_in_order_and_reads_back_exactly(write_study, tmp_pa
     assert list(rows[0]) == COLUMNS
     assert len(rows) == 18
     for written, expected in zip(rows, scores, strict=True):
-        assert written == {key: str(value) for key, value in dataclasses.asdict(expected).items()}
+        assert written == {key: str(value) for key, value in expected.row().items()}
         assert float(written["relative_train_loss"]) == expected.relative_train_loss
 
 
-def test_an_unfinished_training_is_an_error(write_study):
-    root = write_study()
-    (root / "training" / "status.json").write_text('{"status": "running", "seconds": 3.0}')
-    with pytest.raises(ValueError, match="training is not finished"):
-        score(root)
-
-
-def test_a_checkpoint_without_evaluation_is_an_error(write_study):
-    root = write_study()
-    text = (root / "study.toml").read_text().replace("[10, 20]", "[10, 30]")
-    (root / "study.toml").write_text(text)
-    with pytest.raises(ValueError, match="checkpoint of epoch 30"):
-        score(root)
-
-
-def test_a_folder_without_plan_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"study\.toml"):
-        score(tmp_path)
-
-
-def test_options_may_stand_beside_the_name_or_in_their_own_table(write_study):
-    root = write_study()
-    text = (root / "study.toml").read_text().replace('name = "cosine"\n', 'name = "cosine"\nschedule = "cosine"\n')
-    (root / "study.toml").write_text(text)
-    assert load_results(root).plan.strategies[1].options == {"schedule": "cosine", "size": 64}
-
-
-@pytest.mark.parametrize("module", ["results", "score", "style", "figures", "reading", "report", "store"])
-def test_reading_modules_import_neither_torch_nor_pyplot(module):
-    code = f"import sys, latephase.study.{module}; sys.exit(bool({{'torch', 'matplotlib.pyplot'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_merge_writes_scores_and_all_evaluations(write_study, break_run):
+    root = write_study(skip=((20, "constant", 1),))
+    break_run(root)
+    paths = merge(root)
+    assert [path.name for path in paths] == ["scores.csv", "scores.parquet", "rows.parquet"]
+    assert sorted(path.name for path in root.glob(".*")) == []
+    scores = parquet.read_table(paths[1])
+    assert scores.column_names == COLUMNS
+    assert scores.to_pylist() == [s.row() for s in score(root)]
+    rows = parquet.read_table(paths[2]).to_pylist()
+    assert len(rows) == 16 * 3 + 2  # sixteen whole runs and the two evaluations of the failed one
+    wanted = {"checkpoint_epoch": 10, "strategy": "hf-64", "seed": 1, "spent": 2.0}
+    (diverged,) = [r for r in rows if r.items() >= wanted.items()]
+    assert (diverged["train_loss"], diverged["test_accuracy"]) == (None, None)
+    assert (diverged["scored_seconds"], diverged["evaluation_seconds"], diverged["kind"]) == (3.0, 0.1, "hessian_free")

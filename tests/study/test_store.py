@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from latephase.study.store import read_journal, read_json, write_text_atomic
+from latephase.study.store import read_journal, read_json, read_or_set_aside, write_text_atomic
 
 
 def test_journal_has_the_rows_of_the_last_attempt(tmp_path):
@@ -42,3 +42,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_text_atomic(path, "\ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", ['{"event": "start"}\n{"a"\n', '{"event": "start"}\n3\n', "\0\0\n"])
+def test_a_whole_line_that_is_no_row_is_damage_even_at_the_end(tmp_path, content):
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line"):
+        read_journal(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe{}"])
+def test_a_damaged_record_is_named_and_may_be_set_aside(tmp_path, content):
+    path = tmp_path / "status.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"status\.json is damaged"):
+        read_json(path)
+    assert read_or_set_aside(path) is None
+    assert (tmp_path / "status.json.damaged").read_bytes() == content
+    assert not path.exists()

@@ -21,6 +21,8 @@ CIFAR10: Statistics = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348
 CIFAR100: Statistics = (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)
 SVHN: Statistics = (0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614)
 
+FASHION_MNIST: Statistics = (0.286,), (0.353,)
+
 PUBLISHED = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}
 """Images of the published training files."""
 

@@ -20,6 +20,7 @@ _OWN = {
     "cifar100_allcnnc": "deepobs",
     "svhn_wrn164": "deepobs",
     "fmnist_2c2d": "deepobs",
+    "fmnist_cnn": "classifiers",
     "mnist_mlp": "deepobs",
     "quadratic_deep": "functions",
     "mnist_autoencoder": "autoencoders",

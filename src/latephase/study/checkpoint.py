@@ -1,6 +1,8 @@
 """Checkpoints of the first-order training: everything that going on needs, written aside and renamed."""
 
+import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,17 @@ def checkpoint_path(directory: Path, epoch: int) -> Path:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    with aside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    aside, whole = path.with_suffix(".tmp"), io.BytesIO()
+    torch.save(state, whole)  # not into the file: torch's own error of a full disk does not say so
+    try:
+        with aside.open("wb") as file:
+            file.write(whole.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -30,8 +37,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged; says which and what to do.
     """
     try:
+        with zipfile.ZipFile(path) as parts:  # torch does not compare checksums
+            if (damaged := parts.testzip()) is not None:
+                raise ValueError(f"checksum of {damaged}")
         return torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run the study again") from error
+        raise ValueError(f"{path} is damaged ({error}); run the study again, which sets it aside") from error
+
+
+def random_states() -> dict[str, Any]:
+    """The states of torch's generators, of the CPU and of every CUDA device that is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put torch's generators back to where they stood."""
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

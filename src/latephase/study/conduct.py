@@ -1,14 +1,9 @@
 """A study from its configuration to its report: train, perform the runs, score. Running it again goes on."""
 
-import multiprocessing
+import contextlib
 import os
-import signal
-import threading
 import tomllib
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +14,26 @@ from ..problems import get
 from ..problems.problem import row_count
 from .config import ConfigError, Study, check_fit
 from .environment import describe_environment
+from .execute import ALLOCATOR, DISK_FULL, EXECUTORS, FULL, ExecutorError, start_training
+from .identity import training_identity
 from .progress import StudyProgress
 from .report import write_report
-from .run import is_finished, perform_run, plan_runs
-from .store import read_journal, read_json, write_json, write_text_atomic
-from .train import train
+from .run import Conditions
+from .runs import RunKey, plan_runs, set_damaged_aside, status_of
+from .store import is_full, read_journal, read_json, read_or_set_aside, write_json, write_text_atomic
+from .train import is_whole, problem_record, training_status
 
-FREE = ("seeds", "description")
-"""Keys that may change when a study goes on: they move no run's result."""
+FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs")
+"""Keys that may change when a study goes on: a run's identity says whether its result still holds."""
 
-SAME_MACHINE = ("cpu", "torch", "latephase", "threads")
-"""What must be as before when a study goes on: seconds on one machine are not seconds on another."""
+SAME_MACHINE = ("cpu", "torch", "latephase", "threads", "device")
+"""What must be as before when a study in seconds goes on: seconds on one machine are not seconds on another."""
+
+NO_ROOM = "the disk is full: nothing that was written is damaged; make room, and the same command goes on from there"
 
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-"""Settings of glibc's allocator for all runs alike: it keeps freed memory instead of handing it back at every step.
-
-By default every large temporary tensor is mapped anew. On one CPU thread that took a third of the time of a curvature
-product on 384 digits (41 ms against 28 ms) and none of a gradient's on 128 (7.0 ms), so it would bias the comparison.
-"""
+LOCKED_AT_MOST = 10.0
+"""Seconds."""
 
 
 class StudyError(RuntimeError):
@@ -45,14 +41,18 @@ class StudyError(RuntimeError):
 
 
 def resolve(study: Study) -> Study:
-    """The study with everything filled in that depends on the data.
+    """The study with everything filled in that depends on the data and the machine.
 
     Raises:
-        ConfigError: a strategy's batches do not fit the data, or the runs at a time not the cores.
+        ConfigError: a strategy's batches do not fit the data, the runs at a time not the cores, or there is no such
+            device.
+        DataError: data is missing and cannot be downloaded.
     """
-    problem = get(study.problem)
+    problem = get(study.problem, **study.problem_options)
     cores = os.cpu_count() or 1
-    if study.jobs * study.threads > cores:
+    if study.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no GPU; give --device cpu, or another installation of torch")
+    if study.device == "cpu" and study.jobs * study.threads > cores:
         raise ConfigError(
             f"jobs ({study.jobs}) times threads ({study.threads}) exceeds the {cores} cores of this machine, so that "
             "runs would starve each other; give --jobs"
@@ -60,43 +60,55 @@ def resolve(study: Study) -> Study:
     return check_fit(study, problem, row_count(problem.load().train))
 
 
-def conduct(study: Study, directory: Path, progress: StudyProgress) -> Path:
+def conduct(
+    study: Study, directory: Path, progress: StudyProgress, executor: str = "local", shard: tuple[int, int] = (1, 1)
+) -> tuple[Path, list[str]]:
     """Run a study, or what is left of it, and write its report.
 
     Args:
         study: the resolved study.
         directory: its folder; made where it is missing.
         progress: told what is running.
+        executor: "local" or "ray".
+        shard: (i, N): perform the i-th of N parts of the runs, the others being other processes' work.
 
     Returns:
-        The path of `report.html`.
+        The path of `report.html`, and a line for each run that broke.
 
     Raises:
-        ConfigError: the folder holds another study.
-        StudyError: a worker process died.
+        ConfigError: the folder holds another study, or another process works on it.
+        StudyError: training died, or the disk is full.
+        ExecutorError: the executor is not installed.
     """
-    claim(study, directory)
+    part, parts = shard
     try:
-        with FileLock(directory / ".lock", timeout=0):
+        check_folder(study, directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone(directory, part, parts):
+            claim(study, directory)
             os.environ.update(ALLOCATOR)  # for the processes that are started from here on
-            environment = describe_environment(study.threads, study.jobs)
-            claim_machine(directory, environment)
-            seconds = _train(study, directory, progress)
-            _perform(study, directory, study.budget_share * seconds, environment, progress)
-            return write_report(directory)
+            environment = describe_environment(study.threads, study.jobs, study.device)
+            claim_machine(directory, environment, study)
+            conditions = _trained(study, directory, environment, progress)
+            broken = _perform(conditions, plan_runs(study)[part - 1 :: parts], progress, executor)
+            return write_report(directory), broken
     except Timeout as error:
         raise ConfigError(f"another process works on {directory}; wait for it, or stop it") from error
+    except OSError as error:
+        if is_full(error):
+            raise StudyError(NO_ROOM) from error
+        raise StudyError(f"{error}: nothing that was written is lost; mend it and give the same command") from error
 
 
-def claim_machine(directory: Path, environment: dict[str, Any]) -> None:
-    """Write down the machine and the software, unless the study began on others.
+def claim_machine(directory: Path, environment: dict[str, Any], study: Study) -> None:
+    """Write down the machine and the software, unless a study in seconds began on others.
 
     Raises:
         ConfigError: it did; names what differs.
     """
     path = directory / "environment.json"
-    before = read_json(path) or environment
-    for key in SAME_MACHINE:
+    before = read_or_set_aside(path) or environment
+    for key in SAME_MACHINE if study.budget.unit == "seconds" else ():
         if before.get(key) != environment[key]:
             raise ConfigError(
                 f"{directory} was begun with {key} {before.get(key)!r}, this is {environment[key]!r}: their seconds do "
@@ -105,99 +117,163 @@ def claim_machine(directory: Path, environment: dict[str, Any]) -> None:
     write_json(path, environment)
 
 
-def claim(study: Study, directory: Path) -> None:
-    """Write the study's configuration into its folder, unless another study is there.
+def check_folder(study: Study, directory: Path) -> None:
+    """Look whether a folder can take a study: it is new, empty, or holds the same one.
 
     Raises:
-        ConfigError: the folder holds another study; names the first key that differs.
+        ConfigError: it holds something else, or another study; names the first key that differs.
     """
     path = directory / "study.toml"
-    text = study.toml()
     if path.exists():
-        old, new = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(text)
-        for key in (old | new).keys() - set(FREE):
+        try:
+            old = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({error}), so that it cannot be known what the results beside it are of; restore "
+                "it, or choose another folder with --out"
+            ) from error
+        new = tomllib.loads(study.toml())
+        for key in sorted((old | new).keys() - set(FREE)):
             if old.get(key) != new.get(key):
                 raise ConfigError(
                     f"{directory} holds another study: {key} is {old.get(key)!r} there and {new.get(key)!r} here; "
                     "choose another folder with --out, or delete this one"
                 )
-    elif directory.exists() and any(entry.name != ".lock" for entry in directory.iterdir()):
+    elif directory.exists() and any(not entry.name.startswith(".lock") for entry in directory.iterdir()):
         raise ConfigError(f"{directory} is not empty and holds no study; choose another folder with --out")
-    write_text_atomic(path, text)
 
 
-@contextmanager
-def _workers(study: Study, jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes with pinned threads; an interruption ends it without waiting for what was planned."""
-    pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(study.threads,)
-    )
+def claim(study: Study, directory: Path) -> None:
+    """Write the study's configuration into its folder, unless another study is there.
+
+    Raises:
+        ConfigError: as `check_folder`.
+    """
+    check_folder(study, directory)
+    write_text_atomic(directory / "study.toml", study.toml())
+
+
+@contextlib.contextmanager
+def _alone(directory: Path, part: int, parts: int) -> Iterator[None]:
+    """Hold a part of a study, while nobody holds that part or one of another division, whose runs would overlap.
+
+    Raises:
+        Timeout: somebody does.
+    """
+    with FileLock(directory / ".lock", timeout=LOCKED_AT_MOST):  # held during these lines only
+        for path in directory.glob(".lock-*-of-*"):
+            if not path.name.endswith(f"-of-{parts}"):
+                with FileLock(path, timeout=0):
+                    pass
+        lock = FileLock(directory / f".lock-{part}-of-{parts}")
+        lock.acquire(timeout=0)
     try:
-        yield pool
-    except KeyboardInterrupt:
-        for process in list((pool._processes or {}).values()):  # every row is on disk, so nothing is lost
-            process.terminate()
-        raise
-    except BrokenProcessPool as error:
-        raise StudyError(
-            "a worker process died (killed, or out of memory); nothing that was written is lost, and the same command "
-            "goes on from there"
-        ) from error
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
+        lock.release()
 
 
-def _start_worker(threads: int) -> None:
-    """Pin the threads; end at once with the parent or at an interrupt, since every row is on disk already."""
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+@contextlib.contextmanager
+def _one_trains(directory: Path) -> Iterator[None]:
+    """Of several processes one trains, the others wait for it."""
+    with FileLock(directory / ".lock-training"):
+        yield
 
 
-def _train(study: Study, directory: Path, progress: StudyProgress) -> float:
-    """Train in a process of its own and follow its journal."""
+def _trained(study: Study, directory: Path, environment: dict[str, Any], progress: StudyProgress) -> Conditions:
+    """Train where that is not done, in a process of its own, following its journal; what all runs share."""
     epochs = study.training.epochs
-    status = read_json(directory / "training" / "status.json") or {}
-    if status.get("status") == "finished":
-        return status["seconds"]
-    progress.begin("training, epochs", epochs, _trained(directory))
-    with _workers(study, 1) as pool:
-        future = pool.submit(train, directory, study)
-        while not wait([future], timeout=1.0).done:
-            progress.advance(_trained(directory))
-        seconds = future.result()
-    progress.advance(epochs)
-    return seconds
+    with _one_trains(directory):
+        _claim_training(study, directory)
+        if not is_whole(directory, study):
+            progress.begin("training, epochs", epochs, _epochs_done(directory))
+            process = start_training(directory, study)
+            while process.join(1.0) or process.is_alive():
+                progress.advance(_epochs_done(directory))
+            if process.exitcode == DISK_FULL:
+                raise StudyError(NO_ROOM)
+            if process.exitcode != 0:
+                raise StudyError(
+                    f"training ended with status {process.exitcode} (its error is above; -9: killed or out of memory); "
+                    "nothing that was written is lost, and the same command goes on from there"
+                )
+            progress.advance(epochs)
+        status = training_status(directory)
+        if read_or_set_aside(directory / "problem.json") is None:
+            write_json(directory / "problem.json", problem_record(study))
+    whole = float(status[study.budget.unit])
+    if study.budget.amount is not None:
+        budget, share = study.budget.amount, study.budget.amount / whole
+    else:
+        share = study.budget.share or 0.1
+        budget = share * whole if study.budget.unit == "seconds" else float(max(1, round(share * whole)))
+    return Conditions(directory, study, budget, share, environment)
 
 
-def _trained(directory: Path) -> int:
+def _epochs_done(directory: Path) -> int:
     """Epochs of the training that have been logged."""
-    rows = read_journal(directory / "training" / "rows.jsonl")
+    try:
+        rows = read_journal(directory / "training" / "rows.jsonl")
+    except ValueError:  # a damaged journal is the training's business
+        return 0
     return max((row["epoch"] for row in rows if row["event"] == "evaluation"), default=0)
 
 
-def _perform(
-    study: Study, directory: Path, budget: float, environment: dict[str, Any], progress: StudyProgress
-) -> None:
-    """Perform the runs that are left, as many at a time as there are jobs."""
-    keys = plan_runs(study)
-    left = [key for key in keys if not is_finished(directory, key)]
+def _claim_training(study: Study, directory: Path) -> None:
+    """Write down which configuration and code train, unless others did.
+
+    Raises:
+        ConfigError: they did.
+    """
+    path, identity = directory / "training" / "run.json", training_identity(study)
+    if (read_or_set_aside(path) or {}).get("identity", identity) != identity:
+        raise ConfigError(
+            f"{path.parent} was trained by other versions of latephase or torch: what comes of both does not belong in "
+            "one table; choose another folder with --out, or delete this one"
+        )
+    write_json(path, {"identity": identity})
+
+
+def _perform(conditions: Conditions, keys: list[RunKey], progress: StudyProgress, executor: str) -> list[str]:
+    """Perform the runs that are left; a line for each that broke."""
+    left = [key for key in keys if not _holds(conditions, key)]
     done = len(keys) - len(left)
     progress.begin("runs", len(keys), done)
+    broken: list[str] = []
     if not left:
-        return
-    with _workers(study, study.jobs) as pool:
-        futures = {pool.submit(perform_run, directory, study, key, budget, environment): key for key in left}
-        waiting = set(futures)
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                done += 1
-                progress.advance(done, f"{futures[future].run_id} {future.result()}")
+        return broken
+    with contextlib.closing(EXECUTORS[executor](conditions, left)) as outcomes:
+        for key, outcome in outcomes:
+            done += 1
+            progress.advance(done, f"{key.run_id} {outcome}")
+            if outcome == FULL:
+                raise StudyError(NO_ROOM)
+            if outcome not in ("finished", "failed"):
+                error = f"its worker was {outcome}; the same command tries it again"
+                broken.append(f"{key.run_id}: {error}")
+                status = conditions.directory / "runs" / key.run_id / "status.json"
+                write_json(status, {"status": "failed", "error": error})
+    return broken
+
+
+def _holds(conditions: Conditions, key: RunKey) -> bool:
+    """Whether a run is finished, with the configuration and the code of now.
+
+    Raises:
+        ConfigError: it is finished with others.
+    """
+    status = status_of(conditions.directory, conditions.study, key)
+    if status == "damaged":
+        set_damaged_aside(conditions.directory, key)
+    if status != "finished":
+        return False
+    folder = conditions.directory / "runs" / key.run_id
+    if (read_json(folder / "run.json") or {}).get("identity") == conditions.identity(key):
+        return True
+    raise ConfigError(
+        f"{folder} was made by another configuration of this strategy, or by other versions of latephase or torch: "
+        "results of both do not belong in one table; choose another folder with --out, or delete this one"
+    )
+
+
+__all__ = ["ConfigError", "ExecutorError", "StudyError", "conduct", "resolve"]

@@ -1,110 +1,112 @@
 """The configuration of a study: TOML read by pydantic, with errors that name the key."""
 
-import difflib
-import inspect
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from ..optim import HessianFree
 from ..problems import Problem, get
+from .strategy_config import KINDS, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, hint
 
 STUDIES = Path(__file__).parent / "studies"
-NOT_IN_TOML = ("params", "preconditioner", "curvature_dtype")
-NAME = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class Budget(Table):
+    """What every run may spend: a share of what the training took, or an amount.
+
+    Seconds are of the scored clock. Steps and gradients are the same on every machine: a gradient stands for the
+    gradient of one training batch, and other passes count by fixed weights (see `work.WEIGHTS`).
+    """
+
+    unit: Literal["seconds", "steps", "gradients"] = "seconds"
+    share: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    amount: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, table: Any) -> Any:
+        if isinstance(table, dict) and table.get("amount") is None:
+            return {"share": 0.1} | table
+        return table
+
+    @model_validator(mode="after")
+    def _one(self) -> "Budget":
+        if (self.share is None) == (self.amount is None):
+            raise ValueError("give share, of the training, or amount, in units, not both")
+        if self.unit == "steps" and self.amount is not None and self.amount != int(self.amount):
+            raise ValueError(f"amount must be a whole number of steps, got {self.amount}")
+        return self
 
 
-class Training(_Table):
+class Training(Table):
     """The first-order training that makes the checkpoints; what is left out comes from the problem."""
 
     epochs: int = Field(ge=1)
     lr: float = Field(gt=0, allow_inf_nan=False)
-    batch_size: int = Field(ge=1)
+    batch_size: int | None = Field(default=None, ge=1, description="default: all rows at once")
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
-    save_every: int = Field(ge=1, description="epochs between checkpoints")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
-
-    @model_validator(mode="after")
-    def _spacing(self) -> "Training":
-        if self.epochs % self.save_every or self.save_every % self.evaluate_every:
-            raise ValueError(
-                f"epochs ({self.epochs}) must be a multiple of save_every ({self.save_every}), and that of "
-                f"evaluate_every ({self.evaluate_every})"
-            )
-        return self
+    save_every: int = Field(default=1, ge=1, description="epochs after which a stopped training can go on")
 
 
-class SGD(_Table):
-    """Go on with SGD under a learning-rate schedule (Tatzel et al. 2022, Section 3.2)."""
-
-    kind: Literal["sgd"]
-    name: str = Field(pattern=NAME)
-    label: str
-    schedule: Literal["constant", "tenth", "cosine", "plateau"]
-
-
-class HessianFreeSteps(_Table):
-    """Go on with Hessian-free steps on batches of `batch_size`, judged on disjoint evaluation batches."""
-
-    kind: Literal["hessian_free"]
-    name: str = Field(pattern=NAME)
-    label: str
-    batch_size: int = Field(ge=1)
-    evaluation_batch_size: int | None = Field(default=None, ge=1)
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("options")
-    @classmethod
-    def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
-        known = [name for name in inspect.signature(HessianFree).parameters if name not in NOT_IN_TOML]
-        for name in options:
-            if name not in known:
-                raise ValueError(f"{name!r} is no option of HessianFree{_hint(name, known)}")
-        HessianFree([torch.zeros(1, requires_grad=True)], **options)  # checks the values
-        return options
-
-
-StrategyConfig = Annotated[SGD | HessianFreeSteps, Field(discriminator="kind")]
-
-
-class Study(_Table):
+class Study(Table):
     """A study: one training, and from chosen checkpoints every strategy with every seed under one budget."""
 
     name: str = Field(pattern=NAME)
     description: str = ""
     problem: str
     problem_version: int
+    problem_options: dict[str, Any] = Field(default_factory=dict)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     jobs: int = Field(default=1, ge=1, description="runs at a time")
     threads: int = Field(default=1, ge=1, description="threads of each run")
-    budget_share: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="budget over training time")
-    evaluations: int = Field(default=16, ge=1, description="evaluations per budget, equally spaced in seconds")
-    checkpoints: list[int] = Field(min_length=1, description="epochs of the checkpoints that strategies start from")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
+    budget: Budget = Budget(share=0.1)
+    evaluations: int = Field(default=16, ge=1, description="evaluations per budget, equally spaced")
+    checkpoints: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="epochs that strategies start from"
+    )
+    baseline: str = Field(description="the strategy that the others are tested against")
+    target: str = Field(description="the strategy whose median best value is the target")
+    scale: float = Field(default=1.0, gt=0, le=1)
     training: Training
     strategies: list[StrategyConfig] = Field(min_length=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, table: Any) -> Any:
+        """Equally spaced checkpoints where a number is given; baseline and target where none is."""
+        if not isinstance(table, dict):
+            return table
+        table = dict(table)
+        training, count = table.get("training"), table.get("checkpoints")
+        epochs = training.get("epochs") if isinstance(training, dict) else None
+        if type(count) is int and count >= 1 and type(epochs) is int and epochs >= count:
+            table["checkpoints"] = [epochs * i // count for i in range(1, count + 1)]
+        strategies = table.get("strategies")
+        if isinstance(strategies, list) and strategies and all(isinstance(s, dict) and "name" in s for s in strategies):
+            table.setdefault("baseline", strategies[0]["name"])
+            cosine = next((s["name"] for s in strategies if s.get("schedule") == "cosine"), table["baseline"])
+            table.setdefault("target", cosine)
+        return table
+
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
-        saved = range(self.training.save_every, self.training.epochs + 1, self.training.save_every)
+        names = [strategy.name for strategy in self.strategies]
         for epoch in self.checkpoints:
-            if epoch not in saved:
-                raise ValueError(f"checkpoints: epoch {epoch} is none of the saved ones, {', '.join(map(str, saved))}")
-        for what, values in (
-            ("checkpoints", self.checkpoints),
-            ("seeds", self.seeds),
-            ("strategies", [strategy.name for strategy in self.strategies]),
-        ):
+            if epoch > self.training.epochs:
+                raise ValueError(f"checkpoints: epoch {epoch} is after the training's {self.training.epochs}")
+        for what, values in (("checkpoints", self.checkpoints), ("seeds", self.seeds), ("strategies", names)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ from each other, got {', '.join(map(str, values))}")
+        for what, name in (("baseline", self.baseline), ("target", self.target)):
+            if name not in names:
+                raise ValueError(f"{what}: no strategy {name!r}{hint(name, names)}")
         return self
 
     def toml(self) -> str:
@@ -133,7 +135,7 @@ def read_study(name_or_file: str) -> Study:
         if not path.is_file():
             known = named_studies()
             raise ConfigError(
-                f"no study {name_or_file!r}{_hint(name_or_file, known)}; known studies: {', '.join(known)}; "
+                f"no study {name_or_file!r}{hint(name_or_file, known)}; known studies: {', '.join(known)}; "
                 "a study of your own is a file FILE.toml"
             )
     try:
@@ -152,8 +154,10 @@ def parse_study(table: Mapping[str, Any], source: str) -> Study:
         ConfigError: as `read_study`.
     """
     table = dict(table)
+    options = table.get("problem_options", {})
     try:
-        problem = get(table["problem"]) if isinstance(table.get("problem"), str) else None
+        named = isinstance(table.get("problem"), str) and isinstance(options, dict)
+        problem = get(table["problem"], **options) if named else None
     except ValueError as error:
         raise ConfigError(f"{source}: problem: {error}") from error
     if problem:
@@ -163,16 +167,43 @@ def parse_study(table: Mapping[str, Any], source: str) -> Study:
                 f"{source}: problem_version is {table['problem_version']}, but {problem.name} is at {problem.version}; "
                 "results of different versions do not compare"
             )
-    training = table.get("training", {})
-    if problem and isinstance(training, dict):
-        setting = problem.training
-        defaults = {"epochs": setting.epochs, "lr": setting.lr, "batch_size": setting.batch_size}
-        table["training"] = defaults | training
+        table["training"] = _with_setting(table.get("training", {}), problem)
     try:
         return Study.model_validate(table)
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
+
+
+def _with_setting(training: Any, problem: Problem) -> Any:
+    if not isinstance(training, dict):
+        return training
+    setting = problem.training
+    fields = ("epochs", "lr", "batch_size", "optimizer", "momentum")
+    defaults = {key: getattr(setting, key) for key in fields if getattr(setting, key) is not None}
+    return defaults | training
+
+
+def scaled(study: Study, scale: float) -> Study:
+    """The study with fewer epochs, seeds and checkpoints.
+
+    The numbers are multiplied by `scale` and rounded, seeds to no fewer than two where there were so many, the rest to
+    no fewer than one; checkpoints are equally spaced again, the last one staying the last.
+
+    Raises:
+        ConfigError: a scale that is not above 0 and at most 1.
+    """
+    if not 0 < scale <= 1:
+        raise ConfigError(f"scale must be above 0 and at most 1, got {scale:g}")
+    epochs = max(1, round(scale * study.training.epochs))
+    seeds = study.seeds[: max(min(2, len(study.seeds)), round(scale * len(study.seeds)))]
+    count = min(epochs, max(1, round(scale * len(study.checkpoints))))
+    last = max(count, epochs * max(study.checkpoints) // study.training.epochs)
+    every = max(1, round(scale * study.training.evaluate_every))
+    training = study.training.model_copy(update={"epochs": epochs, "evaluate_every": every})
+    checkpoints = [last * i // count for i in range(1, count + 1)]
+    changes = {"scale": study.scale * scale, "seeds": seeds, "checkpoints": checkpoints, "training": training}
+    return study.model_copy(update=changes)
 
 
 def check_fit(study: Study, problem: Problem, rows: int) -> Study:
@@ -183,36 +214,40 @@ def check_fit(study: Study, problem: Problem, rows: int) -> Study:
     Raises:
         ConfigError: a batch is larger than the split.
     """
-    if study.training.batch_size > rows:
+    if study.training.batch_size is not None and study.training.batch_size > rows:
         raise ConfigError(f"training.batch_size is {study.training.batch_size}, but {problem.name} has {rows} rows")
-    strategies = []
-    for strategy in study.strategies:
-        if isinstance(strategy, HessianFreeSteps):
-            size = strategy.evaluation_batch_size or min(1024, rows // 4)
-            strategy = strategy.model_copy(update={"evaluation_batch_size": size})
-            if strategy.batch_size + size > rows:
-                raise ConfigError(
-                    f"strategy {strategy.name}: batch_size {strategy.batch_size} and the disjoint evaluation batch of "
-                    f"{size} exceed the {rows} training rows of {problem.name}"
-                )
-        strategies.append(strategy)
-    return study.model_copy(update={"strategies": strategies})
+    return study.model_copy(update={"strategies": [_fitted(s, problem.name, rows) for s in study.strategies]})
+
+
+def _fitted(strategy: Any, problem: str, rows: int) -> Any:
+    if strategy.kind == "chain":
+        parts = [p.model_copy(update={"strategy": _fitted(p.strategy, problem, rows)}) for p in strategy.parts]
+        return strategy.model_copy(update={"parts": parts})
+    size = getattr(strategy, "batch_size", None) or 0
+    held_out = 0
+    if isinstance(strategy, HessianFreeSteps):
+        given = strategy.evaluation_batch_size if strategy.batch_size else 0
+        held_out = min(1024, rows // 4) if given is None else given
+        strategy = strategy.model_copy(update={"evaluation_batch_size": held_out})
+    if size + held_out > rows:
+        beside = f" and the disjoint evaluation batch of {held_out}" if held_out else ""
+        exceed = "exceed" if held_out else "exceeds"
+        raise ConfigError(
+            f"strategy {strategy.name}: batch_size {size}{beside} {exceed} the {rows} training rows of {problem}"
+        )
+    return strategy
 
 
 def _explain(detail: Mapping[str, Any]) -> str:
     """One error of pydantic in words: the key's path, what is wrong, the key that may be meant."""
-    kinds = {"sgd", "hessian_free"}
-    path = [str(part) for part in detail["loc"] if part not in kinds]
-    key = ".".join(path)
+    *parents, last = detail["loc"] or ("",)
+    path = [str(part) for part in parents if part not in KINDS]  # pydantic names the kind of a strategy, too
+    path += [str(last)] if detail["type"] == "extra_forbidden" or last not in KINDS else []
+    key = ".".join(part for part in path if part)
     if detail["type"] == "extra_forbidden":
-        known = {name for table in (Study, Training, SGD, HessianFreeSteps) for name in table.model_fields}
-        return f"unknown key {key}{_hint(path[-1], sorted(known))}"
+        known = {name for table in (Study, Training, Budget, *TABLES) for name in table.model_fields}
+        return f"unknown key {key}{hint(path[-1], sorted(known))}"
     if detail["type"] == "missing":
         return f"missing key {key}"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
-
-
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -6,65 +6,68 @@ The best of many noisy evaluations flatters a strategy that wanders, and an L2 t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .reading import Finding, Metric, epochs_text
+from .measures import TRAIN_LOSS, Measure
+from .reached import final_value
+from .reading import Finding, epochs_text, series
 from .results import Results, Strategy
-from .score import Score, Summary, summarize
+from .score import Score, Summary, summarize, summary_of
 
-MEASURES = (
-    Metric("final_train_loss", "train loss", True),
-    Metric("final_train_loss_without_l2", "train loss without the L2 term", True),
-    Metric("final_test_loss", "test loss", True),
-    Metric("final_test_accuracy", "test accuracy", False),
-)
+WITHOUT_L2 = Measure("train_loss_without_the_l2_term", False)
+"""The data's part of the train loss."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """A strategy's row: its means over the seeds, each with whether it is the best."""
+    """A strategy's row: its summaries over the seeds, each with whether its mean is the best."""
 
     strategy: Strategy
     summaries: list[tuple[Summary, bool]]
 
 
+def ending_measures(results: Results) -> tuple[Measure, ...]:
+    """Return the measures of the end: train loss with and without the L2 term, test loss and metrics."""
+    return TRAIN_LOSS, WITHOUT_L2, *results.measures[1:]
+
+
 def endings(results: Results, scores: Sequence[Score], epoch: int) -> list[Ending]:
     """Return the row of each strategy with a concluded run from a checkpoint, in the order of the plan."""
-    by_measure = {measure: _at(scores, measure, epoch) for measure in MEASURES}
-    best = {measure: _best(measure, summaries) for measure, summaries in by_measure.items() if summaries}
+    columns = [(measure, _at(results, scores, measure, epoch)) for measure in ending_measures(results)]
+    columns = [(measure, summaries) for measure, summaries in columns if summaries]
     return [
-        Ending(
-            strategy,
-            [(by_measure[m][strategy.name], by_measure[m][strategy.name].mean == best[m]) for m in MEASURES],
-        )
+        Ending(strategy, [(found[strategy.name], found[strategy.name].mean == _best(m, found)) for m, found in columns])
         for strategy in results.plan.strategies
-        if strategy.name in by_measure[MEASURES[0]]
+        if columns and strategy.name in columns[0][1]
     ]
 
 
 def ending_headline(results: Results, scores: Sequence[Score]) -> list[Finding]:
     """Return who leads at the end of the budget in each measure, as one finding; none where no run has concluded."""
-    labels = {strategy.name: strategy.label for strategy in results.plan.strategies}
-    parts = []
-    for measure in MEASURES:
+    said: dict[str, list[str]] = {}
+    for measure in ending_measures(results):
         leaders: dict[str, list[int]] = {}
         for epoch in results.plan.checkpoints:
-            summaries = _at(scores, measure, epoch)
-            for name, summary in summaries.items():
-                if summary.mean == _best(measure, summaries):
-                    leaders.setdefault(labels[name], []).append(epoch)
-                    break
+            summaries = _at(results, scores, measure, epoch)
+            leader = next((name for name, row in summaries.items() if row.mean == _best(measure, summaries)), None)
+            if leader:
+                leaders.setdefault(results.plan.strategy(leader).label, []).append(epoch)
         if leaders:
             who = "; ".join(f"“{label}” ({epochs_text(epochs)})" for label, epochs in leaders.items())
-            parts.append(f"{measure.title}: {who}")
-    if not parts:
+            said.setdefault(who, []).append(measure.name)
+    if not said:
         return []
-    return [Finding("At the end of the budget, instead of the best moment within it", f"{'. '.join(parts)}.")]
+    parts = [f"Best mean {series(names)}: {who}" for who, names in said.items()]
+    return [Finding("At the end of the budget, instead of the best moment within it", ". ".join(parts) + ".")]
 
 
-def _at(scores: Sequence[Score], measure: Metric, epoch: int) -> dict[str, Summary]:
-    summaries = summarize(scores, measure.field)
-    return {name: summary for (at, name), summary in summaries.items() if at == epoch}
+def _at(results: Results, scores: Sequence[Score], measure: Measure, epoch: int) -> dict[str, Summary]:
+    """The final values of a measure per strategy name."""
+    if measure == WITHOUT_L2:
+        found = summarize(scores, "final_train_loss_without_l2")
+        return {name: summary for (at, name), summary in found.items() if at == epoch}
+    start = results.checkpoint(epoch)
+    groups = {strategy.name: results.concluded(epoch, strategy) for strategy in results.plan.strategies}
+    return {name: summary_of([final_value(r, measure, start) for r in runs]) for name, runs in groups.items() if runs}
 
 
-def _best(measure: Metric, summaries: dict[str, Summary]) -> float:
-    choose = min if measure.smaller_is_better else max
-    return choose(summary.mean for summary in summaries.values())
+def _best(measure: Measure, summaries: dict[str, Summary]) -> float:
+    return measure.choose([summary.mean for summary in summaries.values()])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..problems import Problem, Splits
 from ..problems.problem import Batch, Data, is_batch, row_count
 from ..problems.sampling import Stream, generator
+from ..randomness import cuda_devices, forked
 from ..weight_decay import WeightDecay
 
 ROWS_AT_ONCE = 2048
@@ -30,12 +31,13 @@ class Evaluator:
         self._model = copy.deepcopy(model).eval()
         self._decay = WeightDecay(self._model, problem.weight_decay)
         self._constants = {name: p.detach() for name, p in self._model.named_parameters()}
-        self._count = 0
+        self._devices = cuda_devices(self._model)
 
     def __call__(self, state: dict[str, Tensor]) -> dict[str, float | None]:
         """Loss (L2 term included) and metrics of a state dict on each split, and the L2 term alone.
 
-        A number that is not finite is None.
+        A number that is not finite is None. What draws random numbers in eval mode, and training data that is generated
+        for evaluation, draws the same ones every time, and torch's generators stay where they are.
 
         Args:
             state: a state dict of the model.
@@ -43,13 +45,13 @@ class Evaluator:
         self._model.load_state_dict(state)
         problem, splits = self._problem, self._splits
         found: dict[str, float | None] = {"l2_term": float(self._decay.value())}
-        if problem.train_evaluation is None:
-            found |= self._measure("train", splits.train)
-        else:
-            random = generator(Stream.EVALUATION, 0, self._count)
-            found |= self._measure("train", problem.train_evaluation(problem, splits, random), prepared=True)
-            self._count += 1
-        return found | self._measure("valid", splits.valid) | self._measure("test", splits.test)
+        with forked(0, self._devices):
+            if problem.train_evaluation is None:
+                found |= self._measure("train", splits.train)
+            else:
+                random = generator(Stream.EVALUATION, 0, 0)
+                found |= self._measure("train", problem.train_evaluation(problem, splits, random), prepared=True)
+            return found | self._measure("valid", splits.valid) | self._measure("test", splits.test)
 
     def _measure(self, split: str, data: Data, prepared: bool = False) -> dict[str, float | None]:
         metrics = [metric for metric in self._problem.metrics if split != "train" or metric.on_train]

@@ -1,9 +1,10 @@
 """The report page of a study: one self-contained HTML file that says what was run, how it was measured, what came out.
 
-Figures are embedded, styles are inline, there is no script and nothing is fetched. Imports no torch.
+Figures are embedded, styles and the small script that sorts tables are inline, and nothing is fetched. No torch here.
 """
 
 import base64
+import io
 import os
 import struct
 from collections import Counter
@@ -13,14 +14,21 @@ from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
-from .ending import MEASURES, ending_headline, endings
-from .figures import draw, render
-from .reading import METRICS, Reading, duration_text, loss_text, number_word, percent_text
-from .results import Results, Run, Strategy, finite_values, load_results
-from .score import Score, Summary, score_results, summarize, write_scores
+from .comparison import Comparison
+from .ending import ending_headline, ending_measures, endings
+from .figures import draw_results, render
+from .measures import UNITS, Measure, amount_text, duration_text
+from .profiles import TARGETS, standings, target_times
+from .reading import Reading, number_word
+from .results import Results, Run, Strategy, finite, finite_values, load_results
+from .score import Score, Summary, score_results
+from .statistics import smallest_p
+from .steps import step_summaries
 from .store import write_text_atomic
 from .style import DPI, styles
+from .tables import write_tables
 
 _MACHINE = {
     "device": "Device",
@@ -36,6 +44,26 @@ _MACHINE = {
     "allocator": "Memory allocator",
     "git_commit": "Commit",
 }
+_KINDS = {
+    "first_order": "first order",
+    "hessian_free": "Hessian-free",
+    "adamqlr": "AdamQLR",
+    "sgdqlr": "SGDQLR",
+    "kfac": "K-FAC",
+    "lbfgs": "L-BFGS",
+    "custom": "your own",
+}
+_COSTS = (
+    ("steps", "Steps"),
+    ("samples", "Samples"),
+    ("gradients", "Gradient-equivalents"),
+    ("products", "Product rows"),
+    ("scored_seconds", "Scored clock"),
+    ("cold_seconds", "Cold clock"),
+    ("warmup_seconds", "Warm-up"),
+    ("evaluation_seconds", "Evaluation"),
+    ("overshoot", "Overshoot"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,20 +77,24 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A cell of a table: its text, and the number that it is sorted by, None where there is none."""
+
+    text: str
+    number: float | None
+
+
+@dataclass(frozen=True)
 class TableRow:
     """A strategy's row in the table of a checkpoint; ``metrics`` pairs each summary with whether it is the best."""
 
     strategy: Strategy
-    colour: str
-    steps: Summary
     metrics: list[tuple[Summary, bool]]
-    warmup: str
-    overshoot: str
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A run that failed or diverged, and what is known of it."""
+    """A run that failed, diverged or is damaged, and what is known of it."""
 
     run_id: str
     status: str
@@ -70,26 +102,26 @@ class Trouble:
 
 
 def write_report(directory: str | os.PathLike[str]) -> Path:
-    """Write ``scores.csv``, the figures and ``report.html`` into a study's folder.
+    """Write the tables, the figures and ``report.html`` into a study's folder.
 
     Everything is made anew from the result files, so it can be called while runs are missing or under way, and again
-    later. The same result files give the same bytes.
+    later. The same result files give the same page.
 
     Args:
-        directory: The study's folder; its training is finished, its runs may be missing, under way or failed.
+        directory: The study's folder; its training is finished, its runs may be missing, under way, failed or damaged.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
         FileNotFoundError: There is no ``study.toml``.
-        ValueError: The training is not finished or has no finite evaluation at a checkpoint.
+        ValueError: see `latephase.study.results.load_results`.
     """
     root = Path(directory)
     results = load_results(root)
     scores = score_results(results)
-    write_scores(scores, root / "scores.csv")
-    wide = {path.stem: path.read_bytes() for path in draw(root) if path.suffix == ".png"}
+    write_tables(results, scores)
+    wide = {path.stem: path.read_bytes() for path in draw_results(results) if path.suffix == ".png"}
     narrow = render(results, narrow=True)
     pictures = {name: _picture(wide[name], narrow[name]) for name in wide}
     write_text_atomic(root / "report.html", render_page(results, scores, pictures))
@@ -102,7 +134,8 @@ def render_page(results: Results, scores: list[Score], pictures: dict[str, Pictu
     Args:
         results: The study's results.
         scores: Its scores.
-        pictures: The figures, keyed by the names that `latephase.study.figures.draw` gives their files.
+        pictures: The figures, keyed by the names that `latephase.study.figures.build` gives them; what is not there is
+            left out of the page.
     """
     environment = Environment(
         loader=PackageLoader("latephase.study"),
@@ -111,7 +144,7 @@ def render_page(results: Results, scores: list[Score], pictures: dict[str, Pictu
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(loss=loss_text, percent=percent_text, duration=duration_text, word=number_word)
+    environment.filters.update(duration=duration_text, word=number_word)
     return environment.get_template("report.html.jinja").render(_context(results, scores, pictures))
 
 
@@ -119,40 +152,60 @@ def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]
     """Everything that the template reads."""
     reading = Reading(results, scores)
     plan, training = results.plan, results.training_status
-    colours = {name: style.colour for name, style in styles(plan).items()}
+    last = results.checkpoint(max(row["epoch"] for row in results.training))
+    pairs = len(plan.seeds)
     return {
         "plan": plan,
+        "problem": results.problem,
         "training": {key: training.get(key, plan.training.get(key)) for key in ("epochs", "steps", "lr", "batch_size")},
+        "training_optimizer": str(plan.training.get("optimizer", "sgd")).replace("sgd", "SGD").replace("adam", "Adam"),
         "training_seconds": training["seconds"],
-        "last": results.checkpoint(max(row["epoch"] for row in results.training)),
-        "budget_seconds": results.budget_seconds,
-        "has_hessian_free": any(strategy.is_hessian_free for strategy in plan.strategies),
-        "options": {strategy.name: _options(strategy) for strategy in plan.strategies},
-        "colours": colours,
-        "constant": reading.constant,
-        "headlines": reading.headlines() + ending_headline(results, scores),
-        "checkpoints": [
-            {
-                "epoch": epoch,
-                "row": results.checkpoint(epoch),
-                "findings": reading.compare(epoch),
-                "table": _table(reading, scores, epoch, colours),
-                "endings": endings(results, scores, epoch),
-                "steps": reading.steps(epoch),
-            }
-            for epoch in plan.checkpoints
+        "training_end": [
+            (measure, value) for measure in results.measures if (value := finite(last.get(measure.key))) is not None
         ],
+        "budget": amount_text(results.budget, plan.unit),
+        "unit": UNITS[plan.unit],
+        "has_hessian_free": any(strategy.kind == "hessian_free" for strategy in plan.strategies),
+        "has_second_order": any(strategy.is_second_order for strategy in plan.strategies),
+        "options": {strategy.name: _options(strategy) for strategy in plan.strategies},
+        "kinds": {s.name: _KINDS.get(s.kind, s.kind.replace("_", " ")) for s in plan.strategies},
+        "colours": {name: style.colour for name, style in styles(plan).items()},
+        "baseline": reading.baseline,
+        "target": plan.strategy(plan.target),
+        "headlines": reading.headlines() + ending_headline(results, scores),
+        "least_p": min(1.0, smallest_p(pairs) * max(1, len(plan.strategies) - 1)),
+        "checkpoints": [_checkpoint(reading, scores, epoch) for epoch in plan.checkpoints],
+        "profiles": _profiles(results, scores),
         "pictures": pictures,
-        "metrics": METRICS,
-        "measures": MEASURES,
+        "measures": results.measures,
+        "main_measures": results.main_measures,
+        "ending_measures": ending_measures(results),
+        "costs": [title for _, title in _COSTS],
         "statuses": Counter(run.status for run in results.runs),
         "planned": len(results.runs),
-        "troubles": _troubles(results.runs),
-        "unfinished": [run for run in results.runs if not run.concluded],
+        "troubles": _troubles(results),
+        "unfinished": [run for run in results.runs if run.status in ("missing", "running")],
         "machine": {
             label: value for key, label in _MACHINE.items() if (value := results.environment.get(key)) is not None
         },
         "jobs": results.environment.get("jobs", 1),
+    }
+
+
+def _checkpoint(reading: Reading, scores: list[Score], epoch: int) -> dict[str, Any]:
+    """What the section of one checkpoint shows."""
+    results = reading.results
+    concluded = [(strategy, results.concluded(epoch, strategy)) for strategy in results.plan.strategies]
+    return {
+        "epoch": epoch,
+        "name": f"{epoch:04d}",
+        "row": results.checkpoint(epoch),
+        "findings": reading.compare(epoch),
+        "table": _table(reading, epoch),
+        "endings": endings(results, scores, epoch),
+        "comparisons": _comparisons(reading, epoch),
+        "costs": [(strategy, _cost_cells(runs, results.plan.unit)) for strategy, runs in concluded if runs],
+        "steps": step_summaries(results, epoch),
     }
 
 
@@ -162,43 +215,83 @@ def _picture(wide: bytes, narrow: bytes) -> Picture:
 
 
 def _address(image: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
+    """A PNG as data address, its colours cut to 128: a third of the size, and no difference to the eye."""
+    small = io.BytesIO()
+    Image.open(io.BytesIO(image)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png")
+    return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode('ascii')}"
 
 
 def _options(strategy: Strategy) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in strategy.options.items())
+    parts = [
+        f"until {100 * part['until']:g}% of the budget: {_pairs(part['strategy'])}"
+        for part in strategy.options.get("parts", [])
+    ]
+    return "; ".join(parts) or _pairs(strategy.options)
 
 
-def _table(reading: Reading, scores: list[Score], epoch: int, colours: dict[str, str]) -> list[TableRow]:
+def _pairs(options: dict[str, Any]) -> str:
+    """Options in words; what a nested table holds stands for itself, names and labels are left out."""
+    flat = {key: value for key, value in options.items() if key not in ("name", "label", "options")}
+    return ", ".join(f"{key} = {value}" for key, value in (flat | options.get("options", {})).items())
+
+
+def _table(reading: Reading, epoch: int) -> list[TableRow]:
     """The rows of a checkpoint's table, for the strategies with at least one concluded run."""
-    steps = summarize(scores, "steps")
-    best = {metric.field: reading.ranking(metric, epoch)[:1] for metric in METRICS}
-    rows = []
-    for strategy in reading.results.plan.strategies:
-        runs = reading.results.concluded(epoch, strategy)
-        metrics = []
-        for metric in METRICS:
-            if summary := reading.summary(metric, epoch, strategy):
-                metrics.append((summary, summary.mean == best[metric.field][0][1].mean))
-        if metrics:
-            seconds = [_mean_seconds(runs, key) for key in ("warmup_seconds", "overshoot_seconds")]
-            count = steps[epoch, strategy.name]
-            rows.append(TableRow(strategy, colours[strategy.name], count, metrics, *seconds))
-    return rows
+    measures = reading.results.measures
+    best = {measure: ranking[0][1].mean for measure in measures if (ranking := reading.ranking(measure, epoch))}
+    found = [
+        (strategy, [(reading.summary(measure, epoch, strategy), best.get(measure)) for measure in measures])
+        for strategy in reading.results.plan.strategies
+    ]
+    return [
+        TableRow(strategy, [(summary, summary.mean == top) for summary, top in cells if summary])
+        for strategy, cells in found
+        if cells[0][0]
+    ]
 
 
-def _mean_seconds(runs: list[Run], key: str) -> str:
-    """The mean over the runs that recorded it (a run that failed may not have come that far)."""
-    values = finite_values((run.record for run in runs), key)
-    return duration_text(fmean(values)) if values else "–"
+def _comparisons(reading: Reading, epoch: int) -> list[tuple[Measure, Comparison]]:
+    """The paired comparisons of a checkpoint in the main measures."""
+    return [(m, row) for m in reading.results.main_measures for row in reading.comparisons(m, epoch)]
 
 
-def _troubles(runs: tuple[Run, ...]) -> list[Trouble]:
+def _cost_cells(runs: list[Run], unit: str) -> list[Cell]:
+    """Means of what the runs took, over those that recorded it (a run that failed may not have come that far)."""
+    cells = []
+    for key, _ in _COSTS:
+        values = finite_values((run.record for run in runs), key)
+        mean = fmean(values) if values else None
+        in_seconds = key.endswith("seconds") or (key == "overshoot" and unit == "seconds")
+        text = "–" if mean is None else duration_text(mean) if in_seconds else _count_text(mean)
+        cells.append(Cell(text, mean))
+    return cells
+
+
+def _count_text(mean: float) -> str:
+    return f"{mean:,.0f}" if mean >= 10 or mean == int(mean) else f"{mean:.1f}"
+
+
+def _profiles(results: Results, scores: list[Score]) -> list[dict[str, Any]]:
+    """Standings in the performance profile per target; none for a single checkpoint, which says nothing of shares."""
+    found = []
+    for measure, column in zip(results.main_measures[:2], TARGETS.values(), strict=True):
+        times = target_times(results, scores, column)
+        if len(times) > 1:
+            found.append({"measure": measure, "rows": standings(times, results.plan.baseline), "cases": len(times)})
+    return found
+
+
+def _troubles(results: Results) -> list[Trouble]:
     troubles = []
-    for run in runs:
+    for run in results.runs:
         if run.status == "failed":
             troubles.append(Trouble(run.run_id, "failed", str(run.record.get("error", "no error was recorded"))))
         elif run.concluded and run.diverged_at is not None:
-            error = f"The train loss is not finite from second {run.diverged_at:.3g} of the budget on."
-            troubles.append(Trouble(run.run_id, "diverged", error))
+            at = amount_text(run.diverged_at, results.plan.unit)
+            troubles.append(
+                Trouble(run.run_id, "diverged", f"The train loss is not finite from {at} of the budget on.")
+            )
+        for damage in run.damage:
+            path = damage.path.relative_to(results.root)
+            troubles.append(Trouble(run.run_id, "damaged", f"{path} cannot be read: {damage.problem}"))
     return troubles

@@ -1,71 +1,53 @@
-"""The result files of a study, read back: the plan, the training and every planned run. Imports no torch."""
+"""The result files of a study, read back: the plan, the training and every planned run. Imports no torch.
+
+A file of a run that cannot be read does not stop the reading: the run's status is then "damaged", and `Run.damage` says
+which file and why.
+"""
 
 import math
 import os
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .measures import Measure, main_measures, measures_of
+from .plan import Plan, Strategy, read_plan, run_id
 from .store import read_journal, read_json
-
-HESSIAN_FREE = "hessian_free"
-"""The kind of a strategy that takes Hessian-free steps; every other kind has a learning rate per evaluation row."""
 
 CONCLUDED = ("finished", "failed")
 """The statuses of a run that will not go on: only these enter means and figures."""
 
-SCORED_METRICS = ("train_loss", "test_loss", "test_accuracy")
-"""The metrics of an evaluation row that scores and figures of the runs read."""
-
 
 @dataclass(frozen=True)
-class Strategy:
-    """One way to go on from a checkpoint: its name, kind, label for readers, and options."""
+class Damage:
+    """A file that cannot be read, and why."""
 
-    name: str
-    kind: str
-    label: str
-    options: dict[str, Any]
-
-    @property
-    def is_hessian_free(self) -> bool:
-        """Whether the strategy takes Hessian-free steps."""
-        return self.kind == HESSIAN_FREE
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study set out to do, from its resolved ``study.toml``; ``text`` is that file as written."""
-
-    name: str
-    description: str
+    path: Path
     problem: str
-    checkpoints: tuple[int, ...]
-    strategies: tuple[Strategy, ...]
-    seeds: tuple[int, ...]
-    budget_share: float
-    training: dict[str, Any]
-    text: str
 
 
 @dataclass(frozen=True)
 class Run:
     """One planned run: a strategy that starts from a checkpoint with a seed.
 
-    ``status`` is "finished", "failed", "running" or "missing" (not started). ``record`` is its status file, empty where
-    there is none; ``evaluations`` and ``steps`` are the rows of its journal with these events.
+    ``status`` is "finished", "failed", "running", "missing" (not started) or "damaged". ``budget`` is in the study's
+    unit. ``record`` is its status file, empty where there is none; ``evaluations`` and ``steps`` are the rows of its
+    journal with these events, steps only as far as they ended within the budget; ``clocks`` are its wall-clock rows.
+    A damaged run has none of these.
     """
 
     checkpoint_epoch: int
     strategy: Strategy
     seed: int
     status: str
-    budget_seconds: float
+    budget: float
     record: dict[str, Any]
     evaluations: tuple[dict[str, Any], ...]
     steps: tuple[dict[str, Any], ...]
+    clocks: tuple[dict[str, Any], ...]
+    damage: tuple[Damage, ...] = ()
 
     @property
     def run_id(self) -> str:
@@ -79,21 +61,33 @@ class Run:
 
     @property
     def diverged_at(self) -> float | None:
-        """The second of the first evaluation row with a non-finite train loss, or None."""
-        bad = (row["seconds"] for row in self.evaluations if finite(row.get("train_loss")) is None)
+        """What was spent at the first evaluation with a non-finite train loss, or None."""
+        bad = (row["spent"] for row in self.evaluations if finite(row.get("train_loss")) is None)
         return next(bad, None)
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that the result files of one study say."""
+    """All that the result files of one study say; ``budget`` is in the plan's unit."""
 
+    root: Path
     plan: Plan
+    problem: dict[str, Any]
     environment: dict[str, Any]
     training: tuple[dict[str, Any], ...]
     training_status: dict[str, Any]
-    budget_seconds: float
+    budget: float
     runs: tuple[Run, ...]
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """All measures of the problem; see `latephase.study.measures.measures_of`."""
+        return measures_of(self.problem["metrics"])
+
+    @cached_property
+    def main_measures(self) -> tuple[Measure, ...]:
+        """Those that figures and verdicts are about; see `latephase.study.measures.main_measures`."""
+        return main_measures(self.measures)
 
     def checkpoint(self, epoch: int) -> dict[str, Any]:
         """Return the training's evaluation row at ``epoch``."""
@@ -103,11 +97,6 @@ class Results:
         """Return the concluded runs of a strategy from a checkpoint, in order of the seeds."""
         wanted = (checkpoint_epoch, strategy.name)
         return [run for run in self.runs if (run.checkpoint_epoch, run.strategy.name) == wanted and run.concluded]
-
-
-def run_id(checkpoint_epoch: int, strategy: str, seed: int) -> str:
-    """Return the name of a run's folder, such as ``checkpoint-0010_hf-512_seed-0``."""
-    return f"checkpoint-{checkpoint_epoch:04d}_{strategy}_seed-{seed}"
 
 
 def finite(value: object) -> float | None:
@@ -124,74 +113,114 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
     """Read the result files of a study; runs that have not started are part of the result.
 
     Args:
-        directory: The study's folder. It holds ``study.toml`` and a finished training; runs may be missing, under way
-            or failed.
+        directory: The study's folder. It holds ``study.toml``, ``problem.json`` and a finished training; runs may be
+            missing, under way, failed or damaged.
 
     Returns:
-        Plan, machine, training and one entry per planned run, in the order checkpoint, strategy, seed of the plan.
+        Plan, problem, machine, training and one entry per planned run, in the order checkpoint, strategy, seed.
 
     Raises:
         FileNotFoundError: There is no ``study.toml``.
-        ValueError: The training is not finished, or has no finite evaluation at a checkpoint of the plan: there is no
-            budget or no state to start from, so nothing can be compared yet.
+        ValueError: A file of the study or of its training cannot be read; or the training is not finished, or has no
+            finite evaluation at a checkpoint of the plan: there is no budget or no state to start from, so nothing can
+            be compared yet.
     """
     root = Path(directory)
-    plan = _read_plan(root / "study.toml")
-    training = tuple(row for row in read_journal(root / "training" / "rows.jsonl") if row.get("event") == "evaluation")
-    training_status = read_json(root / "training" / "status.json") or {}
-    seconds = finite(training_status.get("seconds"))
-    if training_status.get("status") != "finished" or seconds is None:
-        raise ValueError(
-            f"{root}: the first-order training is not finished, so there is no budget and no run to compare"
-        )
-    for epoch in plan.checkpoints:
-        rows = [row for row in training if row.get("epoch") == epoch]
-        if not rows or any(finite(rows[-1].get(metric)) is None for metric in SCORED_METRICS):
-            raise ValueError(f"{root}: the training has no finite evaluation at the checkpoint of epoch {epoch}")
+    plan = read_plan(root / "study.toml")
+    problem = _read_needed(root / "problem.json", ("metrics",))
+    status = _read_needed(root / "training" / "status.json", ("status",), absent_is_empty=True)
+    if status.get("status") != "finished" or finite(status.get("seconds")) is None:
+        raise ValueError(f"{root}: the training is not finished, so there is no budget and no run to compare")
+    training = _read_training(root / "training" / "rows.jsonl", plan, problem)
+    budget = plan.budget_amount
+    if budget is None:
+        budget = (plan.budget_share or 0.0) * (finite(status.get(plan.unit)) or 0.0)
     planned = [(c, strategy, seed) for c in plan.checkpoints for strategy in plan.strategies for seed in plan.seeds]
-    records = [read_json(root / "runs" / run_id(c, strategy.name, seed) / "run.json") for c, strategy, seed in planned]
-    measured = finite_values((record for record in records if record), "budget_seconds")
-    budget = measured[0] if measured else plan.budget_share * seconds
-    runs = tuple(_read_run(root, *key, record or {}, budget) for key, record in zip(planned, records, strict=True))
-    return Results(plan, read_json(root / "environment.json") or {}, training, training_status, budget, runs)
+    runs = tuple(_read_run(root, *key, budget) for key in planned)
+    started = [run.budget for run in runs if run.status in (*CONCLUDED, "running")]
+    environment = _read_needed(root / "environment.json", (), absent_is_empty=True)
+    return Results(root, plan, problem, environment, training, status, started[0] if started else budget, runs)
 
 
-def _read_plan(path: Path) -> Plan:
-    text = path.read_text(encoding="utf-8")
-    table = tomllib.loads(text)
-    return Plan(
-        name=table["name"],
-        description=table.get("description", ""),
-        problem=table["problem"],
-        checkpoints=tuple(table["checkpoints"]),
-        strategies=tuple(_read_strategy(entry) for entry in table["strategies"]),
-        seeds=tuple(table["seeds"]),
-        budget_share=table["budget_share"],
-        training=table["training"],
-        text=text,
-    )
+def _read_needed(path: Path, keys: Sequence[str], *, absent_is_empty: bool = False) -> dict[str, Any]:
+    """A JSON object without which nothing can be read; errors name the file and what to do."""
+    try:
+        table = read_json(path)
+    except ValueError as error:
+        what_to_do = "delete it and run the same study command again"
+        raise ValueError(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
+    if table is None and absent_is_empty:
+        return {}
+    if table is None or any(key not in table for key in keys):
+        wrong = "is missing" if table is None else f"does not hold {', '.join(keys)}"
+        raise ValueError(f"{path} {wrong}; run the same study command again")
+    return table
 
 
-def _read_strategy(entry: dict[str, Any]) -> Strategy:
-    """Options are a table of their own, further keys of the strategy, or both."""
-    options = {key: value for key, value in entry.items() if key not in ("name", "kind", "label", "options")}
-    options |= entry.get("options", {})
-    return Strategy(entry["name"], entry["kind"], entry.get("label", entry["name"]), options)
+def _read_training(path: Path, plan: Plan, problem: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The training's evaluation rows, with finite measures at every checkpoint of the plan."""
+    try:
+        rows = tuple(row for row in read_journal(path) if row.get("event") == "evaluation")
+    except (ValueError, AttributeError) as error:
+        what_to_do = "start the study anew in another folder"
+        raise ValueError(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
+    for epoch in plan.checkpoints:
+        at = [row for row in rows if row.get("epoch") == epoch]
+        if not at or any(finite(at[-1].get(measure.key)) is None for measure in measures_of(problem["metrics"])):
+            raise ValueError(f"{path}: the training has no finite evaluation at the checkpoint of epoch {epoch}")
+    return rows
 
 
-def _read_run(root: Path, epoch: int, strategy: Strategy, seed: int, run: dict[str, Any], budget: float) -> Run:
+def _read_run(root: Path, epoch: int, strategy: Strategy, seed: int, budget: float) -> Run:
     folder = root / "runs" / run_id(epoch, strategy.name, seed)
-    rows = read_journal(folder / "rows.jsonl")
-    record = read_json(folder / "status.json") or {}
-    budget_seconds = finite(run.get("budget_seconds"))
-    within = budget if budget_seconds is None else budget_seconds  # the step that overran it does not count
-    return Run(
-        checkpoint_epoch=epoch,
-        strategy=strategy,
-        seed=seed,
-        status=record.get("status", "running" if rows else "missing"),
-        budget_seconds=within,
-        record=record,
-        evaluations=tuple(row for row in rows if row.get("event") == "evaluation"),
-        steps=tuple(row for row in rows if row.get("event") == "step" and row["seconds"] <= within),
-    )
+    damage: list[Damage] = []
+    record = _read_object(folder / "status.json", damage)
+    own = finite(_read_object(folder / "run.json", damage).get("budget"))
+    budget = budget if own is None else own
+    rows = _read_rows(folder / "rows.jsonl", damage)
+    clocks = _read_rows(folder / "clocks.jsonl", damage)
+    status = record.get("status", "running" if rows else "missing")
+    if status not in (*CONCLUDED, "running", "missing"):
+        damage.append(Damage(folder / "status.json", f"unknown status {status!r}"))
+    evaluations = tuple(row for row in rows if row.get("event") == "evaluation")
+    if status == "finished" and not evaluations and not damage:
+        damage.append(Damage(folder / "rows.jsonl", "the run is finished, but has no evaluation"))
+    steps = (row for row in rows if row.get("event") == "step" and row["spent"] <= budget * (1 + 1e-9))
+    if damage:
+        return Run(epoch, strategy, seed, "damaged", budget, {}, (), (), (), tuple(damage))
+    return Run(epoch, strategy, seed, status, budget, record, evaluations, tuple(steps), tuple(clocks))
+
+
+def _why(path: Path, error: Exception) -> str:
+    """What is wrong with a file, without its name, which stands beside it."""
+    if isinstance(error, AttributeError):
+        return "a line that is not a JSON object"
+    return str(error).removeprefix(f"{path} is damaged: ").removeprefix(f"{path}, ")
+
+
+def _read_object(path: Path, damage: list[Damage]) -> dict[str, Any]:
+    """A JSON object, empty where there is no file or it is damaged."""
+    try:
+        return read_json(path) or {}
+    except (ValueError, OSError) as error:
+        damage.append(Damage(path, _why(path, error)))
+        return {}
+
+
+def _read_rows(path: Path, damage: list[Damage]) -> list[dict[str, Any]]:
+    """The rows of a journal; none where it is damaged: a line that is no object, no number spent, rows out of order."""
+    try:
+        rows = read_journal(path)
+    except (ValueError, AttributeError, OSError) as error:
+        damage.append(Damage(path, _why(path, error)))
+        return []
+    last: dict[str, float] = {}
+    for row in rows:
+        event, spent = str(row.get("event")), finite(row.get("spent"))
+        if event not in ("evaluation", "step", "clock"):
+            continue
+        if spent is None or spent < last.get(event, -math.inf) or (event != "step" and spent == last.get(event)):
+            damage.append(Damage(path, f"rows out of order or without what was spent, at {event} {row.get('spent')}"))
+            return []
+        last[event] = spent
+    return rows

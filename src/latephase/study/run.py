@@ -2,110 +2,106 @@
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from ..problems import Problem, Splits, get
-from ..problems.sampling import permutation
+from ..problems import Problem, get
 from .checkpoint import checkpoint_path, load_checkpoint
 from .clock import Clock
-from .config import HessianFreeSteps, StrategyConfig, Study
+from .config import Study
+from .context import StrategyContext
 from .evaluate import Evaluator
-from .results import run_id
-from .store import Journal, read_json, write_json
-from .strategies import Strategy, start_strategy
+from .identity import code_version, identity_of
+from .runs import RunKey
+from .store import Journal, is_full, read_journal, set_aside, write_json
+from .strategies import start_strategy
+from .strategy import Strategy, copied
+from .strategy_config import Chain, HessianFreeSteps, StrategyConfig
 
-WARM_UP_STEPS = {"sgd": 5, "hessian_free": 1}
+WARM_UP_STEPS = 3
 WARM_UP_ITERATIONS = 2
 
 
 @dataclass(frozen=True)
-class RunKey:
-    """Which run: epoch of the checkpoint, strategy, seed."""
+class Conditions:
+    """All that the runs of a study share.
 
-    checkpoint_epoch: int
-    strategy: StrategyConfig
-    seed: int
-
-    @property
-    def run_id(self) -> str:
-        """Name of the run's folder."""
-        return run_id(self.checkpoint_epoch, self.strategy.name, self.seed)
-
-
-def plan_runs(study: Study) -> list[RunKey]:
-    """All runs, strategies innermost and in a fixed random order.
-
-    So slow drifts of the machine meet all strategies alike, and where two runs share it, every strategy has every other
-    beside it.
+    Attributes:
+        directory: the study's folder.
+        study: the study.
+        budget: in the study's unit.
+        training_share: the budget as a share of the training.
+        environment: written beside the results.
+        code: version of the code that the study began with; workers may start long after.
     """
-    return [
-        RunKey(epoch, study.strategies[position], seed)
-        for seed in study.seeds
-        for epoch in study.checkpoints
-        for position in permutation(len(study.strategies), seed, epoch).tolist()
-    ]
+
+    directory: Path
+    study: Study
+    budget: float
+    training_share: float
+    environment: dict[str, Any]
+    code: str = field(default_factory=code_version)
+
+    def identity(self, key: RunKey) -> str:
+        """The identity of a run."""
+        return identity_of(self.study, key.strategy, key.checkpoint_epoch, key.seed, self.budget, self.code)
 
 
-def is_finished(directory: Path, key: RunKey) -> bool:
-    """Whether the run is done and need not run again."""
-    return (read_json(directory / "runs" / key.run_id / "status.json") or {}).get("status") == "finished"
-
-
-def perform_run(directory: Path, study: Study, key: RunKey, budget: float, environment: dict[str, Any]) -> str:
+def perform_run(conditions: Conditions, key: RunKey) -> str:
     """Perform a run and write its folder; an error ends this run only.
 
     Args:
-        directory: the study's folder.
-        study: the study.
+        conditions: what the runs share.
         key: which run.
-        budget: seconds on the clock.
-        environment: written beside the results.
 
     Returns:
         "finished" or "failed".
+
+    Raises:
+        OSError: the disk is full; the run counts as broken and is retried when the study goes on.
     """
-    folder = directory / "runs" / key.run_id
+    folder = conditions.directory / "runs" / key.run_id
     strategy = key.strategy
+    for name in ("rows.jsonl", "clocks.jsonl"):
+        try:
+            read_journal(folder / name)
+        except ValueError:
+            set_aside(folder / name)
     write_json(
         folder / "run.json",
         {
             "run_id": key.run_id,
-            "problem": study.problem,
+            "identity": conditions.identity(key),
+            "problem": conditions.study.problem,
             "checkpoint_epoch": key.checkpoint_epoch,
             "strategy": strategy.name,
             "kind": strategy.kind,
             "label": strategy.label,
             "seed": key.seed,
-            "budget_seconds": budget,
+            "unit": conditions.study.budget.unit,
+            "budget": conditions.budget,
         },
     )
-    write_json(folder / "environment.json", environment)
+    write_json(folder / "environment.json", conditions.environment)
     write_json(folder / "status.json", {"status": "running"})
     (folder / "error.txt").unlink(missing_ok=True)
-    run = _Run(directory, study, key, budget)
+    run = _Run(conditions, key)
+    record: dict[str, Any]
     try:
         run.go()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
+        if is_full(error):
+            raise
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         record = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     else:
         record = {"status": "finished"}
     finally:
-        run.journal.close()
-    write_json(
-        folder / "status.json",
-        record
-        | {
-            "seconds": run.clock.seconds,
-            "overshoot_seconds": max(0.0, run.clock.seconds - budget),
-            "steps": run.steps_within_budget,
-            "warmup_seconds": run.warmup_seconds,
-        },
-    )
+        run.close()
+    write_json(folder / "status.json", record | run.record())
     return record["status"]
 
 
@@ -113,60 +109,145 @@ def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:
     """The strategy with few iterations of conjugate gradients, which call all that many call."""
     if isinstance(strategy, HessianFreeSteps):
         return strategy.model_copy(update={"options": strategy.options | {"cg_max_iter": WARM_UP_ITERATIONS}})
+    if isinstance(strategy, Chain):
+        parts = [part.model_copy(update={"strategy": warm_up_version(part.strategy)}) for part in strategy.parts]
+        return strategy.model_copy(update={"parts": parts})
     return strategy
 
 
 class _Run:
     """The state of one run."""
 
-    def __init__(self, directory: Path, study: Study, key: RunKey, budget: float):
-        self.directory, self.study, self.key, self.budget = directory, study, key, budget
-        self.journal = Journal(directory / "runs" / key.run_id / "rows.jsonl")
-        self.clock = Clock()
-        self.steps = 0
-        self.steps_within_budget = 0
-        self.warmup_seconds = 0.0
-        self.due = [budget * i / study.evaluations for i in range(study.evaluations + 1)]
+    def __init__(self, conditions: Conditions, key: RunKey):
+        self.conditions, self.key, self.unit = conditions, key, conditions.study.budget.unit
+        folder = conditions.directory / "runs" / key.run_id
+        self.journal, self.clocks = Journal(folder / "rows.jsonl"), Journal(folder / "clocks.jsonl")
+        self.clock, self.evaluation_clock = Clock(conditions.study.device), Clock(conditions.study.device)
+        self.steps, self.warmup_seconds, self.spent = 0, 0.0, 0.0
+        self.within: dict[str, float] = {}
+        count = conditions.study.evaluations
+        self.due = [conditions.budget * i / count for i in range(count + 1)]
+
+    def close(self) -> None:
+        """Close the journals."""
+        try:
+            self.journal.close()
+        finally:
+            self.clocks.close()
+
+    def record(self) -> dict[str, Any]:
+        """What the status file says of a run that ended; counts are of the steps within the budget."""
+        return self.within | {
+            "spent": self.spent,
+            "overshoot": max(0.0, self.spent - self.conditions.budget),
+            "scored_seconds": self.clock.seconds,
+            "warmup_seconds": self.warmup_seconds,
+            "cold_seconds": self.clock.seconds + self.warmup_seconds,
+            "evaluation_seconds": self.evaluation_clock.seconds,
+        }
 
     def go(self) -> None:
-        """Warm up on a copy, then step until the budget is spent.
+        """Warm up, then step until the budget is spent.
 
-        What is evaluated for second t of the budget is the state that the strategy held then: that before the step
-        which was under way. So all strategies are evaluated at the same seconds, and nothing after the budget counts.
+        What is evaluated for a point of the budget is the state that the strategy held then: that before the step which
+        was under way. So all strategies are evaluated at the same points, and nothing after the budget counts.
         """
-        problem: Problem = get(self.study.problem)
-        splits: Splits = problem.load()
-        checkpoint = load_checkpoint(checkpoint_path(self.directory, self.key.checkpoint_epoch))
-        model = problem.model()
-        arguments = (self.study, problem, model, splits, checkpoint, self.key.seed)
-        self._warm_up(start_strategy(warm_up_version(self.key.strategy), *arguments))
-        evaluate = Evaluator(problem, model, splits)
-        strategy = start_strategy(self.key.strategy, *arguments)
-        metrics: dict[str, float | None] = evaluate(checkpoint["model"])
-        self._log(self.due.pop(0), strategy.lr, metrics)
+        study, device = self.conditions.study, self.conditions.study.device
+        problem: Problem = get(study.problem, **study.problem_options)
+        splits = problem.load().to(device)
+        checkpoint = load_checkpoint(checkpoint_path(self.conditions.directory, self.key.checkpoint_epoch))
+        context = StrategyContext(
+            problem,
+            splits,
+            problem.model().to(device),
+            study.training,
+            checkpoint,
+            self.key.seed,
+            self.conditions.training_share,
+        )
+        self._warm_up(context)
+        context = StrategyContext(**{**vars(context), "work": type(context.work)()})
+        strategy = start_strategy(self.key.strategy, context)
+        evaluate = Evaluator(problem, context.model, splits)
+        with self.evaluation_clock:
+            metrics = evaluate(checkpoint["model"])
+        self._log(self.due.pop(0), strategy.lr, metrics, context)
+        self._steps(strategy, context, evaluate, metrics)
+
+    def _steps(self, strategy: Strategy, context: StrategyContext, evaluate: Evaluator, metrics: dict) -> None:
         evaluated = 0
+
+        def evaluate_at(held: dict[str, Tensor], lr: float, counts: dict[str, float]) -> None:
+            """Log what was held at the next point; a state that is held at several is evaluated once."""
+            nonlocal evaluated, metrics
+            if evaluated != self.steps:
+                with self.clock:
+                    state = strategy.finished(held)
+                with self.evaluation_clock:
+                    metrics, evaluated = evaluate(state), self.steps
+            self._log(self.due.pop(0), lr, metrics, context, counts)
+
         while self.due:
-            before = {name: tensor.detach().clone() for name, tensor in strategy.model.state_dict().items()}
-            lr = strategy.lr
+            before, lr, counts = copied(strategy.held()), strategy.lr, self._counts(context)
             with self.clock:
-                said = strategy.step(self.clock.seconds / self.budget)
-            while self.due and self.due[0] < self.clock.seconds:
-                if evaluated != self.steps:
-                    metrics, evaluated = evaluate(before), self.steps
-                self._log(self.due.pop(0), lr, metrics)
+                said = strategy.step(self.spent / self.conditions.budget)
+            ended = self._spent(context, self.steps + 1)
+            if ended <= self.spent:
+                raise ValueError(
+                    f"strategy {self.key.strategy.name} counted no work in a step, so that a budget in gradients never "
+                    "ends; count in context.work, or choose another unit"
+                )
+            while self.due and self.due[0] < ended:
+                evaluate_at(before, lr, counts)
             self.steps += 1
             if said is not None:
-                said = said | {"seconds": self.clock.seconds, "step_seconds": said["seconds"]}
-                self.journal.write("step", step=self.steps, **said)
+                seconds = {"step_seconds": said.get("seconds")} if self.unit == "seconds" else {}
+                said = {name: value for name, value in said.items() if name != "seconds"}
+                self.journal.write("step", **{**said, **seconds, "spent": ended, "step": self.steps})
+            while self.due and self.due[0] == ended:  # the step ended at that very point
+                evaluate_at(copied(strategy.held()), strategy.lr, self._counts(context))
+            self.spent = self._spent(context, self.steps)  # what `finished` took included
 
-    def _warm_up(self, strategy: Strategy) -> None:
-        """A few steps of a copy that is thrown away; torch's generator is put back."""
+    def _spent(self, context: StrategyContext, steps: int) -> float:
+        if self.unit == "seconds":
+            return self.clock.seconds
+        return float(steps) if self.unit == "steps" else self._equivalents(context)
+
+    def _warm_up(self, context: StrategyContext) -> None:
+        """A few untimed steps, after which model and random numbers are put back bit for bit when the run starts."""
+        clock = Clock(self.conditions.study.device)
+        with clock:
+            strategy = start_strategy(warm_up_version(self.key.strategy), context)
+            ends = [part.until for part in self.key.strategy.parts] if isinstance(self.key.strategy, Chain) else [1.0]
+            for start in (0.0, *ends[:-1]):
+                for _ in range(WARM_UP_STEPS):
+                    strategy.step(start)
+            strategy.finished(copied(strategy.held()))
+        self.warmup_seconds = clock.seconds
+
+    def _counts(self, context: StrategyContext) -> dict[str, float]:
+        work, gradients = context.work, self._equivalents(context)
+        return {"steps": self.steps, "samples": work.samples, "gradients": gradients, "products": work.products}
+
+    def _equivalents(self, context: StrategyContext) -> float:
+        return context.work.equivalents(context.training.batch_size or context.rows)
+
+    def _log(
+        self,
+        spent: float,
+        lr: float,
+        metrics: dict[str, float | None],
+        context: StrategyContext,
+        counts: dict[str, float] | None = None,
+    ) -> None:
         started = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(WARM_UP_STEPS[self.key.strategy.kind]):
-                strategy.step(0.0)
-        self.warmup_seconds = time.perf_counter() - started
-
-    def _log(self, seconds: float, lr: float, metrics: dict[str, float | None]) -> None:
-        self.steps_within_budget = self.steps
-        self.journal.write("evaluation", seconds=seconds, step=self.steps, lr=lr, **metrics)
+        self.within = counts or self._counts(context)
+        self.journal.write("evaluation", spent=spent, step=self.steps, lr=lr, **metrics)
+        self.evaluation_clock.seconds += time.perf_counter() - started
+        self.clocks.write(
+            "clock",
+            spent=spent,
+            step=self.steps,
+            scored_seconds=self.clock.seconds,
+            evaluation_seconds=self.evaluation_clock.seconds,
+        )

@@ -1,98 +1,44 @@
-"""How training goes on from a checkpoint: SGD under a schedule, or Hessian-free steps."""
+"""How training goes on from a checkpoint: a step at a time, whatever the method."""
 
 import copy
+import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..objective import Objective
-from ..optim import HessianFree
-from ..problems import Problem, Splits
-from ..problems.problem import Data, row_count
-from ..problems.sampling import Stream, batches, draw, generator
-from .config import SGD, HessianFreeSteps, StrategyConfig, Study
+from ..factory import FactoryError, function_named
+from .averaging import Average
+from .context import StrategyContext
+from .second_order import HessianFreeStrategy, LBFGSStrategy, QuadraticRateStrategy
+from .strategy import Strategy, copied, start_optimizer
+from .strategy_config import LBFGS, Chain, Custom, FirstOrder, HessianFreeSteps, QuadraticRate, StrategyConfig
+
+__all__ = ["Strategy", "make_strategy", "start_strategy"]
 
 
-class Strategy(Protocol):
-    """One way to go on: a step at a time, data selection included."""
+class FirstOrderStrategy(Strategy):
+    """A first-order optimizer under a schedule over the budget; see `strategy_config.FirstOrder`."""
 
-    model: nn.Module
-
-    @property
-    def lr(self) -> float:
-        """The step size of the next step as far as it is known."""
-        ...
-
-    def step(self, share: float) -> dict[str, Any] | None:
-        """Take one step, `share` of the budget being spent; what there is to log of it."""
-        ...
-
-
-def batch_objective(problem: Problem, model: nn.Module, data: Data, rows: Tensor, random) -> Objective:
-    """The problem's objective on augmented rows of a split.
-
-    Args:
-        problem: gives loss, L2 term and augmentation.
-        model: the model.
-        data: the split.
-        rows: indices into it.
-        random: generator of the augmentation.
-    """
-    return problem.objective(model, problem.batch(data, rows, random))
-
-
-def epochs_of_batches(
-    problem: Problem, model: nn.Module, splits: Splits, batch_size: int, seed: int, epoch: int
-) -> Iterator[tuple[Objective, bool]]:
-    """Objectives of one mini-batch after the other from `epoch` on without end, and whether an epoch ends with it."""
-    while True:
-        random = generator(Stream.AUGMENTATION, seed, epoch)
-        order = batches(row_count(splits.train), batch_size, seed, epoch)
-        for index, rows in enumerate(order):
-            yield batch_objective(problem, model, splits.train, rows, random), index == len(order) - 1
-        epoch += 1
-
-
-class SGDStrategy:
-    """SGD from the checkpoint's state under a learning-rate schedule over the budget.
-
-    Args:
-        config: the schedule. "constant" keeps the rate, "tenth" divides it by ten at once, "cosine" goes to zero with
-            the share of the budget that is spent, "plateau" is torch's ReduceLROnPlateau on the epochs' mean training
-            loss, with a patience such that three reductions fit the budget.
-        study: the study.
-        problem: the problem.
-        model: the model at the checkpoint; it is trained in place.
-        splits: the data.
-        checkpoint: what was saved.
-        seed: of data order and augmentation.
-    """
-
-    def __init__(
-        self,
-        config: SGD,
-        study: Study,
-        problem: Problem,
-        model: nn.Module,
-        splits: Splits,
-        checkpoint: dict[str, Any],
-        seed: int,
-    ):
-        self.model = model.train()
+    def __init__(self, config: FirstOrder, context: StrategyContext):
+        super().__init__(context)
+        self.model.train()
+        training = context.training
         self._schedule = config.schedule
-        self._lr = study.training.lr / 10 if config.schedule == "tenth" else study.training.lr
-        self._optimizer = torch.optim.SGD(model.parameters(), lr=self._lr)
-        self._optimizer.load_state_dict(checkpoint["optimizer"])
-        self._set_lr(self._lr)
-        patience = max(0, math.floor(study.budget_share * study.training.epochs / 4) - 1)
+        self._rate = (config.lr or training.lr) * (0.1 if config.schedule == "tenth" else 1.0)
+        kind = training.optimizer if config.optimizer == "training" else config.optimizer
+        self._optimizer = start_optimizer(kind, self.model, self._rate, training.momentum)
+        if config.optimizer == "training" and context.checkpoint.get("optimizer") is not None:
+            # torch would take over the checkpoint's own tensors, which the next start needs as they are
+            self._optimizer.load_state_dict(copy.deepcopy(context.checkpoint["optimizer"]))
+        self._set_lr(self._rate)
+        patience = max(0, math.floor(context.training_share * training.epochs / 4) - 1)
         self._plateau = ReduceLROnPlateau(self._optimizer, factor=0.1, patience=patience)
         self._losses: list[Tensor] = []
-        size = study.training.batch_size
-        self._objectives = epochs_of_batches(problem, model, splits, size, seed, checkpoint["epoch"] + 1)
+        self._objectives = context.epochs()
+        self._average = Average(context) if config.schedule == "averaging" else None
 
     @property
     def lr(self) -> float:
@@ -104,68 +50,100 @@ class SGDStrategy:
             group["lr"] = lr
 
     def step(self, share: float) -> None:
-        """Take one SGD step on the next mini-batch."""
+        """Take one step on the next mini-batch."""
         if self._schedule == "cosine":
-            self._set_lr(0.5 * self._lr * (1 + math.cos(math.pi * min(share, 1.0))))
-        objective, last_of_epoch = next(self._objectives)
+            self._set_lr(0.5 * self._rate * (1 + math.cos(math.pi * min(share, 1.0))))
+        objective, rows, last_of_epoch = next(self._objectives)
         loss = self._optimizer.step(objective)
+        self.context.work.gradients += rows
+        if self._average is not None:
+            self._average.update()
         if self._schedule == "plateau" and loss is not None:
             self._losses.append(loss)
             if last_of_epoch:
                 self._plateau.step(float(torch.stack(self._losses).mean()))
                 self._losses.clear()
 
+    def held(self) -> dict[str, Tensor]:
+        """The model's state, or that of the average."""
+        return super().held() if self._average is None else self._average.state()
 
-class HessianFreeStrategy:
-    """Hessian-free steps from the checkpoint, on fresh disjoint batches, statistics and dropout frozen.
+    def finished(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Batch norm's statistics anew where weights were averaged."""
+        return state if self._average is None else self._average.with_statistics(state)
 
-    Args:
-        config: batch sizes and options of the optimizer.
-        problem: the problem.
-        model: the model at the checkpoint; it is trained in place, in eval mode.
-        splits: the data.
-        seed: of data order and augmentation.
+
+class ChainStrategy(Strategy):
+    """One strategy after the other, by shares of the budget.
+
+    The next one starts from what would have been evaluated of the one before (from the average, where weights were
+    averaged), with a fresh optimizer and its own order of the data.
     """
 
-    def __init__(self, config: HessianFreeSteps, problem: Problem, model: nn.Module, splits: Splits, seed: int):
-        self.model = model.eval()
-        self._config, self._problem, self._splits, self._seed = config, problem, splits, seed
-        self._optimizer = HessianFree(model.parameters(), **config.options)
-        self._steps = 0
+    def __init__(self, config: Chain, context: StrategyContext):
+        super().__init__(context)
+        self._parts, self._begun, self._position = list(config.parts), 0.0, 0
+        self._current = make_strategy(self._parts[0].strategy, context)
 
     @property
     def lr(self) -> float:
-        """The step size that the last step took, before any the first trial's."""
-        report = self._optimizer.report
-        return self._optimizer.param_groups[0]["lr"] if report is None else report.lr
+        """Of the strategy whose turn it is."""
+        return self._current.lr
 
-    def step(self, share: float) -> dict[str, Any]:
-        """Take one Hessian-free step and return its report."""
-        sizes = (self._config.batch_size, self._config.evaluation_batch_size or 1)
-        self._steps += 1
-        random = generator(Stream.AUGMENTATION, self._seed, self._steps)
-        objective, evaluation = (
-            batch_objective(self._problem, self.model, self._splits.train, rows, random)
-            for rows in draw(row_count(self._splits.train), sizes, self._seed, self._steps)
+    def step(self, share: float) -> dict[str, Any] | None:
+        """Take one step of the strategy whose turn it is."""
+        while share >= self._parts[0].until and len(self._parts) > 1:
+            self._hand_over()
+        return self._current.step((share - self._begun) / (self._parts[0].until - self._begun))
+
+    def _hand_over(self) -> None:
+        self.model.load_state_dict(self._current.finished(copied(self._current.held())))
+        self._begun, self._position = self._parts.pop(0).until, self._position + 1
+        context = dataclasses.replace(
+            self.context,
+            checkpoint=self.context.checkpoint | {"optimizer": None},
+            seed=self.context.seed + SEEDS_APART * self._position,
         )
-        self._optimizer.step(objective, evaluation)
-        assert self._optimizer.report is not None
-        return self._optimizer.report.as_dict()
+        self._current = make_strategy(self._parts[0].strategy, context)
+
+    def held(self) -> dict[str, Tensor]:
+        """Of the strategy whose turn it is."""
+        return self._current.held()
+
+    def finished(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of the strategy whose turn it is."""
+        return self._current.finished(state)
 
 
-def start_strategy(
-    config: StrategyConfig,
-    study: Study,
-    problem: Problem,
-    model: nn.Module,
-    splits: Splits,
-    checkpoint: dict,
-    seed: int,
-) -> Strategy:
-    """A strategy at a checkpoint: a copy of the model with the checkpoint's state, torch's generator seeded."""
-    model = copy.deepcopy(model)
-    model.load_state_dict(checkpoint["model"])
-    torch.manual_seed(seed)
-    if isinstance(config, SGD):
-        return SGDStrategy(config, study, problem, model, splits, checkpoint, seed)
-    return HessianFreeStrategy(config, problem, model, splits, seed)
+SEEDS_APART = 1_000_003
+"""Between the seeds of a chain's parts: further than anyone's seeds reach."""
+
+
+def make_strategy(config: StrategyConfig, context: StrategyContext) -> Strategy:
+    """The strategy of a table, starting at the context's model as it is."""
+    makers = {
+        FirstOrder: FirstOrderStrategy,
+        HessianFreeSteps: HessianFreeStrategy,
+        QuadraticRate: QuadraticRateStrategy,
+        LBFGS: LBFGSStrategy,
+        Chain: ChainStrategy,
+    }
+    if isinstance(config, Custom):
+        made = function_named(config.factory)(context, **config.options)
+        if not isinstance(made, Strategy):
+            raise FactoryError(
+                f"{config.factory} must return a latephase.study.strategy.Strategy, got {type(made).__name__}"
+            )
+        return made
+    return makers[type(config)](config, context)
+
+
+def start_strategy(config: StrategyConfig, context: StrategyContext) -> Strategy:
+    """A strategy at the checkpoint, whatever became of the model before.
+
+    The model gets the checkpoint's state, is in training mode and has no gradients; torch's generators are seeded.
+    """
+    context.model.load_state_dict(context.checkpoint["model"])
+    context.model.train().zero_grad(set_to_none=True)
+    torch.manual_seed(context.seed)
+    return make_strategy(config, context)

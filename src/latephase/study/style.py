@@ -12,15 +12,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from .results import Plan
+from .measures import Measure
+from .plan import Plan
 
 DPI = 150
 """Dots per inch of the PNG files: sharp on a page that shows them at 96."""
 
 # Okabe & Ito, "Color Universal Design" (2008), without the yellow (too pale for a line) and the vermilion (taken by the
 # reds); their black is a grey here, as the constant learning rate has in the paper.
+INITIAL, FINAL = "#0072B2", "#D55E00"
+"""The colours of a pair: blue and vermilion of the same palette."""
+
 _FIRST_ORDER_COLOURS = ("#595959", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 _LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -28,8 +32,7 @@ _RC = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same glyphs on every machine
     "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
+    "axes.titlesize": 11.5,  # not bold: a second font would take as long to embed in a PDF as the figure to draw
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -64,20 +67,25 @@ class Style:
 def styles(plan: Plan) -> dict[str, Style]:
     """Return the style of each strategy, keyed by name.
 
-    First-order strategies have the colours of Okabe and Ito, a line style each and hollow markers; Hessian-free
-    strategies have reds that darken in the order of the plan, solid lines and filled markers.
+    Second-order strategies have reds that darken in the order of the plan and filled markers, the others the colours of
+    Okabe and Ito and hollow markers. Line style and marker differ as well, so that strategies are told apart without
+    any colour: both are repeated together only after 24 strategies of a kind.
     """
-    second = [strategy for strategy in plan.strategies if strategy.is_hessian_free]
-    first = [strategy for strategy in plan.strategies if not strategy.is_hessian_free]
+    second = [strategy for strategy in plan.strategies if strategy.is_second_order]
+    first = [strategy for strategy in plan.strategies if not strategy.is_second_order]
     reds = matplotlib.colormaps["Reds"](np.linspace(0.45, 0.95, len(second)) if len(second) > 1 else [0.75])
     table: dict[str, Style] = {}
     for i, strategy in enumerate(first):
         colour = _FIRST_ORDER_COLOURS[i % len(_FIRST_ORDER_COLOURS)]
-        table[strategy.name] = Style(colour, _LINE_STYLES[i % len(_LINE_STYLES)], _MARKERS[i % len(_MARKERS)], False)
+        table[strategy.name] = Style(colour, *_line_and_marker(i), False)
     for i, strategy in enumerate(second):
         colour = "#" + "".join(f"{round(255 * channel):02x}" for channel in reds[i][:3])
-        table[strategy.name] = Style(colour, "-", _MARKERS[i % len(_MARKERS)], True)
+        table[strategy.name] = Style(colour, *_line_and_marker(i), True)
     return table
+
+
+def _line_and_marker(place: int) -> tuple[Any, str]:
+    return _LINE_STYLES[place % len(_LINE_STYLES)], _MARKERS[place % len(_MARKERS)]
 
 
 @contextmanager
@@ -87,17 +95,34 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def panels(count: int, *, narrow: bool) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels: up to three in a row, or one per row where the page is narrow."""
+def panels(count: int, *, narrow: bool, height: float | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels, up to three in a row, or one per row where the page is narrow.
+
+    Args:
+        count: How many.
+        narrow: Whether they go below each other.
+        height: Of a panel with its labels, in inches. Default: 2.9, or 2.6 where narrow.
+    """
     columns = 1 if narrow else min(count, 3)
     rows = math.ceil(count / columns)
     width = 4.2 if narrow else 10.0 if columns > 1 else 6.5
-    figure = Figure(figsize=(width, 2.6 * rows + 1.3 if narrow else 2.9 * rows + 1.2))
+    each = height or (2.6 if narrow else 2.9)
+    figure = Figure(figsize=(width, each * rows + (0.0 if height else 1.3 if narrow else 1.2)))
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[count:]:
         axes.remove()
+    for axes in grid.flat[:count]:
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     return figure, list(grid.flat[:count])
+
+
+def freeze(figure: Figure) -> None:
+    """Lay a figure out once; else this is done anew, at more cost than the drawing, for every file it is saved to."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:
@@ -108,7 +133,7 @@ def legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, handlelength=3)
 
 
-def limit(axes: Axes, values: Sequence[float], start: float, metric: str) -> None:
+def limit(axes: Axes, values: Sequence[float], start: float, measure: Measure) -> None:
     """Set the y axis so that every value better than ``start`` shows and a divergence does not flatten the rest.
 
     On the bad side the axis ends at three times the largest gain (or the median change, where that is larger) from
@@ -118,29 +143,30 @@ def limit(axes: Axes, values: Sequence[float], start: float, metric: str) -> Non
         axes: The panel.
         values: The finite values drawn.
         start: The value at the checkpoint.
-        metric: The name of the metric; accuracies are better when larger and are shown in percent.
+        measure: What is drawn; shares are labelled in per cent.
     """
-    accuracy = metric.endswith("accuracy")
-    if accuracy:
+    higher = measure.higher_is_better
+    if measure.is_share:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
     changes = np.array([start, *values]) - start
-    gain = float(changes.max() if accuracy else -changes.min())
+    gain = float(changes.max() if higher else -changes.min())
     reach = 3 * max(gain, float(np.median(np.abs(changes))))
     bottom, top = float(changes.min()), float(changes.max())
-    bottom, top = (max(bottom, -reach), top) if accuracy else (bottom, min(top, reach))
+    bottom, top = (max(bottom, -reach), top) if higher else (bottom, min(top, reach))
     margin = 0.05 * (top - bottom) or max(0.05 * abs(start), 1e-3)
     axes.set_ylim(start + bottom - margin, start + top + margin)
 
 
 def logarithmic(axes: Axes, values: Sequence[float]) -> None:
-    """Give a panel a logarithmic y axis, labelled with plain numbers at 1, 2 and 5, where all its values are positive.
+    """Give a panel a logarithmic y axis, labelled with plain numbers, where all its values are positive.
 
-    So the small changes late in training show beside the large ones at its start.
+    So the small changes late in training show beside the large ones at its start. The labels are at 1, 2 and 5 times
+    powers of ten, at these powers alone where the values span more than three of them.
     """
-    if min(values) <= 0:
+    if min(values, default=0.0) <= 0:
         return
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if max(values) > 1e3 * min(values) else (1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(f"{axes.get_title(loc='left')} (logarithmic)")

@@ -1,132 +1,216 @@
-"""The first-order training of a study: SGD at the problem's constant rate, with equally spaced checkpoints."""
+"""The first-order training of a study: the problem's setting, with checkpoints that the strategies start from."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..problems import Problem, Splits, get
-from .checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from ..problems.problem import row_count
+from .checkpoint import checkpoint_path, load_checkpoint, random_states, restore_random_states, save_checkpoint
 from .clock import Clock
 from .config import Study
+from .context import StrategyContext, epochs_of_batches
 from .evaluate import Evaluator
-from .store import Journal, read_journal, read_json, write_json
-from .strategies import epochs_of_batches
+from .store import Journal, read_journal, read_json, set_aside, write_json
+from .strategy import start_optimizer
 
 WARM_UP_STEPS = 5
 
 
-def train(directory: Path, study: Study) -> float:
-    """Train, or go on from the last checkpoint of a training that was stopped.
+def latest_path(directory: Path) -> Path:
+    """Where the state lies from which a stopped training goes on."""
+    return directory / "training" / "latest.pt"
 
-    The clock runs during steps, data selection included, and stands still during evaluation and saving. A few steps on
-    a throw-away copy come first, untimed.
+
+def is_whole(directory: Path, study: Study) -> bool:
+    """Whether a training is finished with its rows and the checkpoints that strategies start from.
+
+    Damaged files are set aside.
+    """
+    finished = training_status(directory).get("status") == "finished"
+    return finished and _has_rows(_rows(directory), study, study.training.epochs) and not _lost(directory, study)
+
+
+def _lost(directory: Path, study: Study) -> list[int]:
+    """Epochs of the checkpoints that are not there; damaged ones are set aside first."""
+    lost = []
+    for epoch in study.checkpoints:
+        path = checkpoint_path(directory, epoch)
+        try:
+            load_checkpoint(path)
+        except FileNotFoundError:
+            lost.append(epoch)
+        except ValueError:
+            set_aside(path)
+            lost.append(epoch)
+    return lost
+
+
+def _rows(directory: Path) -> list[dict[str, Any]]:
+    """The rows of the training so far; a damaged journal is set aside."""
+    path = directory / "training" / "rows.jsonl"
+    try:
+        return [row for row in read_journal(path) if row["event"] == "evaluation"]
+    except (ValueError, KeyError):
+        set_aside(path)
+        return []
+
+
+def _has_rows(rows: list[dict[str, Any]], study: Study, last: int) -> bool:
+    """Whether every evaluation up to an epoch has its row."""
+    return {epoch for epoch in range(last + 1) if _is_evaluated(study, epoch)} <= {row["epoch"] for row in rows}
+
+
+def _is_evaluated(study: Study, epoch: int) -> bool:
+    return epoch % study.training.evaluate_every == 0 or epoch in (*study.checkpoints, study.training.epochs)
+
+
+def training_status(directory: Path) -> dict[str, Any]:
+    """What the training's status file says; nothing where there is none or it is damaged."""
+    try:
+        return read_json(directory / "training" / "status.json") or {}
+    except ValueError:
+        return {}
+
+
+def train(directory: Path, study: Study) -> None:
+    """Train, or go on from the last state of a training that was stopped.
+
+    The clock runs during steps, data selection included, and stands still during evaluation and saving. A few untimed
+    steps come first, after which everything is put back. Where the training had been finished and a checkpoint was
+    lost, the part that leads to it is repeated; what the training took, by which budgets are set, stays what it was.
 
     Args:
         directory: the study's folder.
         study: the study.
-
-    Returns:
-        Seconds of the whole training on the clock.
     """
-    folder = directory / "training"
-    status = read_json(folder / "status.json") or {}
-    if status.get("status") == "finished":
-        return status["seconds"]
-    run = _Training(directory, study)
-    run.warm_up()
+    path = directory / "training" / "status.json"
+    status = training_status(directory)
+    if not status:
+        set_aside(path)
+    finished = status.get("status") == "finished"
+    run = _Training(directory, study, finished)
     try:
-        for epoch in range(run.epoch + 1, study.training.epochs + 1):
+        if run.epoch < run.last:
+            run.warm_up()
+        for epoch in range(run.epoch + 1, run.last + 1):
             run.train_epoch(epoch)
     finally:
-        run.journal.close()
-    write_json(
-        folder / "status.json",
-        {
-            "status": "finished",
-            "seconds": run.clock.seconds,
-            "epochs": study.training.epochs,
-            "steps": run.steps,
-            "lr": study.training.lr,
-            "batch_size": study.training.batch_size,
-            "checkpoint_epochs": list(range(study.training.save_every, run.epoch + 1, study.training.save_every)),
-        },
-    )
-    return run.clock.seconds
+        if run.journal is not None:
+            run.journal.close()
+    if not finished:
+        write_json(
+            path,
+            {
+                "status": "finished",
+                "seconds": run.clock.seconds,
+                "epochs": study.training.epochs,
+                "steps": run.steps,
+                "gradients": run.steps,
+                "lr": study.training.lr,
+                "batch_size": study.training.batch_size,
+                "checkpoint_epochs": study.checkpoints,
+            },
+        )
 
 
 class _Training:
     """The state of a training: model, optimizer, clock, journal."""
 
-    def __init__(self, directory: Path, study: Study):
+    def __init__(self, directory: Path, study: Study, finished: bool):
         self.directory, self.study, self.setting = directory, study, study.training
-        self.problem: Problem = get(study.problem)
-        self.splits: Splits = self.problem.load()
+        self.problem: Problem = get(study.problem, **study.problem_options)
+        self.splits: Splits = self.problem.load().to(study.device)
         torch.manual_seed(self.setting.seed)
-        self.model = self.problem.model().train()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.setting.lr)
+        self.model = self.problem.model().to(study.device).train()
+        self.optimizer = start_optimizer(self.setting.optimizer, self.model, self.setting.lr, self.setting.momentum)
         self.evaluate = Evaluator(self.problem, self.model, self.splits)
-        self.epoch, self.steps, self.clock = 0, 0, Clock()
-        path = directory / "training" / "rows.jsonl"
-        rows = [row for row in read_journal(path) if row["event"] == "evaluation"]
-        self._resume(rows)
-        self.journal = Journal(path)
-        for row in rows:  # an attempt's rows are whole, so the ones that still hold are said again
-            if row["epoch"] <= self.epoch:
-                self.journal.write(**row)
-        if not any(row["epoch"] == 0 for row in rows):
-            self._log()
+        self.epoch, self.steps, self.clock = 0, 0, Clock(study.device)
+        self.journal: Journal | None = None
+        rows = _rows(directory)
+        self.to_save = _lost(directory, study) if finished else study.checkpoints
+        self.last = study.training.epochs
+        if finished and _has_rows(rows, study, self.last):  # only checkpoints are lost: the rows stay as they are
+            self.last = max(self.to_save, default=0)
+            self._resume(rows)
+        else:
+            self._resume(rows)
+            kept = [row for row in rows if row["epoch"] <= self.epoch]
+            self.journal = Journal(directory / "training" / "rows.jsonl", kept)
+            if not kept:
+                self._log()
 
     def _resume(self, rows: list[dict[str, Any]]) -> None:
-        """Load the last checkpoint up to which the journal is complete."""
-        logged = {row["epoch"] for row in rows}
-        for epoch in range(self.setting.epochs, 0, -self.setting.save_every):
-            path = checkpoint_path(self.directory, epoch)
-            if path.exists() and epoch in logged:
+        """Load the latest state up to which rows and checkpoints are complete."""
+        candidates = [latest_path(self.directory)]
+        candidates += [checkpoint_path(self.directory, epoch) for epoch in sorted(self.study.checkpoints, reverse=True)]
+        for path in candidates:
+            try:
                 state = load_checkpoint(path)
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                torch.set_rng_state(state["rng"])
-                self.epoch, self.steps, self.clock = epoch, state["steps"], Clock(seconds=state["seconds"])
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                set_aside(path)
+                continue
+            before = [epoch for epoch in self.study.checkpoints if epoch <= state["epoch"]]
+            kept = all(checkpoint_path(self.directory, epoch).exists() for epoch in before)
+            if kept and _has_rows(rows, self.study, state["epoch"]):
+                self._load(state)
                 return
 
-    def warm_up(self) -> None:
-        """Take a few steps on a copy and forget them; torch's generator is put back."""
-        model = copy.deepcopy(self.model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=self.setting.lr)
-        objectives = self._objectives(model, self.epoch + 1)
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(WARM_UP_STEPS):
-                optimizer.step(next(objectives)[0])
+    def _load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        restore_random_states(state["random"])
+        self.epoch, self.steps = state["epoch"], state["steps"]
+        self.clock = Clock(self.study.device, state["seconds"])
 
-    def _objectives(self, model: torch.nn.Module, epoch: int):
-        return epochs_of_batches(self.problem, model, self.splits, self.setting.batch_size, self.setting.seed, epoch)
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_states(),
+            "steps": self.steps,
+            "seconds": self.clock.seconds,
+        }
+
+    def warm_up(self) -> None:
+        """Take a few steps and forget them: model, optimizer and random numbers are put back bit for bit."""
+        model = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        random = random_states()
+        optimizer = start_optimizer(self.setting.optimizer, self.model, self.setting.lr, self.setting.momentum)
+        objectives = self._objectives(self.epoch + 1)
+        for _ in range(WARM_UP_STEPS):
+            optimizer.step(next(objectives)[0])
+        self.model.load_state_dict(model)
+        restore_random_states(random)
+
+    def _objectives(self, epoch: int):
+        context = StrategyContext(self.problem, self.splits, self.model, self.setting, {}, self.setting.seed)
+        return epochs_of_batches(context, epoch)
 
     def train_epoch(self, epoch: int) -> None:
         """One epoch, then what is due after it: an evaluation, a checkpoint."""
-        objectives = self._objectives(self.model, epoch)
+        objectives = self._objectives(epoch)
         last = False
         while not last:
             with self.clock:
-                objective, last = next(objectives)
+                objective, _, last = next(objectives)
                 self.optimizer.step(objective)
             self.steps += 1
         self.epoch = epoch
-        if epoch % self.setting.evaluate_every == 0:
+        if _is_evaluated(self.study, epoch):
             self._log()
-        if epoch % self.setting.save_every == 0:
-            state = {
-                "epoch": epoch,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "rng": torch.get_rng_state(),
-                "steps": self.steps,
-                "seconds": self.clock.seconds,
-            }
-            save_checkpoint(checkpoint_path(self.directory, epoch), state)
+        if epoch in self.to_save:
+            save_checkpoint(checkpoint_path(self.directory, epoch), self._state())
+        if epoch % self.setting.save_every == 0 or epoch == self.setting.epochs:
+            save_checkpoint(latest_path(self.directory), self._state())
 
     def _log(self) -> None:
+        if self.journal is None:
+            return
         self.journal.write(
             "evaluation",
             epoch=self.epoch,
@@ -135,3 +219,24 @@ class _Training:
             lr=self.setting.lr,
             **self.evaluate(self.model.state_dict()),
         )
+
+
+def problem_record(study: Study) -> dict[str, Any]:
+    """What the results say of the problem, for readers that do without torch."""
+    problem = get(study.problem, **study.problem_options)
+    splits = problem.load()
+    rows = {name: row_count(getattr(splits, name)) for name in ("train", "valid", "test")}
+    metrics = [
+        {"name": metric.name, "higher_is_better": metric.higher_is_better, "on_train": metric.on_train}
+        for metric in problem.metrics
+    ]
+    return {
+        "name": problem.name,
+        "version": problem.version,
+        "options": dict(problem.options),
+        "title": problem.title,
+        "description": problem.description,
+        "parameters": sum(p.numel() for p in problem.model().parameters()),
+        "metrics": metrics,
+        "rows": rows,
+    }

@@ -1,0 +1,94 @@
+"""What makes two runs the same: everything that moves results, in one hash."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Study
+from .strategy_config import StrategyConfig
+
+PACKAGE = Path(__file__).parent.parent
+
+ROOMS = ("curvature", "solve", "optim", "problems")
+"""Rooms of the package whose code moves results, beside its top-level modules."""
+
+MODULES = (
+    "averaging",
+    "checkpoint",
+    "clock",
+    "context",
+    "evaluate",
+    "run",
+    "second_order",
+    "strategies",
+    "strategy",
+    "train",
+    "work",
+)
+"""Modules of `study` that do. The configuration's own defaults are in the table that is hashed beside the code."""
+
+
+@cache
+def code_version() -> str:
+    """A hash of the code that moves results, so that runs of different versions are told apart."""
+    paths = [path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "writers")]
+    paths += [path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")]
+    paths += [PACKAGE / "study" / f"{module}.py" for module in MODULES]
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def identity_of(
+    study: Study, strategy: StrategyConfig, epoch: int, seed: int, budget: float, code: str | None = None
+) -> str:
+    """The identity of a run: a hash of configuration, problem version, code and torch version.
+
+    Labels, and how many runs are performed at a time, do not enter.
+
+    Args:
+        study: the study.
+        strategy: the run's strategy.
+        epoch: of its checkpoint.
+        seed: its seed.
+        budget: in the study's unit.
+        code: version of the code; default: what is installed now.
+    """
+    return _hash(
+        _common(study, code)
+        | {
+            "strategy": strategy.model_dump(exclude={"label"}),
+            "epoch": epoch,
+            "seed": seed,
+            "unit": study.budget.unit,
+            "budget": budget,
+            "evaluations": study.evaluations,
+        }
+    )
+
+
+def training_identity(study: Study) -> str:
+    """The identity of a training, likewise."""
+    return _hash(_common(study, None))
+
+
+def _common(study: Study, code: str | None) -> dict[str, Any]:
+    return {
+        "problem": study.problem,
+        "problem_version": study.problem_version,
+        "problem_options": study.problem_options,
+        "training": study.training.model_dump(),
+        "threads": study.threads,
+        "device": study.device,
+        "code": code_version() if code is None else code,
+        "torch": torch.__version__,
+    }
+
+
+def _hash(table: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]

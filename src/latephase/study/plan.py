@@ -1,0 +1,114 @@
+"""What a study set out to do, as its resolved ``study.toml`` says. Imports no torch."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SECOND_ORDER = ("hessian_free", "adamqlr", "sgdqlr", "kfac", "lbfgs")
+"""The kinds of strategies that use curvature; a chain with such a part is one too."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to go on from a checkpoint: its name, kind, label for readers, and options."""
+
+    name: str
+    kind: str
+    label: str
+    options: dict[str, Any] = field(hash=False)
+
+    @property
+    def is_second_order(self) -> bool:
+        """Whether the strategy, or a part of a chain, uses curvature."""
+        kinds = [self.kind, *(part.get("strategy", {}).get("kind") for part in self.options.get("parts", []))]
+        return any(kind in SECOND_ORDER for kind in kinds)
+
+    @property
+    def judges_on_its_own_batch(self) -> bool:
+        """Whether steps are judged on the batch that suggested them (`evaluation_batch_size` 0)."""
+        return self.options.get("evaluation_batch_size") == 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study set out to do, from its resolved ``study.toml``; ``text`` is that file as written.
+
+    ``unit`` is that of the budget: "seconds", "steps" or "gradients". ``budget_share`` is its share of the training,
+    ``budget_amount`` an amount in the unit; one of them is None.
+    """
+
+    name: str
+    description: str
+    problem: str
+    problem_version: int
+    problem_options: dict[str, Any]
+    checkpoints: tuple[int, ...]
+    strategies: tuple[Strategy, ...]
+    seeds: tuple[int, ...]
+    unit: str
+    budget_share: float | None
+    budget_amount: float | None
+    baseline: str
+    target: str
+    scale: float
+    training: dict[str, Any]
+    text: str
+
+    def strategy(self, name: str) -> Strategy:
+        """Return the strategy of a name."""
+        return next(strategy for strategy in self.strategies if strategy.name == name)
+
+
+def run_id(checkpoint_epoch: int, strategy: str, seed: int) -> str:
+    """Return the name of a run's folder, such as ``checkpoint-0010_hf-512_seed-0``."""
+    return f"checkpoint-{checkpoint_epoch:04d}_{strategy}_seed-{seed}"
+
+
+def read_plan(path: Path) -> Plan:
+    """Read ``study.toml``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or not of this version; the message names it and says what to do.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+        return _plan(table, text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); start the study anew in another folder") from error
+    except KeyError as error:
+        raise ValueError(f"{path} has no key {error}: it is not the plan of a study of this version") from error
+
+
+def _plan(table: dict[str, Any], text: str) -> Plan:
+    strategies = tuple(_read_strategy(entry) for entry in table["strategies"])
+    names = [strategy.name for strategy in strategies]
+    budget = table["budget"]
+    baseline = table.get("baseline", names[0])
+    return Plan(
+        name=table["name"],
+        description=table.get("description", ""),
+        problem=table["problem"],
+        problem_version=table["problem_version"],
+        problem_options=table.get("problem_options", {}),
+        checkpoints=tuple(table["checkpoints"]),
+        strategies=strategies,
+        seeds=tuple(table["seeds"]),
+        unit=budget["unit"],
+        budget_share=budget.get("share"),
+        budget_amount=budget.get("amount"),
+        baseline=baseline,
+        target=table.get("target", "cosine" if "cosine" in names else baseline),
+        scale=table.get("scale", 1.0),
+        training=table["training"],
+        text=text,
+    )
+
+
+def _read_strategy(entry: dict[str, Any]) -> Strategy:
+    """Options are a table of their own, further keys of the strategy, or both."""
+    options = {key: value for key, value in entry.items() if key not in ("name", "kind", "label", "options")}
+    options |= entry.get("options", {})
+    return Strategy(entry["name"], entry["kind"], entry.get("label", entry["name"]), options)

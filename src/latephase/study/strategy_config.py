@@ -1,0 +1,162 @@
+"""The tables of a study's strategies: what each kind takes, checked when the study is read."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from ..optim import SGDQLR, AdamQLR, HessianFree
+from ..optim.quadratic_lr.options import QuadraticOptions
+
+NOT_IN_TOML = ("params", "curvature_dtype")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
+SCHEDULES = ("constant", "tenth", "cosine", "plateau", "averaging")
+
+
+class Table(BaseModel):
+    """A table of the configuration: unknown keys are errors, values are not converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Strategy(Table):
+    name: str = Field(pattern=NAME)
+    label: str
+
+
+class FirstOrder(_Strategy):
+    """Go on with a first-order optimizer under a learning-rate schedule (Tatzel et al. 2022, Section 3.2).
+
+    Schedules: "constant"; "tenth", a tenth of the rate; "cosine", to zero over the budget; "plateau", torch's
+    ReduceLROnPlateau with a patience such that three reductions fit; "averaging", the constant rate with the average of
+    the weights since the checkpoint evaluated (`torch.optim.swa_utils`), batch norm's statistics renewed on the clock.
+    """
+
+    kind: Literal["first_order"]
+    schedule: Literal["constant", "tenth", "cosine", "plateau", "averaging"]
+    optimizer: Literal["training", "sgd", "adam"] = Field(
+        default="training", description="the training's own, its state included, or a fresh one"
+    )
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="default: the training's")
+
+
+class HessianFreeSteps(_Strategy):
+    """Go on with Hessian-free steps on batches of `batch_size`, judged on evaluation batches."""
+
+    kind: Literal["hessian_free"]
+    batch_size: int | None = Field(default=None, ge=1, description="default: all rows, which also judge the step")
+    evaluation_batch_size: int | None = Field(
+        default=None, ge=0, description="default: 1,024 or a quarter of the split; 0: judged on the batch itself"
+    )
+    curvature_batch_size: int | None = Field(default=None, ge=1, description="rows of the batch; default: all of it")
+    preset: Literal["default", "late_phase"] = "default"
+    blocks: Literal["all", "layerwise"] = "all"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return _checked(HessianFree, options)
+
+    @model_validator(mode="after")
+    def _part(self) -> "HessianFreeSteps":
+        if self.batch_size is None and self.evaluation_batch_size:
+            raise ValueError("evaluation_batch_size: no rows are left for it where batch_size is not given")
+        if self.curvature_batch_size and self.batch_size and self.curvature_batch_size > self.batch_size:
+            raise ValueError(
+                f"curvature_batch_size {self.curvature_batch_size} exceeds the batch of {self.batch_size} that it is "
+                "drawn from"
+            )
+        return self
+
+
+class QuadraticRate(_Strategy):
+    """Go on with AdamQLR or SGDQLR (Clarke and Hernandez-Lobato 2024) on batches of `batch_size`."""
+
+    kind: Literal["adamqlr", "sgdqlr"]
+    batch_size: int | None = Field(default=None, ge=1, description="default: all rows")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _known(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return _checked(SGDQLR if info.data.get("kind") == "sgdqlr" else AdamQLR, options)
+
+
+class LBFGS(_Strategy):
+    """Go on with `torch.optim.LBFGS`, a fresh batch for each of its steps."""
+
+    kind: Literal["lbfgs"]
+    batch_size: int | None = Field(default=None, ge=1, description="default: all rows")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return _checked(torch.optim.LBFGS, options)
+
+
+class Custom(_Strategy):
+    """A strategy of the user's own: PACKAGE.MODULE:FACTORY, called with a `StrategyContext` and the options."""
+
+    kind: Literal["custom"]
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+SingleStrategy = Annotated[FirstOrder | HessianFreeSteps | QuadraticRate | LBFGS | Custom, Field(discriminator="kind")]
+
+
+class Part(Table):
+    """A strategy of a chain, and the share of the budget after which the next one takes over."""
+
+    until: float = Field(gt=0, le=1, description="share of the budget")
+    strategy: SingleStrategy
+
+
+class Chain(_Strategy):
+    """One strategy after the other, each starting where the one before it ended."""
+
+    kind: Literal["chain"]
+    parts: list[Part] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Chain":
+        ends = [part.until for part in self.parts]
+        if ends != sorted(set(ends)) or ends[-1] != 1:
+            raise ValueError(f"parts: until must rise and end with 1.0, got {', '.join(map(str, ends))}")
+        return self
+
+
+StrategyConfig = Annotated[
+    FirstOrder | HessianFreeSteps | QuadraticRate | LBFGS | Custom | Chain, Field(discriminator="kind")
+]
+KINDS = ("first_order", "hessian_free", "adamqlr", "sgdqlr", "lbfgs", "custom", "chain")
+TABLES: tuple[type[Table], ...] = (FirstOrder, HessianFreeSteps, QuadraticRate, LBFGS, Custom, Chain, Part)
+
+
+def singles(strategy: Any) -> list[Any]:
+    """The strategies that a strategy consists of: itself, or a chain's parts."""
+    return [part.strategy for part in strategy.parts] if isinstance(strategy, Chain) else [strategy]
+
+
+def _checked(optimizer: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options of an optimizer, names and values tried out."""
+    parameters = inspect.signature(optimizer).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in NOT_IN_TOML]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # AdamQLR and SGDQLR
+        known += QuadraticOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{name!r} is no option of {optimizer.__name__}{hint(name, known)}")
+    optimizer([torch.zeros(1, requires_grad=True)], **options)
+    return options
+
+
+def hint(name: str, known: list[str]) -> str:
+    """The known name that may be meant, in words."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,80 @@
+"""Test problems that train in milliseconds, with everything that a run could disturb."""
+
+import torch
+from torch import nn
+
+from latephase.problems import Problem, Splits, TrainingSetting
+
+
+def _three_classes() -> Splits:
+    random = torch.Generator().manual_seed(5)
+    inputs = torch.randn(160, 6, generator=random)
+    targets = (inputs[:, :3] + 0.5 * torch.randn(160, 3, generator=random)).argmax(dim=1)
+    parts = [(inputs[rows], targets[rows]) for rows in torch.arange(160).split([96, 32, 32])]
+    return Splits(*parts)
+
+
+def _shaken(inputs, targets, generator):
+    return inputs + 0.05 * torch.randn(inputs.shape, generator=generator), targets
+
+
+def noisy(*, optimizer: str = "sgd", dropout: float = 0.2, batch_norm: bool = True) -> Problem:
+    """Dropout, batch norm, augmentation, momentum; four batches of 24 rows in an epoch."""
+
+    def model() -> nn.Module:
+        norm = nn.BatchNorm1d(8) if batch_norm else nn.Identity()
+        return nn.Sequential(nn.Linear(6, 8), norm, nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3))
+
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    return Problem(
+        name="noisy",
+        version=1,
+        title="Noisy",
+        description="Three classes of points.",
+        model=model,
+        loss=nn.CrossEntropyLoss(),
+        load=_three_classes,
+        training=TrainingSetting(lr=0.05, batch_size=24, epochs=4, optimizer=optimizer, momentum=momentum),
+        weight_decay=1e-3,
+        augment=_shaken,
+    )
+
+
+def _zeros() -> Splits:
+    part = (torch.zeros(8, 4), torch.zeros(8, dtype=torch.int64))
+    return Splits(part, part, part)
+
+
+def flat() -> Problem:
+    """A loss that no step can lower: all inputs are zero. All rows in every step."""
+    return Problem(
+        name="flat",
+        version=1,
+        title="Flat",
+        description="No gradient.",
+        model=lambda: nn.Linear(4, 2, bias=False),
+        loss=nn.CrossEntropyLoss(),
+        load=_zeros,
+        training=TrainingSetting(lr=0.1, batch_size=None, epochs=40),
+    )
+
+
+class RandomInEval(nn.Linear):
+    """A layer that draws from torch's generator, in eval mode as well."""
+
+    def forward(self, inputs):
+        return super().forward(inputs) + 0.01 * torch.randn(())
+
+
+def draws_in_eval() -> Problem:
+    """A model whose evaluation draws random numbers."""
+    return Problem(
+        name="draws_in_eval",
+        version=1,
+        title="Draws",
+        description="Random in evaluation.",
+        model=lambda: nn.Sequential(RandomInEval(6, 3), nn.Dropout(0.5)),
+        loss=nn.CrossEntropyLoss(),
+        load=_three_classes,
+        training=TrainingSetting(lr=0.05, batch_size=24, epochs=4),
+    )
