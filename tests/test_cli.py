@@ -10,15 +10,16 @@ name = "small"
 problem = "digits"
 seeds = [0]
 checkpoints = [2]
-budget_share = 0.2
 evaluations = 2
+
+[budget]
+share = 0.2
 
 [training]
 epochs = 2
-save_every = 2
 
 [[strategies]]
-kind = "sgd"
+kind = "first_order"
 name = "constant"
 label = "SGD, constant"
 schedule = "constant"
@@ -70,15 +71,34 @@ def test_a_study_runs_resumes_and_is_reported(small, tmp_path):
 def test_a_dry_run_says_what_would_run_and_writes_nothing(small, tmp_path):
     result = run("study", small, "--out", tmp_path / "out", "--dry-run", "--seeds", 2)
     assert result.exit_code == 0
-    assert result.output.count("to run") == 4
-    assert "2 epochs of SGD, then 4 runs, 1 at a time" in " ".join(result.output.split())
+    assert result.output.count("2 to run") == 2
+    said = " ".join(result.output.split())
+    assert "Training: 2 epochs of sgd at 0.2, batches of 32." in said
+    assert "4 runs, 1 at a time, each with a budget of 20% of the training's seconds and 2 evaluations." in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [("--shard", "3/2"), ("--executor", "slurm"), ("--scale", "0")])
+def test_options_that_mean_nothing_are_refused(small, tmp_path, option):
+    result = run("study", small, "--out", tmp_path / "out", *option)
+    assert result.exit_code == 1
+    assert option[0].strip("-") in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_of_one_problem_is_said():
+    result = run("problems", "svhn_wrn164")
+    assert result.exit_code == 0
+    assert "bn_momentum=0.9" in result.output
+    assert "sgd at 0.0253782, batches of 128, 160 epochs" in result.output
+    assert run("problems", "svhn_wrn").exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("budget_share", "budget_shar"), "unknown key budget_shar (did you mean 'budget_share'?)"),
+        (("evaluations", "evaluation"), "unknown key evaluation (did you mean 'evaluations'?)"),
+        (("share = 0.2", "share = -0.2"), "budget.share: Input should be greater than 0"),
         (("batch_size = 32\n", "batch_size = 2000\n"), "exceed the 1197 training rows"),
         (('"digits"', '"digit"'), "unknown problem 'digit'"),
     ],
