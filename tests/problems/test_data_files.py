@@ -61,7 +61,8 @@ def test_mnist_is_read_from_both_layouts(folder, monkeypatch, place):
         ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.ones((6, 28, 28), np.uint8))), "announces 6 x 28 x 28"),
         ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.array([3, 10, 9], np.uint8))), "label 10 in row 1"),
         ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.array([3, 9], np.uint8))), "holds 2 bytes instead of 3"),
-    ],
+    ],  # names of their own: gzip notes the second, which two workers need not collect in alike
+    ids=["page", "empty", "cut", "narrow", "long", "label", "short"],
 )
 def test_a_bad_mnist_file_is_refused_with_what_to_do(folder, monkeypatch, name, content, message):
     shrink(monkeypatch, "mnist", [5, 5, 3, 3])
