@@ -70,13 +70,13 @@ def study(
             return
         config = resolve(config)
         with StudyProgress(out) as progress:
-            page, broken = conduct(config, directory, progress, executor, part)
+            page, _ = conduct(config, directory, progress, executor, part)
     except (ConfigError, StudyError, ExecutorError, DataError, OSError, ValueError) as error:
         raise _fail(error) from error
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
         raise typer.Exit(130) from None
-    failed = _say_scores(directory) + broken
+    failed = _say_scores(directory)
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
     if failed:
         err.print("\n".join(failed), style="red", highlight=False, soft_wrap=True, markup=False)

@@ -24,7 +24,6 @@ from small_studies import (
 
 from latephase.study import checkpoint as checkpoint_module
 from latephase.study import execute, identity, runs
-from latephase.study.checkpoint import save_checkpoint
 from latephase.study.conduct import StudyError
 from latephase.study.config import ConfigError
 from latephase.study.run import Conditions, perform_run
@@ -67,7 +66,6 @@ DAMAGES = [
 
 
 def test_damaged_runs_are_set_aside_by_name_and_repeated(finished, copy, monkeypatch):
-    """One file of each run, in two rounds; what is whole is not touched."""
     names = sorted(rows_of(finished))
     for damages in (DAMAGES[:4], DAMAGES[4:]):
         untouched = times_of(copy)
@@ -280,11 +278,11 @@ def test_a_training_without_room_for_a_checkpoint_keeps_the_old_one(tmp_path, mo
 
 def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "epoch-0001.pt"
-    save_checkpoint(path, {"epoch": 1})
+    checkpoint_module.save_checkpoint(path, {"epoch": 1})
     before = path.read_bytes()
     monkeypatch.setattr(checkpoint_module.os, "fsync", no_room)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(path, {"epoch": 2})
+        checkpoint_module.save_checkpoint(path, {"epoch": 2})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -57,7 +57,7 @@ def killed_until_finished(toml: Path, directory: Path, kills: int, total: int, s
         more = written(directory) + draw.uniform(0, 2 * total / kills)
         process = start(toml, directory)
         while process.poll() is None and written(directory) < more:
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.1))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,59 +1,25 @@
-"""Every kind of strategy: where it starts, what it does, and that neither warm-up nor evaluation touches it."""
+"""Every kind of strategy does what its name says."""
 
+import functools
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from small_studies import custom, first_order, hessian_free, study_of
+from every_kind import TABLES, bits, context_at, run_states, strategy_named
+from small_studies import first_order, study_of
 from torch import nn
 
 from latephase.problems import get
 from latephase.problems.sampling import Stream, batches, generator
-from latephase.study import run as run_module
 from latephase.study import second_order
 from latephase.study.averaging import BATCHES
-from latephase.study.checkpoint import checkpoint_path, load_checkpoint
 from latephase.study.context import StrategyContext
 from latephase.study.evaluate import Evaluator
-from latephase.study.run import Conditions, perform_run
-from latephase.study.runs import RunKey
-from latephase.study.store import read_journal, read_json
+from latephase.study.store import read_journal
 from latephase.study.strategies import start_strategy
 from latephase.study.strategy import copied
 from latephase.study.train import train
-
-OWN_BATCH = hessian_free(name="own-batch", evaluation_batch_size=0)
-QLR = {"label": "qlr", "batch_size": 48, "options": {"lr_clip": 0.1}}
-CHAIN = {
-    "kind": "chain",
-    "name": "chain",
-    "label": "chain",
-    "parts": [
-        {"until": 0.25, "strategy": first_order("averaging")},
-        {"until": 0.5, "strategy": hessian_free()},
-        {"until": 1.0, "strategy": first_order("cosine")},
-    ],
-}
-TABLES = [
-    *(first_order(schedule) for schedule in ("constant", "tenth", "cosine", "plateau", "averaging")),
-    first_order(name="adam", optimizer="adam", lr=0.01),
-    hessian_free(),
-    OWN_BATCH,
-    hessian_free(name="part", curvature_batch_size=8),
-    hessian_free(name="layers", blocks="layerwise"),
-    hessian_free(name="late", preset="late_phase", options={}),
-    hessian_free(name="all-rows", batch_size=None, evaluation_batch_size=None),
-    {"kind": "adamqlr", "name": "adamqlr", **QLR},
-    {"kind": "sgdqlr", "name": "sgdqlr", **QLR},
-    {"kind": "lbfgs", "name": "lbfgs", "label": "lbfgs", "batch_size": 48, "options": {"max_iter": 3}},
-    {"kind": "lbfgs", "name": "lbfgs-all", "label": "lbfgs", "options": {"max_iter": 3}},
-    CHAIN,
-    custom("Plain"),
-]
-for each in TABLES:
-    for key in [key for key, value in each.items() if value is None]:
-        del each[key]
 
 
 @pytest.fixture(scope="module")
@@ -70,93 +36,7 @@ def trained(study, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def context_of(study, trained):
-    """A function: a fresh context at the checkpoint of epoch 3, with momentum in its optimizer's state."""
-
-    def make(problem="small_problems:noisy", seed=7, **options):
-        found = get(problem, **options)
-        checkpoint = load_checkpoint(checkpoint_path(trained, 3))
-        if problem != "small_problems:noisy" or options:
-            checkpoint |= {"model": found.model().state_dict(), "optimizer": None}
-        return StrategyContext(found, found.load(), found.model(), study.training, checkpoint, seed)
-
-    return make
-
-
-def strategy_named(study, name):
-    return next(strategy for strategy in study.strategies if strategy.name == name)
-
-
-def bits(tree):
-    if isinstance(tree, torch.Tensor):
-        return bytes(tree.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
-    if isinstance(tree, dict):
-        return {key: bits(value) for key, value in tree.items()}
-    return [bits(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def run_states(study, trained, tmp_path, strategy, monkeypatch, evaluations, amount=8):
-    """The states that a run evaluates, bit for bit, by step, and its rows."""
-    states = []
-
-    class Recorder(Evaluator):
-        def __call__(self, state):
-            states.append(bits(state))
-            return super().__call__(state)
-
-    monkeypatch.setattr(run_module, "Evaluator", Recorder)
-    changed = study.model_copy(update={"evaluations": evaluations})
-    directory = tmp_path / f"{strategy.name}-{evaluations}-{run_module.WARM_UP_STEPS}"
-    directory.mkdir()
-    (directory / "training").symlink_to(trained / "training")
-    key = RunKey(3, strategy, 0)
-    assert perform_run(Conditions(directory, changed, amount, 0.5, {}), key) == "finished"
-    rows = [r for r in read_journal(directory / "runs" / key.run_id / "rows.jsonl") if r["event"] == "evaluation"]
-    assert [row["step"] for row in rows] == [amount * i // evaluations for i in range(evaluations + 1)]
-    return dict(zip([row["step"] for row in rows], states, strict=True)), rows
-
-
-SAME_CODE = ("own-batch", "layers", "late", "all-rows", "lbfgs-all", "sgdqlr", "tenth")
-"""Strategies that differ from others in what an optimizer is given."""
-CURVED = ("hf", "part", "adamqlr", "chain")
-
-
-@pytest.mark.parametrize("name", [table["name"] for table in TABLES if table["name"] not in SAME_CODE])
-def test_neither_warm_up_nor_evaluation_changes_a_trajectory_bit_for_bit(study, trained, tmp_path, monkeypatch, name):
-    strategy = strategy_named(study, name)
-    checkpoint = load_checkpoint(checkpoint_path(trained, 3))
-    seldom, rows = run_states(study, trained, tmp_path, strategy, monkeypatch, 2)
-    often, more_rows = run_states(study, trained, tmp_path, strategy, monkeypatch, 8)
-    assert seldom[0] == bits(checkpoint["model"])
-    assert seldom == {step: often[step] for step in seldom}
-    assert rows == [row for row in more_rows if row["step"] in seldom]
-    assert often[8] != often[0]
-    # Without any, curvature would be traced later, and rounded otherwise until then.
-    monkeypatch.setattr(run_module, "WARM_UP_STEPS", 6 if name in CURVED else 0)
-    assert run_states(study, trained, tmp_path, strategy, monkeypatch, 2)[0] == seldom
-
-
-@pytest.mark.parametrize("name", [table["name"] for table in TABLES])
-def test_a_strategy_starts_from_the_same_bits_whatever_ran_before(study, context_of, name):
-    strategy, context = strategy_named(study, name), context_of()
-    saved = bits(context.checkpoint)
-    seen = []
-    for _ in range(2):
-        started = start_strategy(strategy, context)
-        optimizer = getattr(started, "_optimizer", None)
-        seen.append(
-            (
-                bits(copied(started.held())),
-                bits(torch.get_rng_state()),
-                bits(optimizer.state_dict()["state"]) if optimizer is not None else None,
-                [module.training for module in context.model.modules()],
-                [p.grad for p in context.model.parameters()],
-            )
-        )
-        for share in (0.0, 0.3, 0.6, 0.6):
-            started.step(share)
-    assert seen[0] == seen[1]
-    assert seen[0][0] == saved["model"]
-    assert bits(context.checkpoint) == saved  # momentum buffers are changed in place
+    return functools.partial(context_at, study, trained)
 
 
 def test_the_trainings_optimizer_goes_on_with_its_state(study, context_of):
@@ -337,27 +217,3 @@ def test_a_later_part_of_a_chain_gets_rows_of_its_own(study, context_of):
     strategy.step(0.0)
     strategy.step(0.5)
     assert not torch.equal(seen[0], seen[1])
-
-
-def test_evaluation_with_random_numbers_leaves_the_generator_alone_and_repeats_itself():
-    problem = get("small_problems:draws_in_eval")
-    model = problem.model()
-    evaluate = Evaluator(problem, model, problem.load())
-    before = torch.get_rng_state()
-    assert evaluate(model.state_dict()) == evaluate(model.state_dict())
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_what_a_run_says_of_itself(study, trained, tmp_path, monkeypatch):
-    run_states(study, trained, tmp_path, strategy_named(study, "hf"), monkeypatch, 4)
-    (folder,) = tmp_path.glob("hf-*/runs/*")
-    run, status = read_json(folder / "run.json"), read_json(folder / "status.json")
-    assert run["kind"] == "hessian_free"
-    assert (run["unit"], run["budget"], run["seed"], run["checkpoint_epoch"]) == ("steps", 8, 0, 3)
-    assert status["cold_seconds"] == pytest.approx(status["scored_seconds"] + status["warmup_seconds"])
-    assert status["warmup_seconds"] > 0
-    assert (status["steps"], status["spent"], status["overshoot"]) == (8, 8.0, 0.0)
-    clocks = read_journal(folder / "clocks.jsonl")
-    rows = [row for row in read_journal(folder / "rows.jsonl") if row["event"] == "evaluation"]
-    assert [(c["spent"], c["step"]) for c in clocks] == [(r["spent"], r["step"]) for r in rows]
-    assert clocks[-1]["scored_seconds"] == status["scored_seconds"]
