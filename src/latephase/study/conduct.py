@@ -14,7 +14,7 @@ from ..problems import get
 from ..problems.problem import row_count
 from .config import ConfigError, Study, check_fit
 from .environment import describe_environment
-from .execute import ALLOCATOR, DISK_FULL, EXECUTORS, FULL, ExecutorError, start_training
+from .execute import ALLOCATOR, DISK_FULL, EXECUTORS, FULL, INTERRUPTED, ExecutorError, start_training
 from .identity import training_identity
 from .progress import StudyProgress
 from .report import write_report
@@ -190,6 +190,8 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
             process = start_training(directory, study)
             while process.join(1.0) or process.is_alive():
                 progress.advance(_epochs_done(directory))
+            if process.exitcode == INTERRUPTED:  # the interrupt reached the worker first
+                raise KeyboardInterrupt
             if process.exitcode == DISK_FULL:
                 raise StudyError(NO_ROOM)
             if process.exitcode != 0:

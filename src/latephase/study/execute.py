@@ -87,7 +87,7 @@ def _work(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int
     """Pin the threads; end at once with the parent or at an interrupt, since every row is on disk already."""
     os.environ["CUDA_VISIBLE_DEVICES"] = _device_of(slot)
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     function(*arguments)
 
@@ -133,6 +133,8 @@ def perform_locally(conditions: Conditions, keys: Sequence[RunKey]) -> Generator
                 process, key, slot = running.pop(sentinel)  # pyright: ignore[reportArgumentType]
                 process.join()
                 free.append(slot)
+                if process.exitcode == INTERRUPTED:  # the interrupt reached the worker first
+                    raise KeyboardInterrupt
                 yield key, _outcome(process.exitcode, status_of(conditions.directory, conditions.study, key))
     finally:
         for process, _, _ in running.values():
@@ -143,6 +145,8 @@ def perform_locally(conditions: Conditions, keys: Sequence[RunKey]) -> Generator
 
 DISK_FULL = 28
 """Exit status of a worker that found no room to write."""
+INTERRUPTED = 130
+"""Exit status of a worker that was interrupted, as a shell has it."""
 
 
 def _perform(conditions: Conditions, key: RunKey) -> None:
