@@ -28,7 +28,8 @@ class Metric:
     on_train: bool = True
 
 
-def _ratio(sums: Tensor) -> float:
+def ratio(sums: Tensor) -> float:
+    """The first sum over the second."""
     return float(sums[0] / sums[1])
 
 
@@ -36,24 +37,29 @@ def _root_ratio(sums: Tensor) -> float:
     return float((sums[0] / sums[1]).sqrt())
 
 
-def _counted(hits: Tensor) -> Tensor:
-    return torch.stack([hits.sum().double(), torch.tensor(hits.numel(), dtype=torch.float64, device=hits.device)])
+def _over(total: Tensor, count: int) -> Tensor:
+    return torch.stack([total.double(), torch.tensor(count, dtype=torch.float64, device=total.device)])
+
+
+def counted(hits: Tensor) -> Tensor:
+    """The sums of a share: how many of the entries are true, and how many there are."""
+    return _over(hits.sum(), hits.numel())
 
 
 def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _counted(outputs.argmax(dim=1) == targets)
+    return counted(outputs.argmax(dim=1) == targets)
 
 
 def _squared(outputs: Tensor, targets: Tensor) -> Tensor:
     squares = (outputs - targets).double().square()
-    return torch.stack([squares.sum(), torch.tensor(squares.numel(), dtype=torch.float64, device=squares.device)])
+    return _over(squares.sum(), squares.numel())
 
 
 def _squared_and_reference(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([(outputs - targets).double().square().sum(), targets.double().square().sum()])
 
 
-accuracy = Metric("accuracy", _correct, _ratio, higher_is_better=True)
+accuracy = Metric("accuracy", _correct, ratio, higher_is_better=True)
 """Share of the targets, class numbers, that the largest of the logits names; logits [N, classes, ...]."""
 
 
@@ -63,7 +69,7 @@ def _identity(outputs: Tensor) -> Tensor:
 
 def _squared_per_row(outputs: Tensor, targets: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     squares = (activation(outputs) - targets).double().square()
-    return torch.stack([squares.sum(), torch.tensor(len(squares), dtype=torch.float64, device=squares.device)])
+    return _over(squares.sum(), len(squares))
 
 
 def squared_error_per_row(activation: Callable[[Tensor], Tensor] = _identity) -> Metric:
@@ -73,7 +79,7 @@ def squared_error_per_row(activation: Callable[[Tensor], Tensor] = _identity) ->
         activation: applied to the outputs first, such as the logistic function where they are logits. Default: none.
     """
     sums = functools.partial(_squared_per_row, activation=activation)
-    return Metric("squared_error", sums, _ratio, higher_is_better=False)
+    return Metric("squared_error", sums, ratio, higher_is_better=False)
 
 
 rmse = Metric("rmse", _squared, _root_ratio, higher_is_better=False)

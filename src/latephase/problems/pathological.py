@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .architectures.recurrent import Recurrent
-from .metrics import Metric, _counted, _ratio
+from .metrics import Metric, counted, ratio
 from .problem import Batch, Problem, Splits, TrainingSetting
 
 TOLERANCE = 0.04
@@ -141,22 +141,22 @@ def redraw(draw: Callable[..., Batch], inputs: Tensor, targets: Tensor, generato
 
 
 def _far_off(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _counted((outputs - targets).abs() > TOLERANCE)
+    return counted((outputs - targets).abs() > TOLERANCE)
 
 
 def _wrong_bit(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _counted((outputs > 0) != (targets > 0.5))
+    return counted((outputs > 0) != (targets > 0.5))
 
 
 def _wrong_class(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _counted(outputs.argmax(dim=1) != targets)
+    return counted(outputs.argmax(dim=1) != targets)
 
 
-far_off = Metric("wrong", _far_off, _ratio, higher_is_better=False)
+far_off = Metric("wrong", _far_off, ratio, higher_is_better=False)
 """Share of the sequences whose number is off by more than `TOLERANCE`."""
-wrong_bit = Metric("wrong", _wrong_bit, _ratio, higher_is_better=False)
+wrong_bit = Metric("wrong", _wrong_bit, ratio, higher_is_better=False)
 """Share of the sequences whose logit has the wrong sign."""
-wrong_class = Metric("wrong", _wrong_class, _ratio, higher_is_better=False)
+wrong_class = Metric("wrong", _wrong_class, ratio, higher_is_better=False)
 """Share of the sequences whose largest logit is not that of the class."""
 
 _SOURCE = (

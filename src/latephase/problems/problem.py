@@ -40,6 +40,15 @@ class Splits:
         return Splits(*(_each_tensor(lambda t: t.to(device), part) for part in (self.train, self.valid, self.test)))
 
 
+def start_optimizer(
+    kind: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float
+) -> torch.optim.SGD | torch.optim.Adam:
+    """A fresh first-order optimizer, "sgd" or "adam"; Adam has no use for the momentum."""
+    if kind == "adam":
+        return torch.optim.Adam(parameters, lr=lr)
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+
+
 @dataclass(frozen=True)
 class TrainingSetting:
     """The first-order setting of a problem.
@@ -64,9 +73,7 @@ class TrainingSetting:
 
     def start(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD | torch.optim.Adam:
         """A fresh optimizer of this setting."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=self.lr)
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
+        return start_optimizer(self.optimizer, parameters, self.lr, self.momentum)
 
 
 @dataclass(frozen=True)

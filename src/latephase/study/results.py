@@ -161,7 +161,7 @@ def _read_training(path: Path, plan: Plan, problem: dict[str, Any]) -> tuple[dic
     """The training's evaluation rows, with finite measures at every checkpoint of the plan."""
     try:
         rows = tuple(row for row in read_journal(path) if row.get("event") == "evaluation")
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         what_to_do = "start the study anew in another folder"
         raise ValueError(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
     for epoch in plan.checkpoints:
@@ -193,8 +193,6 @@ def _read_run(root: Path, epoch: int, strategy: Strategy, seed: int, budget: flo
 
 def _why(path: Path, error: Exception) -> str:
     """What is wrong with a file, without its name, which stands beside it."""
-    if isinstance(error, AttributeError):
-        return "a line that is not a JSON object"
     return str(error).removeprefix(f"{path} is damaged: ").removeprefix(f"{path}, ")
 
 
@@ -211,7 +209,7 @@ def _read_rows(path: Path, damage: list[Damage]) -> list[dict[str, Any]]:
     """The rows of a journal; none where it is damaged: a line that is no object, no number spent, rows out of order."""
     try:
         rows = read_journal(path)
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, OSError) as error:
         damage.append(Damage(path, _why(path, error)))
         return []
     last: dict[str, float] = {}

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..factory import FactoryError, function_named
+from ..problems.problem import start_optimizer
 from .averaging import Average
 from .context import StrategyContext
 from .second_order import HessianFreeStrategy, LBFGSStrategy, QuadraticRateStrategy
-from .strategy import Strategy, copied, start_optimizer
+from .strategy import Strategy, copied
 from .strategy_config import LBFGS, Chain, Custom, FirstOrder, HessianFreeSteps, QuadraticRate, StrategyConfig
 
 __all__ = ["Strategy", "make_strategy", "start_strategy"]
@@ -29,7 +30,7 @@ class FirstOrderStrategy(Strategy):
         self._schedule = config.schedule
         self._rate = (config.lr or training.lr) * (0.1 if config.schedule == "tenth" else 1.0)
         kind = training.optimizer if config.optimizer == "training" else config.optimizer
-        self._optimizer = start_optimizer(kind, self.model, self._rate, training.momentum)
+        self._optimizer = start_optimizer(kind, self.model.parameters(), self._rate, training.momentum)
         if config.optimizer == "training" and context.checkpoint.get("optimizer") is not None:
             # torch would take over the checkpoint's own tensors, which the next start needs as they are
             self._optimizer.load_state_dict(copy.deepcopy(context.checkpoint["optimizer"]))

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .context import StrategyContext
@@ -48,10 +47,3 @@ class Strategy:
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict that later steps leave alone."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def start_optimizer(kind: str, model: nn.Module, lr: float, momentum: float) -> torch.optim.SGD | torch.optim.Adam:
-    """A fresh first-order optimizer."""
-    if kind == "adam":
-        return torch.optim.Adam(model.parameters(), lr=lr)
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 
 from ..problems import Problem, Splits, get
-from ..problems.problem import row_count
+from ..problems.problem import row_count, start_optimizer
 from .checkpoint import checkpoint_path, load_checkpoint, random_states, restore_random_states, save_checkpoint
 from .clock import Clock
 from .config import Study
 from .context import StrategyContext, epochs_of_batches
 from .evaluate import Evaluator
 from .store import Journal, read_journal, read_json, set_aside, write_json
-from .strategy import start_optimizer
 
 WARM_UP_STEPS = 5
 
@@ -124,7 +123,7 @@ class _Training:
         self.splits: Splits = self.problem.load().to(study.device)
         torch.manual_seed(self.setting.seed)
         self.model = self.problem.model().to(study.device).train()
-        self.optimizer = start_optimizer(self.setting.optimizer, self.model, self.setting.lr, self.setting.momentum)
+        self.optimizer = self._fresh_optimizer()
         self.evaluate = Evaluator(self.problem, self.model, self.splits)
         self.epoch, self.steps, self.clock = 0, 0, Clock(study.device)
         self.journal: Journal | None = None
@@ -180,12 +179,16 @@ class _Training:
         """Take a few steps and forget them: model, optimizer and random numbers are put back bit for bit."""
         model = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         random = random_states()
-        optimizer = start_optimizer(self.setting.optimizer, self.model, self.setting.lr, self.setting.momentum)
+        optimizer = self._fresh_optimizer()
         objectives = self._objectives(self.epoch + 1)
         for _ in range(WARM_UP_STEPS):
             optimizer.step(next(objectives)[0])
         self.model.load_state_dict(model)
         restore_random_states(random)
+
+    def _fresh_optimizer(self) -> torch.optim.SGD | torch.optim.Adam:
+        setting = self.setting
+        return start_optimizer(setting.optimizer, self.model.parameters(), setting.lr, setting.momentum)
 
     def _objectives(self, epoch: int):
         context = StrategyContext(self.problem, self.splits, self.model, self.setting, {}, self.setting.seed)
