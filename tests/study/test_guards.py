@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -11,12 +12,12 @@ from typer.testing import CliRunner
 
 from latephase.cli import app
 from latephase.study import conduct as conduct_module
-from latephase.study.conduct import claim_machine, conduct, resolve
+from latephase.study.conduct import check_folder, claim_machine, conduct, resolve
 from latephase.study.config import ConfigError, parse_study
 from latephase.study.identity import MODULES
 from latephase.study.progress import StudyProgress
 from latephase.study.runs import plan_runs
-from latephase.study.store import read_json
+from latephase.study.store import read_json, write_text_atomic
 
 TABLE = {
     "name": "guarded",
@@ -59,6 +60,27 @@ def test_more_runs_at_a_time_than_cores_are_refused(monkeypatch):
     assert resolve(parse_study(TABLE | {"jobs": 2}, "guarded")).jobs == 2
     with pytest.raises(ConfigError, match=r"jobs \(3\) times threads \(1\) exceeds the 2 cores"):
         resolve(parse_study(TABLE | {"jobs": 3}, "guarded"))
+
+
+def test_a_folder_is_taken_where_a_process_died_while_it_claimed_it(tmp_path):
+    study = resolve(parse_study(TABLE, "guarded"))
+    for name in (".lock", ".lock-1-of-2", ".study.toml.x1y2"):
+        (tmp_path / name).touch()
+    check_folder(study, tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no study"):
+        check_folder(study, tmp_path)
+
+
+def test_a_folder_that_another_shard_claims_meanwhile_is_the_same_study(tmp_path, monkeypatch):
+    study, listed = resolve(parse_study(TABLE, "guarded")), Path.iterdir
+
+    def claimed_before_it_is_listed(path):
+        write_text_atomic(tmp_path / "study.toml", study.toml())
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", claimed_before_it_is_listed)
+    check_folder(study, tmp_path)
 
 
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path):

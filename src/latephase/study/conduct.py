@@ -35,6 +35,9 @@ NO_ROOM = "the disk is full: nothing that was written is damaged; make room, and
 LOCKED_AT_MOST = 10.0
 """Seconds."""
 
+UNCLAIMED = (".lock", ".study.toml.")
+"""How the names begin of what a process writes before `study.toml` is there."""
+
 
 class StudyError(RuntimeError):
     """The study stopped before its end; the message says why and how to go on."""
@@ -85,10 +88,11 @@ def conduct(
         check_folder(study, directory)
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory, part, parts):
-            claim(study, directory)
             os.environ.update(ALLOCATOR)  # for the processes that are started from here on
             environment = describe_environment(study.threads, study.jobs, study.device)
-            claim_machine(directory, environment, study)
+            with FileLock(directory / ".lock", timeout=LOCKED_AT_MOST):  # of several parts one after the other
+                claim(study, directory)
+                claim_machine(directory, environment, study)
             conditions = _trained(study, directory, environment, progress)
             broken = _perform(conditions, plan_runs(study)[part - 1 :: parts], progress, executor)
             return write_report(directory), broken
@@ -124,6 +128,8 @@ def check_folder(study: Study, directory: Path) -> None:
         ConfigError: it holds something else, or another study; names the first key that differs.
     """
     path = directory / "study.toml"
+    # Listed before the file is looked for: another shard may write it in between, and it is the first of its files.
+    filled = directory.exists() and any(not entry.name.startswith(UNCLAIMED) for entry in directory.iterdir())
     if path.exists():
         try:
             old = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -139,7 +145,7 @@ def check_folder(study: Study, directory: Path) -> None:
                     f"{directory} holds another study: {key} is {old.get(key)!r} there and {new.get(key)!r} here; "
                     "choose another folder with --out, or delete this one"
                 )
-    elif directory.exists() and any(not entry.name.startswith(".lock") for entry in directory.iterdir()):
+    elif filled:
         raise ConfigError(f"{directory} is not empty and holds no study; choose another folder with --out")
 
 
