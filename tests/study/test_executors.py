@@ -162,7 +162,7 @@ def test_ray_tasks_make_the_same_folder_and_a_killed_one_costs_its_run_only(whol
     statuses = {name.split("_")[1]: status["status"] for name, status in statuses_of(directory).items()}
     assert statuses == {"constant": "finished", "dies": "failed"}, first.stdout + first.stderr
     assert first.returncode == 1
-    assert "checkpoint-0001_dies_seed-0: its worker was lost (WorkerCrashedError)" in first.stderr
+    assert "checkpoint-0001_dies_seed-0 failed: its worker was lost (WorkerCrashedError)" in first.stderr
     until.touch()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
     assert again.returncode == 0, again.stdout + again.stderr
