@@ -71,7 +71,7 @@ def test_scalars_come_back_from_the_event_file(tmp_path):
 
 
 def test_every_number_of_the_report_has_a_tag(tmp_path):
-    optimizer, objective = problem()
+    optimizer, objective = problem(blocks=2)  # with one there are no methods of blocks
     with TensorBoardWriter(tmp_path) as writer:
         optimizer.register_step_post_hook(writer)
         optimizer.step(objective)

@@ -4,20 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .curvature import KFAC, EmpiricalFisher, GGNDiagonal, Nystrom, Preconditioner
+    from .curvature import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom, Preconditioner
     from .diagnosis import check
     from .objective import Objective
     from .optim import (
+        KFAC,
         SGDQLR,
         AdamQLR,
         HessianFree,
+        KFACStepReport,
         QuadraticLearningRate,
         QuadraticStepReport,
         QuadraticStepStatus,
         StepReport,
         StepStatus,
     )
-    from .parameters import layerwise
+    from .parameters import by_module, layerwise
     from .program import WithHidden
     from .writers import JSONLinesWriter, TensorBoardWriter
 
@@ -29,6 +31,8 @@ __all__ = [
     "GGNDiagonal",
     "HessianFree",
     "JSONLinesWriter",
+    "KFACStepReport",
+    "Kronecker",
     "Nystrom",
     "Objective",
     "Preconditioner",
@@ -39,6 +43,7 @@ __all__ = [
     "StepStatus",
     "TensorBoardWriter",
     "WithHidden",
+    "by_module",
     "check",
     "layerwise",
 ]
@@ -50,7 +55,9 @@ _ROOMS = {
     "GGNDiagonal": "curvature",
     "HessianFree": "optim",
     "JSONLinesWriter": "writers",
-    "KFAC": "curvature",
+    "KFAC": "optim",
+    "KFACStepReport": "optim",
+    "Kronecker": "curvature",
     "Nystrom": "curvature",
     "Objective": "objective",
     "Preconditioner": "curvature",
@@ -62,6 +69,7 @@ _ROOMS = {
     "StepStatus": "optim",
     "TensorBoardWriter": "writers",
     "WithHidden": "program",
+    "by_module": "parameters",
     "check": "diagnosis",
     "layerwise": "parameters",
 }

@@ -37,6 +37,9 @@ def study(
     scale: Annotated[
         float, typer.Option(help="Shrink the study: so many times its epochs, seeds and checkpoints. The page says so.")
     ] = 1.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Budget of each run in seconds. Default: the study's own.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the study's own.")] = None,
     executor: Annotated[
         str, typer.Option(help="local: processes of this machine. ray: tasks of a Ray cluster (latephase[ray]).")
@@ -53,7 +56,7 @@ def study(
     """
     from .problems.data import DataError
     from .study.conduct import ExecutorError, StudyError, conduct, resolve
-    from .study.config import ConfigError, read_study, scaled
+    from .study.config import ConfigError, read_study, scaled, with_seconds
     from .study.dry_run import check_executor, describe, parse_shard
     from .study.progress import StudyProgress
 
@@ -64,6 +67,7 @@ def study(
         config = config if scale == 1.0 else scaled(config, scale)
         changes = {"jobs": jobs, "device": device, "seeds": None if seeds is None else list(range(seeds))}
         config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
+        config = config if seconds is None else with_seconds(config, seconds)
         if dry_run:
             for thing in describe(config, directory, part):
                 out.print(thing, soft_wrap=True, highlight=False)

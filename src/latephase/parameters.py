@@ -112,3 +112,43 @@ def layerwise(model: nn.Module) -> list[dict[str, Any]]:
     if not groups:
         raise ValueError("no trainable parameter: the model has none that requires a gradient")
     return groups
+
+
+def by_module(model: nn.Module, names: Sequence[str]) -> list[dict[str, Any]]:
+    """One param group per named submodule, with all parameters inside it, in the order of the names.
+
+    For block-diagonal curvature with coarse blocks: encoder and decoder, the layers of an LSTM, the stages of a
+    residual network. A parameter that several of the modules share goes to the first of them.
+
+    Args:
+        model: any module.
+        names: of submodules, as in `model.named_modules()`.
+
+    Returns:
+        Param groups ``{"params": [...], "name": ...}`` for an optimizer; parameters that do not require a gradient are
+        left out.
+
+    Raises:
+        ValueError: there is no such submodule, one lies inside another, one has no trainable parameter of its own, or
+            a trainable parameter of the model lies in none of them.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            raise ValueError(
+                f"{type(model).__name__} has no submodule {name!r}; it has {', '.join(filter(None, modules))}"
+            )
+        inside = [other for other in names if other != name and other.startswith(f"{name}.")]
+        if inside or list(names).count(name) > 1:
+            raise ValueError(f"submodule {(inside or [name])[0]!r} lies inside {name!r}: their blocks would overlap")
+    groups, seen = [], set()
+    for name in names:
+        own = [p for p in modules[name].parameters() if p.requires_grad and p not in seen]
+        seen.update(own)
+        if not own:
+            raise ValueError(f"submodule {name!r} has no trainable parameter of its own")
+        groups.append({"params": own, "name": name})
+    left = [name for name, p in model.named_parameters() if p.requires_grad and p not in seen]
+    if left:
+        raise ValueError(f"in none of the named submodules: {', '.join(left)}; name theirs too, or freeze them")
+    return groups

@@ -39,6 +39,12 @@ def peek_seed() -> int:
         return draw_seed()
 
 
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Entries 1 and -1 with equal probability, in the shape and dtype of a tensor."""
+    bits = torch.randint(2, like.shape, device=like.device, generator=generator, dtype=torch.int8)
+    return bits.to(like.dtype).mul_(2).sub_(1)
+
+
 def draw_seed() -> int:
     """A seed from torch's CPU generator."""
     return int(torch.randint(2**62, ()))

@@ -149,8 +149,8 @@ class TensorBoardWriter(_Writer):
     recomputed; `step/` with the rest: gradient_norm, step_norm, lr, status, accepted (0 or 1) and seconds. With several
     blocks `cg/iterations` is the largest number of any block. A status is written as one scalar for each value that it
     can have: `step/status/taken` is 1 where the step was taken and 0 elsewhere, `cg/status/progress` the share of the
-    blocks that stopped so; smoothed, they are shares of the steps. The method of the products is a text, `cg/method`,
-    written where it changes.
+    blocks that stopped so; smoothed, they are shares of the steps. The methods of the products are texts, `cg/method`
+    and `cg/block_methods`, written where they change.
 
     Numbers that are not finite are left out, and so is what the report does not have (`new_loss` is None where the
     evaluation objective is another). Each step is flushed. Under `torch.distributed` let rank 0 alone write; every rank
@@ -175,7 +175,7 @@ class TensorBoardWriter(_Writer):
         self._own = isinstance(log, (str, os.PathLike))
         self._folder = os.path.abspath(log) if self._own else None
         self._summary: Any = None if self._own else log
-        self._method: str | None = None
+        self._texts: dict[str, str | tuple[str, ...]] = {}
         self._open()
 
     def _write(self, report: Any) -> None:
@@ -185,9 +185,10 @@ class TensorBoardWriter(_Writer):
         for tag, value in _scalars(report).items():
             if math.isfinite(value):
                 summary.add_scalar(tag, value, number)
-        if report.method != self._method:
-            summary.add_text("cg/method", report.method, number)
-            self._method = report.method
+        for name, text in (("method", report.method), ("block_methods", getattr(report, "block_methods", None))):
+            if text is not None and text != self._texts.get(name):
+                summary.add_text(f"cg/{name}", text if isinstance(text, str) else ", ".join(text), number)
+                self._texts[name] = text
         summary.flush()
 
     def close(self) -> None:
@@ -228,6 +229,8 @@ def _scalars(report: Any) -> dict[str, float]:
         group = "cg" if field.name.startswith("cg_") else _GROUPS.get(field.name, "step")
         tag = f"{group}/{field.name.removeprefix('cg_')}"
         blocks = value if isinstance(value, tuple) else (value,)
+        if not blocks:
+            continue
         if all(isinstance(entry, StrEnum) for entry in blocks):
             for status in _values(blocks[0]):
                 scalars[f"{tag}/{status}"] = blocks.count(status) / len(blocks)

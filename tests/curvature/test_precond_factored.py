@@ -8,7 +8,7 @@ from torch import nn
 
 from latephase import Objective
 from latephase.curvature import linearize
-from latephase.curvature.preconditioners import KFAC
+from latephase.curvature.preconditioners import Kronecker
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("curvlinops") is None, reason="the factors come from it")
 
@@ -18,7 +18,7 @@ def test_a_layers_block_is_the_product_of_the_damped_factors():
     model = nn.Linear(3, 2).double()
     data = torch.randn(40, 3, dtype=torch.float64), torch.randn(40, 2, dtype=torch.float64)
     curved = linearize(Objective(model, nn.MSELoss(), data, weight_decay=0.1))
-    method = KFAC(damping="factored")
+    method = Kronecker(damping="factored")
     estimate = method.estimate(curved, [8])
     a, b = (
         vectors @ torch.diag(values) @ vectors.T
@@ -39,10 +39,10 @@ def test_a_layers_block_is_the_product_of_the_damped_factors():
     found = method.inverse(estimate, 0.3, [8])(r)
     torch.testing.assert_close(found, torch.cat([expected[:, :3].reshape(-1), expected[:, 3]]))
     # Larger than exact damping: (B + x)(A + y) = BA + level + what is positive.
-    exact = KFAC(damping="exact").inverse(estimate, 0.3, [8])
+    exact = Kronecker(damping="exact").inverse(estimate, 0.3, [8])
     assert torch.dot(r, found) < torch.dot(r, exact(r))
 
 
 def test_an_unknown_damping_is_named():
     with pytest.raises(ValueError, match="damping must be 'factored' or 'exact', got 'none'"):
-        KFAC(damping="none")
+        Kronecker(damping="none")

@@ -15,7 +15,7 @@ from torch import nn
 
 from latephase import Objective
 from latephase.curvature import Linearization, damped, linearize
-from latephase.curvature.preconditioners import KFAC, EmpiricalFisher, GGNDiagonal, Nystrom, Preconditioner
+from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom, Preconditioner
 from latephase.solve import CGStatus, conjugate_gradient
 
 SCALES = torch.logspace(-2, 2, 20)
@@ -69,7 +69,7 @@ def test_half_the_iterations_or_fewer(method, damping):
 @pytest.mark.skipif(importlib.util.find_spec("curvlinops") is None, reason="K-FAC's factors come from that package")
 @pytest.mark.parametrize("damping", [1e-1, 1e-3])
 def test_half_the_iterations_or_fewer_with_kfac(damping):
-    assert iterations(badly_scaled(), KFAC(), damping) <= bare(damping) / 2
+    assert iterations(badly_scaled(), Kronecker(), damping) <= bare(damping) / 2
 
 
 def test_more_vectors_take_more_of_the_spectrum():

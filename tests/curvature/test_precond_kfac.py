@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latephase import Objective
 from latephase.curvature import linearize
-from latephase.curvature.preconditioners import KFAC, GGNDiagonal, kronecker_factors
+from latephase.curvature.preconditioners import GGNDiagonal, Kronecker, kronecker_factors
 from latephase.randomness import draw_seed
 
 pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
@@ -54,7 +54,7 @@ def exact(monkeypatch) -> None:
 
 def inverse(objective: Objective, damping: Any, parameters=None, blocks=None, probes=3) -> Tensor:
     """The dense M^-1."""
-    method = KFAC(probes=probes, damping="exact")
+    method = Kronecker(probes=probes, damping="exact")
     curved = linearize(objective, parameters=parameters)
     size = curved.space.size
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def test_factors_are_moments_also_with_weights_and_ignored_targets(exact, reduct
     y[[1, 7]] = -100
     loss, model = nn.CrossEntropyLoss(weight, reduction=reduction), network()
     curved = linearize(Objective(model, loss, (x, y), microbatch_size=microbatch_size))
-    estimate = KFAC(probes=3, damping="exact").estimate(curved, [31])
+    estimate = Kronecker(probes=3, damping="exact").estimate(curved, [31])
 
     def factor(name: str) -> Tensor:
         vectors = estimate[f"{name}.vectors"]
@@ -149,7 +149,7 @@ def test_random_signs_have_the_exact_factors_as_their_mean():
     model, loss = network(), nn.CrossEntropyLoss()
     curved = linearize(Objective(model, loss, (x, y), microbatch_size=7))
     torch.manual_seed(0)
-    estimate = KFAC(probes=300, damping="exact").estimate(curved, [31])
+    estimate = Kronecker(probes=300, damping="exact").estimate(curved, [31])
     b = estimate["1.slopes.vectors"] * estimate["1.slopes.values"] @ estimate["1.slopes.vectors"].T
     hessian: Any = torch.autograd.functional.hessian(lambda z: loss(z, y), model(x).detach())
     assert relative(b, hessian.diagonal(dim1=0, dim2=2).sum(-1)) < 0.2
@@ -208,14 +208,14 @@ def test_other_parameters_get_the_diagonal(unchanged):
     curved = linearize(objective)
     size = curved.space.size
     with unchanged(model):
-        estimate = KFAC(probes=2000, damping="exact").estimate(curved, [size])
+        estimate = Kronecker(probes=2000, damping="exact").estimate(curved, [size])
     assert estimate["layers"].tolist() == [[size - 12, -1, 4, 3]]
     exact = torch.stack([curved.quadratic_form(unit) for unit in torch.eye(size, dtype=torch.float64)])
     others, own = estimate["diagonal"][: size - 12], estimate["diagonal"][size - 12 :]
     assert torch.equal(own, torch.full_like(own, 0.1))
     # Five standard errors of the estimate (test_precond_ggn_diagonal).
     assert bool(((others - exact[: size - 12]).abs() <= 5 * (2 / 2000) ** 0.5 * exact[: size - 12]).all())
-    apply = KFAC(damping="exact").inverse(estimate, 0.0, [size])
+    apply = Kronecker(damping="exact").inverse(estimate, 0.0, [size])
     dense = columns(apply, size)
     assert dense.isfinite().all()
     assert relative(dense, dense.T) < TIGHT
@@ -227,12 +227,12 @@ def test_without_supported_layers_it_is_the_diagonal():
     x, y = torch.randint(5, (12,), generator=generator(1)), torch.randint(3, (12,), generator=generator(2))
     curved = linearize(Objective(model, nn.CrossEntropyLoss(), (x, y)))
     torch.manual_seed(0)
-    found = KFAC(probes=8, damping="exact").estimate(curved, [21])
+    found = Kronecker(probes=8, damping="exact").estimate(curved, [21])
     torch.manual_seed(0)
     draw_seed()  # that of the factors
     assert torch.equal(found["diagonal"], GGNDiagonal(probes=8).estimate(curved, [21])["diagonal"])
     assert found["layers"].shape == (0, 4)
-    assert KFAC(damping="exact").inverse(found, 0.1, [21])(torch.ones(21, dtype=torch.float64)).isfinite().all()
+    assert Kronecker(damping="exact").inverse(found, 0.1, [21])(torch.ones(21, dtype=torch.float64)).isfinite().all()
 
 
 def test_convolutions_and_dropout_leave_no_trace(unchanged):
@@ -244,11 +244,11 @@ def test_convolutions_and_dropout_leave_no_trace(unchanged):
     objective = Objective(model, nn.CrossEntropyLoss(), (x, y))
     curved = linearize(objective)
     with unchanged(model):
-        estimate = KFAC(damping="exact").estimate(curved, [curved.space.size])
+        estimate = Kronecker(damping="exact").estimate(curved, [curved.space.size])
     assert all(isinstance(tensor, Tensor) for tensor in estimate.values())
     assert len(estimate["layers"]) == 2
     curved.matvec(torch.ones(curved.space.size))  # parameters count as unchanged
-    apply = KFAC(damping="exact").inverse(estimate, 1e-3, [curved.space.size])
+    apply = Kronecker(damping="exact").inverse(estimate, 1e-3, [curved.space.size])
     for seed in range(5):
         r = normal(curved.space.size, seed=seed).float()
         assert float(r @ apply(r)) > 0
@@ -258,16 +258,16 @@ def test_half_precision_is_decomposed_in_single():
     model = network().to(torch.bfloat16)
     objective = Objective(model, nn.CrossEntropyLoss(), (normal(6, 3).to(torch.bfloat16), torch.arange(6) % 3))
     curved = linearize(objective)
-    estimate = KFAC(damping="exact").estimate(curved, [curved.space.size])
+    estimate = Kronecker(damping="exact").estimate(curved, [curved.space.size])
     assert all(tensor.dtype == torch.float32 for name, tensor in estimate.items() if name != "layers")
 
 
 def test_the_draw_is_torch_s_and_repeats_with_its_state():
     objective = Objective(network(), nn.CrossEntropyLoss(), (normal(6, 3), torch.arange(6) % 3))
     curved, state = linearize(objective), torch.get_rng_state()
-    first, second = (KFAC(damping="exact").estimate(curved, [31]) for _ in range(2))
+    first, second = (Kronecker(damping="exact").estimate(curved, [31]) for _ in range(2))
     torch.set_rng_state(state)
-    again = KFAC(damping="exact").estimate(curved, [31])
+    again = Kronecker(damping="exact").estimate(curved, [31])
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], second[name]) for name in first)
 
@@ -281,7 +281,7 @@ def test_the_draw_is_torch_s_and_repeats_with_its_state():
 def test_other_losses_are_named(loss, targets, said):
     curved = linearize(Objective(network(), loss, (normal(6, 3), targets)))
     with pytest.raises(ValueError, match=said) as caught:
-        KFAC(damping="exact").estimate(curved, [31])
+        Kronecker(damping="exact").estimate(curved, [31])
     for name in ("nn.MSELoss", "nn.CrossEntropyLoss", "nn.BCEWithLogitsLoss", "'ggn_diagonal'"):
         assert name in str(caught.value)
 
@@ -295,7 +295,7 @@ def test_an_objective_without_examples_is_refused():
 
     curved = linearize(Objective.from_forward(model, forward))
     with pytest.raises(ValueError, match="from_forward"):
-        KFAC(damping="exact").estimate(curved, [31])
+        Kronecker(damping="exact").estimate(curved, [31])
 
 
 def test_the_missing_package_is_named(monkeypatch):
@@ -305,9 +305,9 @@ def test_the_missing_package_is_named(monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "curvlinops" else find(name, *rest)
     )
     with pytest.raises(ImportError, match=r"pip install \"latephase\[kfac\]\""):
-        KFAC(damping="exact").estimate(curved, [31])
+        Kronecker(damping="exact").estimate(curved, [31])
 
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="probes must be a whole number >= 1"):
-        KFAC(probes=0, damping="exact")
+        Kronecker(probes=0, damping="exact")

@@ -11,7 +11,7 @@ from torch import nn
 
 from latephase import Objective
 from latephase.curvature import linearize
-from latephase.curvature.preconditioners import KFAC, EmpiricalFisher, GGNDiagonal, Nystrom
+from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom
 from rank_processes import results_of_ranks
 
 RANKS = 2
@@ -50,7 +50,7 @@ CASES = {
     "nystrom": ("classes", Nystrom(rank=6)),
     "diagonal": ("classes", GGNDiagonal(probes=PROBES)),
     "hutchinson": ("products", GGNDiagonal(probes=3)),
-    "kfac": ("real", KFAC(probes=2)),
+    "kfac": ("real", Kronecker(probes=2)),
 }
 EXACT = [name for name in CASES if name != "diagonal"]
 HAS_KFAC = importlib.util.find_spec("curvlinops") is not None
@@ -82,7 +82,7 @@ def child(rank: int, folder: str) -> None:
             y = torch.full((4, 1), targets or 0.5, dtype=torch.float64)
             curved = linearize(Objective(model, loss, (x, y), process_group=group))
             try:
-                KFAC().estimate(curved, [4])
+                Kronecker().estimate(curved, [4])
             except ValueError as error:
                 found[name] = str(error)
     torch.save(found, Path(folder) / f"rank{rank}.pt")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from latephase import HessianFree, Objective, WithHidden, layerwise
-from latephase.curvature.preconditioners import KFAC, EmpiricalFisher, GGNDiagonal, Nystrom
+from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom
 from latephase.optim.report import StepStatus
 
 ROWS, FEATURES, CLASSES = 13, 4, 3
@@ -38,7 +38,7 @@ PRECONDITIONERS: dict[str, Any] = {
     "own": Scaled(),
 }
 if importlib.util.find_spec("curvlinops") is not None:
-    PRECONDITIONERS |= {"kfac": "kfac", "kfac_exact": KFAC(every=2, probes=2, damping="exact")}
+    PRECONDITIONERS |= {"kfac": "kfac", "kfac_exact": Kronecker(every=2, probes=2, damping="exact")}
 DOCUMENTED = ["the damping has arrived", "example by example"]
 """Parts of the warnings that a step may give."""
 DROPPED = "is not traced: its products differ"

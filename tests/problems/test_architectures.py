@@ -172,17 +172,23 @@ def test_bn_momentum_is_what_was_asked_for():
 
 
 def test_autoencoder_has_sigmoids_but_on_code_and_output():
-    names = [type(layer).__name__ for layer in autoencoder()]
-    assert names == [*(["Linear", "Sigmoid"] * 3), "Linear", *(["Linear", "Sigmoid"] * 3), "Linear"]
+    model = autoencoder()
+    assert [name for name, _ in model.named_children()] == ["encoder", "decoder"]
+    for half in model.children():
+        assert [type(layer).__name__ for layer in half.children()] == [*(["Linear", "Sigmoid"] * 3), "Linear"]
     small = autoencoder((5, 4, 2))
-    assert [m.out_features for m in small if isinstance(m, nn.Linear)] == [4, 2, 4, 5]
-    assert len(small) == 6
+    assert [m.out_features for m in small.modules() if isinstance(m, nn.Linear)] == [4, 2, 4, 5]
+    assert sum(isinstance(m, nn.Sigmoid) for m in small.modules()) == 2
 
 
 def test_lstm_classifies_by_the_last_hidden_state_of_the_last_layer():
     model = LSTMClassifier(width=8).double()
     sequences = torch.rand(3, 5, 1, dtype=torch.float64)
-    _, (hidden, _) = model.lstm(sequences)
+    whole = nn.LSTM(1, 8, 3, batch_first=True).double()  # torch's own, with the same weights
+    for k, layer in enumerate(model.layers):
+        for name, p in layer.named_parameters():
+            getattr(whole, name.replace("l0", f"l{k}")).data.copy_(p)
+    _, (hidden, _) = whole(sequences)
     torch.testing.assert_close(model(sequences), model.classify(hidden[-1]))
     assert hidden.shape == (3, 3, 8)
 

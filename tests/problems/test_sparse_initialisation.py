@@ -48,7 +48,7 @@ def test_no_connection_is_refused():
 def test_the_autoencoder_takes_it():
     torch.manual_seed(0)
     model = autoencoder((40, 30, 20), initialize=sparse_)
-    layers = [layer for layer in model if isinstance(layer, torch.nn.Linear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     assert [tuple(layer.weight.shape) for layer in layers] == [(30, 40), (20, 30), (30, 20), (40, 30)]
     for layer in layers:
         assert ((layer.weight != 0).sum(dim=1) == 15).all()

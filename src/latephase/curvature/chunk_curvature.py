@@ -9,6 +9,7 @@ from torch import Tensor
 from ..chunks import Chunk
 from ..objective import Objective
 from ..parameters import ParameterSpace
+from .blocks.block_trace import BlockPass, Blocks
 from .forward_pass import ForwardPass
 from .retained import Retained
 from .tangents import trace_pays
@@ -25,6 +26,8 @@ class ChunkCurvature:
         loss: the chunk's loss, scalar.
         buffers: the model's buffers after the pass.
         reason: why it is not traced, in words; None where it is, or where another method was asked for.
+        arguments: objective, chunk, its number, space, and buffers before the pass.
+        dtype: in which products run; None for the parameters' own.
     """
 
     def __init__(
@@ -41,11 +44,11 @@ class ChunkCurvature:
         compile: bool,
     ):
         self.space, self.reason = space, None
-        self._hessian, self._dtype, self._asked, self._compile = hessian, dtype, method, compile
+        self._hessian, self.dtype, self._asked, self._compile = hessian, dtype, method, compile
         self._at_once = at_once or method == "traced"
-        self._arguments = (objective, chunk, index, space, buffers)
+        self.arguments = (objective, chunk, index, space, buffers)
         self._traced = self._trace() if method in ("auto", "traced") else None
-        main = ForwardPass(*self._arguments) if self._traced is None or dtype else self._traced
+        main = ForwardPass(*self.arguments) if self._traced is None or dtype else self._traced
         self.loss, self.buffers = main.loss.detach(), main.buffers
         self._main: ForwardPass | TracedPass | None = main
 
@@ -58,21 +61,29 @@ class ChunkCurvature:
         """The chunk's gradient [P]; asked for once."""
         main = self._main
         if main is None:
-            main = ForwardPass(*self._arguments)
-        if self._dtype is not None:  # the products have a pass of their own, so that this one may go
+            main = ForwardPass(*self.arguments)
+        if self.dtype is not None:  # the products have a pass of their own, so that this one may go
             self._main = None
         return self.space.flatten(main.gradient())
 
     def product(self, v: Tensor) -> Tensor:
         """The chunk's curvature matrix times v [P]."""
-        split = self._split(v)
+        split = self.split(v)
         if self._traced is not None:
             return self.space.flatten(self._traced.product(split, self._compile))
         return self.space.flatten(self._retained.product(split))
 
     def quadratic_form(self, v: Tensor) -> Tensor:
         """v'Cv, scalar."""
-        return self._products.quadratic_form(self._split(v))
+        return self._products.quadratic_form(self.split(v))
+
+    def by_blocks(self, blocks: Blocks, expected: int, memory: float, columns: list[Tensor] | None) -> BlockPass | None:
+        """Products by blocks, see `BlockPass`; None where the chunk is not traced.
+
+        Raises:
+            CannotTrace: a value is needed that the trace does not hand over.
+        """
+        return None if self._traced is None else self._traced.by_blocks(blocks, expected, memory, columns)
 
     def storages(self) -> dict[int, int]:
         """Bytes of each storage that is kept for products, by its address."""
@@ -85,17 +96,17 @@ class ChunkCurvature:
     @cached_property
     def _retained(self) -> Retained:
         """The graph of the products: the main pass's, or one in another dtype."""
-        if self._dtype is None and isinstance(self._main, ForwardPass):
+        if self.dtype is None and isinstance(self._main, ForwardPass):
             forward = self._main
         else:
-            forward = ForwardPass(*self._arguments, dtype=self._dtype)
+            forward = ForwardPass(*self.arguments, dtype=self.dtype)
         return Retained(forward, self._hessian, self._asked)
 
     def _trace(self) -> TracedPass | None:
         """The pass of the products by a trace; None where there is none, with the reason."""
-        objective, chunk, *_ = self._arguments
+        objective, chunk, *_ = self.arguments
         at_once = self._at_once or trace_pays(objective.model, self.space, chunk.rows)
-        found = traced_pass(*self._arguments, self._hessian, self._dtype, self._reference, at_once)
+        found = traced_pass(*self.arguments, self._hessian, self.dtype, self._reference, at_once)
         if not isinstance(found, str):
             return found
         if self._asked == "traced":
@@ -105,8 +116,9 @@ class ChunkCurvature:
 
     def _reference(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Loss and product of the products' pass by another method, to check a trace with."""
-        other = Retained(ForwardPass(*self._arguments, dtype=self._dtype), self._hessian, "double_backward")
-        return other.forward.loss.detach(), lambda v: self.space.flatten(other.product(self._split(v)))
+        other = Retained(ForwardPass(*self.arguments, dtype=self.dtype), self._hessian, "double_backward")
+        return other.forward.loss.detach(), lambda v: self.space.flatten(other.product(self.split(v)))
 
-    def _split(self, v: Tensor) -> list[Tensor]:
-        return self.space.unflatten(v, self._dtype)
+    def split(self, v: Tensor) -> list[Tensor]:
+        """Vector [P] -> tensors in the parameters' shapes, in the dtype of the products."""
+        return self.space.unflatten(v, self.dtype)

@@ -8,7 +8,11 @@ from torch import Tensor, nn
 
 from ..memory import available
 from ..objective import Objective
+from .blocks.over_blocks import OverBlocks
 from .chunk_curvature import METHODS, ChunkCurvature
+
+Term = Callable[[ChunkCurvature, bool], Tensor]
+"""(a chunk, whether it is kept for further products) -> its share."""
 
 CURVATURES = ("ggn", "hessian")
 
@@ -80,6 +84,7 @@ class Linearization:
         self.products = 0
         self._options = (curvature == "hessian", dtype, method if products else "double_backward", at_once, compile)
         self._parts: list[ChunkCurvature | Mapping[str, Tensor]] = []
+        self._over_blocks: dict[tuple[tuple[int, ...], int | None], OverBlocks] = {}
         self._ways: dict[int, tuple[str, str | None]] = {}
         self.buffers: dict[str, Tensor] = objective.buffers()
         self._decay = objective.weight_decay.of(self.space.parameters)
@@ -106,7 +111,7 @@ class Linearization:
     def gradient(self) -> Tensor:
         """Gradient of f [P]."""
         self._check_unchanged()
-        return self._sum(lambda part: part.gradient(), self.space.values())
+        return self.sum_of_chunks(lambda part, _: part.gradient(), self.space.values())
 
     def matvec(self, v: Tensor) -> Tensor:
         """The curvature matrix times a vector.
@@ -121,9 +126,9 @@ class Linearization:
             RuntimeError: the parameters changed since, or a layer has neither derivative that products need.
             ValueError: v is not of shape [P].
         """
-        v = self._checked(v)
+        v = self.checked(v)
         self.products += 1
-        return self._sum(lambda part: part.product(v), v)
+        return self.sum_of_chunks(lambda part, _: part.product(v), v)
 
     def quadratic_form(self, v: Tensor) -> Tensor:
         """v'Cv, scalar; with the Gauss-Newton matrix one tangent pass and no backward pass.
@@ -135,8 +140,8 @@ class Linearization:
             RuntimeError: as `matvec`.
             ValueError: as `matvec`.
         """
-        v = self._checked(v)
-        form = self._each(lambda part: part.quadratic_form(v).to(v.dtype))
+        v = self.checked(v)
+        form = self._each(lambda part, _: part.quadratic_form(v).to(v.dtype))
         for piece, decay in zip(v.split(self.space.sizes), self._decay, strict=True):
             if decay:
                 form = form + decay * torch.dot(piece, piece)
@@ -159,21 +164,38 @@ class Linearization:
         kept = [(part.method, part.reason) for part in self._parts if isinstance(part, ChunkCurvature)]
         return [*kept, *self._ways.values()] or [(self._options[2], None)]
 
-    def _each(self, term: Callable[[ChunkCurvature], Tensor]) -> Tensor:
+    def over_blocks(self, sizes: Sequence[int], expected: int = 1, samples: int | None = None) -> OverBlocks:
+        """The curvature matrix with its blocks beside the diagonal set to zero (Zhang et al. 2017).
+
+        Args:
+            sizes: number of entries of each block: consecutive parameters, summing to P.
+            expected: about how many products will be asked for: with many, more set-up pays. Default 1.
+            samples: estimate blocks from this many random columns where that is cheaper, instead of all outputs:
+                unbiased and positive semi-definite, see `OverBlocks`. Default: exact.
+
+        Raises:
+            ValueError: a block ends within a parameter.
+        """
+        key = tuple(sizes), samples
+        if key not in self._over_blocks:
+            self._over_blocks[key] = OverBlocks(self, sizes, expected, samples)
+        return self._over_blocks[key]
+
+    def _each(self, term: Term) -> Tensor:
         """Sum of a term over the chunks, each kept or linearised anew."""
 
         def of_chunk(chunk, index):
             part = self._parts[index]
             if isinstance(part, ChunkCurvature):
-                return (term(part),)
+                return (term(part, True),)
             part = ChunkCurvature(self.objective, chunk, index, self.space, part, *self._options)
-            result = term(part)
+            result = term(part, False)
             self._ways[index] = part.method, part.reason
             return (result,)
 
         return self.objective.sum(of_chunk)[0]
 
-    def _sum(self, term: Callable[[ChunkCurvature], Tensor], decayed: Tensor) -> Tensor:
+    def sum_of_chunks(self, term: Term, decayed: Tensor) -> Tensor:
         """Sum of the chunks' vectors, and the L2 term's share: the coefficient times `decayed`."""
         return self._decayed(self._each(term), decayed)
 
@@ -184,7 +206,8 @@ class Linearization:
                 piece.add_(value, alpha=decay)
         return total
 
-    def _checked(self, v: Tensor) -> Tensor:
+    def checked(self, v: Tensor) -> Tensor:
+        """A vector [P] that products can be computed of, in the dtype of the flat vectors."""
         self._check_unchanged()
         if not self._parts:
             raise RuntimeError("linearised with products=False; call linearize again to multiply")

@@ -21,6 +21,7 @@ class Stages:
         product: residuals `of_product`, vectors -> product.
         form: residuals `of_form`, vectors -> (v'Cv,).
         of_gradient: which residuals the stage takes, by index; the others likewise.
+        linear: the part that depends on the vectors, from which further stages can be cut.
     """
 
     forward: Callable[..., Any]
@@ -30,6 +31,28 @@ class Stages:
     of_gradient: list[int]
     of_product: list[int]
     of_form: list[int]
+    linear: "LinearGraph"
+
+
+@dataclass
+class LinearGraph:
+    """What a traced chunk computes from the vectors: product = pull(H_L push(vectors)).
+
+    Attributes:
+        nodes: all nodes of the graph in order, those that do not depend on the vectors included.
+        residuals: by node, the index of its value among the residuals.
+        vectors: one node per parameter.
+        product: one node per parameter.
+        tangents: J v, by output of the model; empty for the Hessian.
+        times: H_L J v, likewise.
+    """
+
+    nodes: list[fx.Node]
+    residuals: dict[fx.Node, int]
+    vectors: list[fx.Node]
+    product: list[fx.Node]
+    tangents: list[fx.Node]
+    times: list[fx.Node]
 
 
 def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
@@ -37,7 +60,7 @@ def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
 
     Args:
         graph: its placeholders are the inputs, one vector per parameter, and further inputs; its outputs, flat, loss
-            and buffers, gradient, product, form.
+            and buffers, gradient, product, form, tangents of the model's outputs, these times H_L.
         inputs: number of inputs.
         parameters: number of parameters.
         first: number of loss and buffers.
@@ -49,8 +72,9 @@ def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
     given = placeholders[:inputs] + placeholders[inputs + parameters :]
     outputs = list(nodes[-1].args[0])
     values, gradient = outputs[:first], outputs[first : first + parameters]
-    product, form = outputs[first + parameters : first + 2 * parameters], outputs[-1:]
-    known = set(nodes) - _descendants(nodes, vectors)
+    product, inner = outputs[first + parameters : first + 2 * parameters], outputs[first + 2 * parameters :]
+    form, tangents, times = inner[:1], inner[1 : len(inner) // 2 + 1], inner[len(inner) // 2 + 1 :]
+    known = set(nodes) - descendants(nodes, vectors)
     of_product, of_form = (_frontier(ends, known) for ends in (product, form))
     randoms = [node for node in nodes if is_random(node)]
     early = _ancestors([*values, *of_product, *of_form, *randoms])
@@ -75,10 +99,12 @@ def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
         of_gradient=[index[node] for node in found["gradient"]],
         of_product=[index[node] for node in found["product"]],
         of_form=[index[node] for node in found["form"]],
+        linear=LinearGraph(nodes, index, vectors, product, tangents, times),
     )
 
 
-def _descendants(nodes: list[fx.Node], starts: Iterable[fx.Node]) -> set[fx.Node]:
+def descendants(nodes: list[fx.Node], starts: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that depend on the starts, themselves included."""
     found = set(starts)
     for node in nodes:
         if any(argument in found for argument in node.all_input_nodes):

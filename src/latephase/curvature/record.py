@@ -90,7 +90,8 @@ def record(
 ) -> tuple[fx.Graph, list[str | Tensor]]:
     """The computation as a graph without mutations, and its further inputs, see `recorder.record_operations`.
 
-    Placeholders: the inputs, the vectors, the further inputs. Outputs, flat: loss, buffers, gradient, product, v'Cv.
+    Placeholders: the inputs, the vectors, the further inputs. Outputs, flat: loss, buffers, gradient, product, v'Cv;
+    and for the Gauss-Newton matrix J v and H_L J v, by output of the model.
 
     Raises:
         CannotTrace: the computation reads a tensor of unknown origin, or draws random numbers outside torch.
@@ -109,7 +110,8 @@ def record(
         derive = one_pass.hessian if hessian else one_pass.gauss_newton
         loss, gradient, product, form = derive(leaves, list(parts))
         dense = [g.to_dense() if g.is_sparse else g for g in (*gradient, *product)]
-        return [loss.detach(), *(moved[name].detach() for name in inputs.buffers), *dense, form]
+        inner = [*one_pass.tangents, *one_pass.times]
+        return [loss.detach(), *(moved[name].detach() for name in inputs.buffers), *dense, form, *inner]
 
     given, held = [*inputs.flat(), *vectors], held_tensors(objective)
     try:
@@ -136,6 +138,7 @@ class _Pass:
         self.constants, self.buffers = constants, buffers
         self.outputs: list[Tensor] = []
         self.tangents: list[Tensor] = []
+        self.times: list[Tensor] = []
 
     def gauss_newton(self, leaves: Tensors, v: Tensors) -> tuple[Tensor, Tensors, Tensors, Tensor]:
         """J' H_L J v."""
@@ -144,6 +147,7 @@ class _Pass:
         if not self.outputs:
             raise CannotTrace("no output depends on the parameters")
         times = loss_curvature(self.objective.program, self.chunk.targets, loss, self.outputs)(self.tangents)
+        self.times = [x.detach() for x in times]
         gradient = grad(loss, leaves, retain_graph=True, materialize_grads=True)
         product = grad(self.outputs, leaves, times, materialize_grads=True)
         return loss, gradient, product, _dot(self.tangents, times)

@@ -41,7 +41,7 @@ def is_random(node: Any) -> bool:
 
 def dtypes_of(graph: fx.Graph) -> set[torch.dtype]:
     """The dtypes of the tensors in a graph."""
-    return {_layout(node)[1] for node in graph.nodes if _layout(node)}
+    return {layout(node)[1] for node in graph.nodes if layout(node)}
 
 
 def mutates(node: Any) -> bool:
@@ -74,7 +74,7 @@ def _prune(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _layout(node: Any) -> tuple[Any, ...]:
+def layout(node: Any) -> tuple[Any, ...]:
     """Shape, dtype, strides and device; empty for what is not one tensor."""
     return node.meta.get("layout", ()) if isinstance(node, fx.Node) else ()
 
@@ -91,8 +91,8 @@ def _is_identity(node: Any) -> bool:
         return True
     if node.target is aten.clone.default and any(writes_buffers(user) for user in node.users):
         return False
-    layout = _layout(node)
-    if not layout or layout != _layout(source):
+    own = layout(node)
+    if not own or own != layout(source):
         return False
     return node.target in (*SHAPING, aten.clone.default, aten._to_copy.default)
 
@@ -136,13 +136,13 @@ def _drop_zeros(graph: fx.Graph) -> None:
 
 
 def _same_dtype(node: Any, other: Any) -> bool:
-    return _layout(node)[1:2] == _layout(other)[1:2] != ()
+    return layout(node)[1:2] == layout(other)[1:2] != ()
 
 
 def _expanded(graph: fx.Graph, node: Any, like: Any) -> Any:
     """A node in the shape of another to which it broadcasts."""
-    shape = _layout(like)[0]
-    if _layout(node)[0] == shape:
+    shape = layout(like)[0]
+    if layout(node)[0] == shape:
         return node
     with graph.inserting_before(like):
         return _call(graph, like, aten.expand.default, (node, list(shape)), {})
@@ -151,7 +151,7 @@ def _expanded(graph: fx.Graph, node: Any, like: Any) -> Any:
 def _hoist_slopes(graph: fx.Graph) -> None:
     """f'(x) g as a product with f'(x), which every use of it shares and which does not depend on the vector."""
     for node in list(graph.nodes):
-        if node.target not in SLOPES or _layout(node.args[0]) != _layout(node.args[1]):
+        if node.target not in SLOPES or layout(node.args[0]) != layout(node.args[1]):
             continue
         with graph.inserting_before(node):
             ones = _call(graph, node, aten.ones_like.default, (node.args[1],), {})
@@ -208,5 +208,5 @@ def _is_spent(argument: Any, node: Any) -> bool:
         isinstance(argument, fx.Node)
         and argument.target in FRESH
         and len(argument.users) == 1
-        and _layout(argument) == _layout(node) != ()
+        and layout(argument) == layout(node) != ()
     )

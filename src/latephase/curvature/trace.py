@@ -17,6 +17,7 @@ from ..chunks import Chunk
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..program import LossOfOutputs
+from .blocks.block_trace import BlockPass, Blocks, BlockTrace
 from .partition import cut
 from .record import Inputs, record
 from .recorder import CannotTrace
@@ -59,6 +60,7 @@ class Trace:
         self.precision = max(torch.finfo(x).eps for x in dtypes_of(graph) if x.is_floating_point)
         self.stages = cut(graph, len(inputs.flat()), len(vectors), 1 + len(inputs.buffers))
         self._buffer_names, self._dtype = list(inputs.buffers), dtype
+        self._by_blocks: tuple[Blocks, BlockTrace] | None = None
 
     def run(
         self, objective: Objective, chunk: Chunk, index: int, space: ParameterSpace, buffers: Mapping[str, Tensor]
@@ -72,6 +74,12 @@ class Trace:
             loss, *values = self.stages.forward(*inputs.flat(), *further)
         moved = dict(zip(self._buffer_names, values, strict=False))
         return TracedPass(self, loss, moved, values[len(moved) :])
+
+    def by_blocks(self, blocks: Blocks) -> BlockTrace:
+        """The maps and plans of the products by blocks, kept for the partition that was asked for last."""
+        if self._by_blocks is None or self._by_blocks[0] != blocks:
+            self._by_blocks = blocks, BlockTrace(self.stages.linear, blocks)
+        return self._by_blocks[1]
 
     @cached_property
     def compiled_product(self) -> Callable[..., Tensors]:
@@ -112,6 +120,10 @@ class TracedPass:
         stages = self.trace.stages
         with _plain(self.loss.device):
             return stages.form(*(self._residuals[i] for i in stages.of_form), *v)[0]
+
+    def by_blocks(self, blocks: Blocks, expected: int, memory: float, columns: list[Tensor] | None = None) -> BlockPass:
+        """Products by blocks, see `BlockPass`."""
+        return BlockPass(self.trace.by_blocks(blocks), self._residuals, expected, memory, columns)
 
     def storages(self) -> dict[int, int]:
         """Bytes of each storage that the residuals hold, by its address."""

@@ -1,6 +1,7 @@
 """Optimizers."""
 
 from .hessian_free import HessianFree
+from .kfac import KFAC, KFACStepReport
 from .quadratic_lr import (
     SGDQLR,
     AdamQLR,
@@ -11,9 +12,11 @@ from .quadratic_lr import (
 from .report import StepReport, StepStatus
 
 __all__ = [
+    "KFAC",
     "SGDQLR",
     "AdamQLR",
     "HessianFree",
+    "KFACStepReport",
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",

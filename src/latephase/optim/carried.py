@@ -45,6 +45,15 @@ class Carried:
         self._first["rises"] = rises
         return rises
 
+    @property
+    def iterations(self) -> int | None:
+        """Iterations of conjugate gradients in the last step, the most of any block; None before the first."""
+        return self._first.get("iterations")
+
+    @iterations.setter
+    def iterations(self, value: int) -> None:
+        self._first["iterations"] = value
+
     def start(self, space: ParameterSpace) -> Tensor | None:
         """The last solution of conjugate gradients [P], zero for parameters that have none; None if none has one."""
         if not any("x0" in self._state[p] for p in space.parameters):

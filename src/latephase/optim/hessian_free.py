@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -16,12 +17,22 @@ from ..curvature.preconditioners import Preconditioner
 from ..curvature.preconditioners import preconditioner as find_preconditioner
 from ..objective import Objective
 from ..parameters import ParameterSpace
+from ..reduce import ProcessGroup
 from .adaptation import adapt_damping
+from .block_ranks import agreed
 from .carried import Carried, restore_dtypes
 from .local_model import LocalModel, solve
-from .options import LATE_PHASE, blocks_of, check_groups, check_number, check_objective, per_parameter
+from .options import FIXED_RATE, LATE_PHASE, blocks_of, check_groups, check_number, check_objective, per_parameter
 from .report import StepReport
 from .trials import Outcome, judge
+
+FIRST_EXPECTED = 50
+"""Iterations of conjugate gradients that a first step is expected to take at most."""
+
+
+def _rounded(iterations: int) -> int:
+    """Up to a power of two, so that plans of products change seldom."""
+    return 1 << max(iterations - 1, 0).bit_length()
 
 
 class HessianFree(Optimizer):
@@ -58,12 +69,17 @@ class HessianFree(Optimizer):
         nonpositive_curvature: "truncate" (default), "ignore" or "absolute" (`solve.conjugate_gradient`).
         curvature_dtype: dtype in which products run, loss and gradient staying in the parameters' own. Default that.
         compile: send products through `torch.compile` once a shape is traced, and on CUDA capture each iteration of
-            conjugate gradients as a graph that is replayed. Default False: compiling takes some tens of seconds for
-            each shape, so that it pays in long runs only.
+            conjugate gradients as a graph that is replayed; not with several blocks. Default False: compiling takes
+            some tens of seconds for each shape, so that it pays in long runs only.
         iterates_on_host: keep the candidates of conjugate gradients in the host's memory: about 20 vectors of the size
             of the parameters at 250 iterations. Default False.
-        block_diagonal: curvature only within each param group (Zhang et al. 2017), see `layerwise`; each iteration
-            costs one product per block for now. Default False.
+        block_diagonal: curvature only within each param group (Zhang et al. 2017), see `layerwise` and `by_module`.
+            Blocks are solved side by side; how their products are computed is in `report.block_methods`
+            (`curvature.OverBlocks`). Default False.
+        block_samples: estimate the blocks' products from this many random columns where that is cheaper than from all
+            outputs. Default none, exact products.
+        block_group: ranks that share the blocks between them, each solving its own; parameters and data must be the
+            same on all. Not kept by pickling. Default none, this process solves all.
 
         damping_thresholds: reduction ratios below which the damping rises and above which it falls. Default 1/4 and
             3/4 (Martens 2010, Section 4.1).
@@ -95,6 +111,7 @@ class HessianFree(Optimizer):
 
     report: StepReport | None = None
     _preconditioner: Preconditioner | Matvec | None = None
+    _block_group: dist.ProcessGroup | None = None
     _ranks_compared = False
 
     def __init__(
@@ -114,6 +131,8 @@ class HessianFree(Optimizer):
         nonpositive_curvature: str = "truncate",
         curvature_dtype: torch.dtype | None = None,
         block_diagonal: bool = False,
+        block_samples: int | None = None,
+        block_group: dist.ProcessGroup | None = None,
         compile: bool = False,
         iterates_on_host: bool = False,
         damping_thresholds: tuple[float, float] = (1 / 4, 3 / 4),
@@ -127,6 +146,7 @@ class HessianFree(Optimizer):
     ):
         given = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
         self._preconditioner = find_preconditioner(given.pop("preconditioner"))
+        self._block_group = given.pop("block_group")
         super().__init__(params, {"damping_scale": 1.0, **given})
         check_groups(self.param_groups)
 
@@ -149,6 +169,24 @@ class HessianFree(Optimizer):
             **overrides: options in place of these, or beside them.
         """
         return cls(params, **(LATE_PHASE | overrides))
+
+    @classmethod
+    def fixed_rate(cls, params: Iterable[Any], **overrides: Any) -> Self:
+        """Block-diagonal Hessian-free in the form of Zhang et al. (2017): a fixed learning rate and a fixed damping.
+
+        They are `block_diagonal=True`, `adapt_damping=False`, `line_search=False` and `cg_backtracking=False`; the
+        momentum of the start of conjugate gradients is `cg_decay_x0`. The paper's text beside its abstract was not at
+        hand: rates, damping and caps are this class's own defaults, to be set. With them go large batches for the
+        gradient and a quarter or an eighth of them for the curvature:
+
+            optimizer = HessianFree.fixed_rate(layerwise(model), lr=0.5, damping=0.1, cg_max_iter=30)
+            optimizer.step(objective, curvature_objective=objective.subsample(256))
+
+        Args:
+            params: param groups, each a block: `layerwise(model)`, `by_module(model, names)`, or made by hand.
+            **overrides: options in place of these, or beside them.
+        """
+        return cls(params, **(FIXED_RATE | overrides))
 
     @property
     def damping(self) -> float:
@@ -206,8 +244,11 @@ class HessianFree(Optimizer):
             for each in objectives:
                 each.check_data()
         outcome = judge(model, objective, evaluation, options, per_parameter(self.param_groups, "lr", space))
+        if self._block_group is not None:
+            outcome = agreed(outcome, self._block_group, model.cg.solution)
         self._settle(model, outcome, objective)
         self._carried.remember(curvature_objective)
+        self._carried.iterations = max(model.cg.iterations)
         self.report = StepReport(
             loss=float(model.loss),
             new_loss=outcome.new_loss if evaluation is objective else None,
@@ -224,6 +265,7 @@ class HessianFree(Optimizer):
             cg_chosen=outcome.iteration,
             products=model.products,
             method=model.method,
+            block_methods=model.block_methods,
             recomputed=model.recomputed,
             status=outcome.status,
             accepted=outcome.vector is not None,
@@ -240,6 +282,8 @@ class HessianFree(Optimizer):
         damping = torch.tensor([self.damping], dtype=torch.float64, device=space.device)
         names = [*space.names, "start of conjugate gradients", "damping"]
         objective.reduce.check_equal([*space.parameters, start, damping], names)
+        if self._block_group is not None:
+            ProcessGroup(self._block_group).check_equal([*space.parameters, start, damping], names)
         self._ranks_compared = True
 
     def _solve(self, objective, evaluation, curvature_objective, space: ParameterSpace) -> LocalModel:
@@ -264,8 +308,10 @@ class HessianFree(Optimizer):
             blocks=blocks,
             tolerances=tolerances,
             start=None if start is None else self.param_groups[0]["cg_decay_x0"] * start,
-            at_once=self._carried.saw(curvature_objective),
+            at_once=self._carried.saw(curvature_objective) or len(blocks) > 1,
+            expected=_rounded(self._carried.iterations or min(self.param_groups[0]["cg_max_iter"], FIRST_EXPECTED)),
             precondition=precondition,
+            block_group=self._block_group,
         )
 
     def _settle(self, model: LocalModel, outcome: Outcome, objective: Objective) -> None:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from ..curvature import Linearization, block_diagonal, damped, linearize
+from ..curvature import Linearization, damped, linearize
+from ..curvature.blocks.over_blocks import OverBlocks
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..solve import CGResult, CGStatus, conjugate_gradient
 from ..structural_damping import structurally_damped
+from .block_ranks import BlockRanks
 
 Precondition = Callable[[Any, float | Tensor], Callable[[Tensor], Tensor] | None]
 """(linearised curvature, damping) -> r [P] -> M^-1 r [P], or none."""
@@ -33,6 +36,7 @@ class LocalModel:
         cg: what conjugate gradients found.
         products: products with curvature matrices.
         method: how they were computed.
+        block_methods: how the product of each block was computed, where there are several.
         recomputed: chunks that were linearised anew at every product.
         buffers: the model's buffers as an ordinary forward pass on the data leaves them.
     """
@@ -47,6 +51,7 @@ class LocalModel:
     cg: CGResult
     products: int
     method: str
+    block_methods: tuple[str, ...] | None
     recomputed: int
     buffers: dict[str, Tensor]
 
@@ -84,7 +89,9 @@ def solve(
     tolerances: list[float],
     start: Tensor | None,
     at_once: bool,
+    expected: int,
     precondition: Precondition,
+    block_group: dist.ProcessGroup | None = None,
 ) -> LocalModel:
     """Gradient and curvature of the objective, and the iterates of conjugate gradients on them.
 
@@ -100,7 +107,9 @@ def solve(
         tolerances: of conjugate gradients on each block.
         start: of conjugate gradients [P], or none.
         at_once: trace a shape that is seen for the first time.
+        expected: about how many products there will be.
         precondition: makes the preconditioner.
+        block_group: the ranks that share the blocks, or none.
     """
 
     def curvature_of(source: Objective) -> Linearization:
@@ -110,8 +119,11 @@ def solve(
         return linearize(source, kind, space.parameters, dtype, at_once=at_once, compile=options["compile"])
 
     def operator(curved: Linearization) -> Callable[[Tensor], Tensor]:
-        multiply = block_diagonal(curved.matvec, blocks) if options["block_diagonal"] else curved.matvec
+        multiply = curved.matvec if len(blocks) == 1 else over_blocks(curved).matvec
         return damped(multiply, damping * damping_scale)
+
+    def over_blocks(curved: Linearization) -> OverBlocks:
+        return curved.over_blocks(blocks, expected, options["block_samples"])
 
     curved = curvature_of(curvature_objective)
     linear = curved
@@ -122,7 +134,8 @@ def solve(
     usable = bool(linear.loss.isfinite())
     if not usable:
         downhill.fill_(math.nan)  # ends conjugate gradients at once, with the status that says why
-    cg = conjugate_gradient(
+    ranks = None if block_group is None or len(blocks) == 1 else BlockRanks(block_group, blocks)
+    cg = (conjugate_gradient if ranks is None else ranks.conjugate_gradient)(
         operator(curved),
         downhill,
         start,
@@ -130,11 +143,11 @@ def solve(
         max_iter=options["cg_max_iter"],
         stopping=options["cg_stopping"],
         tolerance=tolerances,
-        block_sizes=blocks,
+        **({"block_sizes": blocks} if ranks is None else {}),
         nonpositive_curvature=options["nonpositive_curvature"],
         rescale_x0=True,
         share=objective.reduce.share,
-        capture=options["compile"] and other is None and _may_be_captured(curved, options["block_diagonal"]),
+        capture=options["compile"] and other is None and _may_be_captured(curved, len(blocks)),
         iterates_device="cpu" if options["iterates_on_host"] else None,
         second=None if other is None else (operator(other), -other.gradient),
     )
@@ -151,6 +164,7 @@ def solve(
         # A captured product is replayed without being counted.
         products=max(cg.products, curved.products) + (other.products if other else 0),
         method=curved.method,
+        block_methods=over_blocks(curved).methods if len(blocks) > 1 else None,
         recomputed=curved.recomputed,
         buffers=linear.buffers,
     )
@@ -171,8 +185,6 @@ class _Over:
         return getattr(self._curved, name)
 
 
-def _may_be_captured(curved: Linearization, block_diagonal: bool) -> bool:
+def _may_be_captured(curved: Linearization, blocks: int) -> bool:
     """Whether a product enqueues the same work every time and reads nothing back."""
-    return (
-        curved.method == "traced" and not curved.recomputed and not block_diagonal and curved.objective.reduce.size == 1
-    )
+    return curved.method == "traced" and not curved.recomputed and blocks == 1 and curved.objective.reduce.size == 1

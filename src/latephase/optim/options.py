@@ -20,9 +20,11 @@ CHOICES = {
 FLAGS = ("adapt_damping", "line_search", "cg_backtracking", "block_diagonal", "compile", "iterates_on_host", "debias")
 NONNEGATIVE = ("lr", "damping", "damping_scale", "cg_decay_x0", "cg_tolerance", "structural_damping")
 PAIRS = ("damping_thresholds", "damping_factors", "damping_range")
-OTHERS = ("cg_max_iter", "curvature_dtype", "max_step_norm")
+OTHERS = ("cg_max_iter", "curvature_dtype", "max_step_norm", "block_samples")
 LATE_PHASE = {"damping": 0.3, "cg_max_iter": 3, "damping_thresholds": (0.0, 0.5)}
 """What lowered the held-out loss most per second from late checkpoints; benchmarks/late_phase.py measures it."""
+FIXED_RATE = {"block_diagonal": True, "adapt_damping": False, "line_search": False, "cg_backtracking": False}
+"""Block-diagonal Hessian-free as Zhang et al. (2017) have it."""
 PER_GROUP = ("lr", "damping_scale", "cg_tolerance")
 
 
@@ -50,6 +52,11 @@ def check_options(group: Mapping[str, Any]) -> None:
         check_number("max_step_norm", group["max_step_norm"])
         if group["max_step_norm"] == 0:
             raise ValueError("max_step_norm must be None or above 0: with 0 no step could be taken")
+    samples = group["block_samples"]
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+        raise ValueError(f"block_samples must be None or an integer >= 1, got {samples!r}")
+    if samples is not None and not (group["block_diagonal"] and group["curvature"] == "ggn"):
+        raise ValueError("block_samples is of block_diagonal=True with curvature='ggn' only")
     _check_damping_options(group)
 
 

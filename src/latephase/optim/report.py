@@ -51,6 +51,8 @@ class StepReport:
         cg_chosen: iteration of the chosen candidate.
         products: products with the curvature matrix.
         method: how they were computed: "traced", "linearize" or "double_backward" (`curvature.linearize`).
+        block_methods: with several blocks how the product of each was computed: "pruned", "jacobian", "bottleneck",
+            "sampled" (an estimate) or "products" (`curvature.OverBlocks`); None with one block.
         recomputed: chunks of the data that were linearised anew at every product, since what they need did not fit the
             objective's `memory_limit`.
         status: what became of the step.
@@ -73,6 +75,7 @@ class StepReport:
     cg_chosen: int
     products: int
     method: str
+    block_methods: tuple[str, ...] | None
     recomputed: int
     status: StepStatus
     accepted: bool
@@ -85,4 +88,5 @@ class StepReport:
             "status": str(self.status),
             "cg_iterations": list(self.cg_iterations),
             "cg_status": [str(status) for status in self.cg_status],
+            "block_methods": None if self.block_methods is None else list(self.block_methods),
         }

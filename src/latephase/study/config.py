@@ -68,8 +68,8 @@ class Study(Table):
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
     budget: Budget = Budget(share=0.1)
     evaluations: int = Field(default=16, ge=1, description="evaluations per budget, equally spaced")
-    checkpoints: list[Annotated[int, Field(ge=1)]] = Field(
-        min_length=1, description="epochs that strategies start from"
+    checkpoints: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="epochs that strategies start from; 0: the initialisation"
     )
     baseline: str = Field(description="the strategy that the others are tested against")
     target: str = Field(description="the strategy whose median best value is the target")
@@ -138,13 +138,21 @@ def read_study(name_or_file: str) -> Study:
                 f"no study {name_or_file!r}{hint(name_or_file, known)}; known studies: {', '.join(known)}; "
                 "a study of your own is a file FILE.toml"
             )
+    return parse_study(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    return parse_study(table, str(path))
 
 
 def parse_study(table: Mapping[str, Any], source: str) -> Study:
@@ -171,7 +179,7 @@ def parse_study(table: Mapping[str, Any], source: str) -> Study:
     try:
         return Study.model_validate(table)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        lines = [explain(detail) for detail in error.errors()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
 
 
@@ -188,7 +196,7 @@ def scaled(study: Study, scale: float) -> Study:
     """The study with fewer epochs, seeds and checkpoints.
 
     The numbers are multiplied by `scale` and rounded, seeds to no fewer than two where there were so many, the rest to
-    no fewer than one; checkpoints are equally spaced again, the last one staying the last.
+    no fewer than one; checkpoints are equally spaced again, the last one staying the last, the initialisation staying.
 
     Raises:
         ConfigError: a scale that is not above 0 and at most 1.
@@ -197,13 +205,27 @@ def scaled(study: Study, scale: float) -> Study:
         raise ConfigError(f"scale must be above 0 and at most 1, got {scale:g}")
     epochs = max(1, round(scale * study.training.epochs))
     seeds = study.seeds[: max(min(2, len(study.seeds)), round(scale * len(study.seeds)))]
-    count = min(epochs, max(1, round(scale * len(study.checkpoints))))
-    last = max(count, epochs * max(study.checkpoints) // study.training.epochs)
+    later = [epoch for epoch in study.checkpoints if epoch]
+    count = min(epochs, max(1, round(scale * len(later)))) if later else 0
+    last = max(count, epochs * max(later, default=0) // study.training.epochs)
     every = max(1, round(scale * study.training.evaluate_every))
     training = study.training.model_copy(update={"epochs": epochs, "evaluate_every": every})
-    checkpoints = [last * i // count for i in range(1, count + 1)]
+    checkpoints = [epoch for epoch in study.checkpoints if not epoch]
+    checkpoints += [last * i // count for i in range(1, count + 1)]
     changes = {"scale": study.scale * scale, "seeds": seeds, "checkpoints": checkpoints, "training": training}
     return study.model_copy(update=changes)
+
+
+def with_seconds(study: Study, seconds: float) -> Study:
+    """The study with so many seconds as each run's budget.
+
+    Raises:
+        ConfigError: not a finite number above 0.
+    """
+    try:
+        return study.model_copy(update={"budget": Budget(unit="seconds", amount=seconds)})
+    except ValidationError as error:
+        raise ConfigError(f"seconds must be a finite number above 0, got {seconds:g}") from error
 
 
 def check_fit(study: Study, problem: Problem, rows: int) -> Study:
@@ -238,14 +260,14 @@ def _fitted(strategy: Any, problem: str, rows: int) -> Any:
     return strategy
 
 
-def _explain(detail: Mapping[str, Any]) -> str:
-    """One error of pydantic in words: the key's path, what is wrong, the key that may be meant."""
+def explain(detail: Mapping[str, Any], more: tuple[type[Table], ...] = ()) -> str:
+    """One error of pydantic in words: the key's path, what is wrong, the key that may be meant (of `more` tables)."""
     *parents, last = detail["loc"] or ("",)
     path = [str(part) for part in parents if part not in KINDS]  # pydantic names the kind of a strategy, too
     path += [str(last)] if detail["type"] == "extra_forbidden" or last not in KINDS else []
     key = ".".join(part for part in path if part)
     if detail["type"] == "extra_forbidden":
-        known = {name for table in (Study, Training, Budget, *TABLES) for name in table.model_fields}
+        known = {name for table in (Study, Training, Budget, *TABLES, *more) for name in table.model_fields}
         return f"unknown key {key}{hint(path[-1], sorted(known))}"
     if detail["type"] == "missing":
         return f"missing key {key}"

@@ -77,6 +77,29 @@ def over_budget(results: Results, checkpoint_epoch: int, *, narrow: bool = False
     return figure
 
 
+def over_updates(results: Results, checkpoint_epoch: int, *, narrow: bool = False) -> Figure:
+    """Draw losses and test metrics over the number of updates, from one checkpoint, for budgets in other units.
+
+    A line is the mean over the concluded runs of updates and of values at each evaluation.
+    """
+    figure, row = panels(len(results.measures), narrow=narrow)
+    table = styles(results.plan)
+    for axes, measure in zip(row, results.measures, strict=True):
+        drawn: list[float] = []
+        for strategy in results.plan.strategies:
+            style, runs = table[strategy.name], results.concluded(checkpoint_epoch, strategy)
+            _, values, _, _ = _band(runs, measure)
+            _, updates, _, _ = _band(runs, Measure("step", False), beside=measure)
+            axes.plot(updates, values, color=style.colour, linestyle=style.line, label=strategy.label, **style.marks)
+            drawn += list(values)
+        axes.set(title=measure.heading, xlabel="updates")
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=0)
+        limit(axes, drawn, results.checkpoint(checkpoint_epoch)[measure.key], measure)
+    legend(figure, row[0], narrow=narrow)
+    return figure
+
+
 def learning_rates(results: Results, epochs: Sequence[int], *, narrow: bool = False) -> Figure:
     """Draw the learning rate of each run but the second-order ones over the budget, a panel per checkpoint (Figure 7).
 
@@ -204,12 +227,15 @@ def _column(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([math.nan if (value := finite(row.get(key))) is None else value for row in rows], dtype=float)
 
 
-def _band(runs: Sequence[Run], measure: Measure) -> tuple[list[float], np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and quartiles over the runs at each point of the budget where at least one is finite."""
+def _band(
+    runs: Sequence[Run], measure: Measure, beside: Measure | None = None
+) -> tuple[list[float], np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and quartiles over the runs at each point of the budget where at least one, and `beside`, is finite."""
     groups: dict[float, list[float]] = {}
     for run in runs:
         for row in run.evaluations:
-            if (value := finite(row.get(measure.key))) is not None:
+            value = finite(row.get(measure.key))
+            if value is not None and (beside is None or finite(row.get(beside.key)) is not None):
                 groups.setdefault(row["spent"], []).append(value)
     spent = sorted(groups)
     mean = np.array([fmean(groups[point]) for point in spent], dtype=float)

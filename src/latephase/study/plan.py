@@ -25,6 +25,11 @@ class Strategy:
         return any(kind in SECOND_ORDER for kind in kinds)
 
     @property
+    def has_blocks(self) -> bool:
+        """Whether the curvature is block-diagonal."""
+        return self.options.get("blocks", "all") != "all"
+
+    @property
     def judges_on_its_own_batch(self) -> bool:
         """Whether steps are judged on the batch that suggested them (`evaluation_batch_size` 0)."""
         return self.options.get("evaluation_batch_size") == 0

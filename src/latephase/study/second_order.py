@@ -1,4 +1,4 @@
-"""Strategies that use curvature: Hessian-free steps, quadratic learning rates, L-BFGS."""
+"""Strategies that use curvature: Hessian-free steps, quadratic learning rates, K-FAC, L-BFGS."""
 
 import math
 from typing import Any
@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from ..objective import Objective
-from ..optim import SGDQLR, AdamQLR, HessianFree
-from ..parameters import layerwise
+from ..optim import HessianFree, KFACStepReport
+from ..parameters import by_module, layerwise
 from ..problems.sampling import Stream, draw, generator
 from .context import StrategyContext
 from .strategy import Strategy
-from .strategy_config import LBFGS, HessianFreeSteps, QuadraticRate
+from .strategy_config import LBFGS, QUADRATIC_RATES, HessianFreeSteps, QuadraticRate
 from .work import Work
+
+_PRESETS = {"default": HessianFree, "late_phase": HessianFree.late_phase, "fixed_rate": HessianFree.fixed_rate}
 
 
 class HessianFreeStrategy(Strategy):
@@ -23,11 +25,18 @@ class HessianFreeStrategy(Strategy):
         super().__init__(context)
         self.model.eval()
         self._config = config
-        parameters = layerwise(self.model) if config.blocks == "layerwise" else self.model.parameters()
-        options: dict[str, Any] = {"block_diagonal": True} if config.blocks == "layerwise" else {}
-        make = HessianFree.late_phase if config.preset == "late_phase" else HessianFree
-        self._optimizer = make(parameters, **options, **config.options)
+        self._optimizer = _PRESETS[config.preset](self._parameters(), **self._blocks(), **config.options)
         self._steps = 0
+
+    def _parameters(self) -> Any:
+        """The parameters, a param group for each block of the curvature."""
+        blocks = self._config.blocks
+        if isinstance(blocks, list):
+            return by_module(self.model, blocks)
+        return layerwise(self.model) if blocks == "layerwise" else self.model.parameters()
+
+    def _blocks(self) -> dict[str, Any]:
+        return {} if self._config.blocks == "all" else {"block_diagonal": True}
 
     @property
     def lr(self) -> float:
@@ -61,16 +70,13 @@ class HessianFreeStrategy(Strategy):
 
 
 class QuadraticRateStrategy(Strategy):
-    """Steps of AdamQLR or SGDQLR on batches drawn anew for each."""
+    """Steps of AdamQLR, SGDQLR or K-FAC on batches drawn anew for each."""
 
     def __init__(self, config: QuadraticRate, context: StrategyContext):
         super().__init__(context)
         self.model.train()
         self._batch_size = config.batch_size
-        make = AdamQLR if config.kind == "adamqlr" else SGDQLR
-        self._optimizer = make(self.model.parameters(), **config.options)
-        # A quadratic form of the Hessian is a product.
-        self._along = "products" if self._optimizer.param_groups[0]["curvature"] == "hessian" else "forms"
+        self._optimizer = QUADRATIC_RATES[config.kind](self.model.parameters(), **config.options)
         self._steps = 0
 
     @property
@@ -89,9 +95,20 @@ class QuadraticRateStrategy(Strategy):
         report = self._optimizer.report
         assert report is not None
         work.gradients += rows
-        if report.method != "none":
-            setattr(work, self._along, getattr(work, self._along) + rows)
+        if isinstance(report, KFACStepReport):
+            self._count_factors(report, rows)
+        elif report.method != "none":
+            # A quadratic form of the Hessian is a product.
+            kind = "products" if self._optimizer.param_groups[0]["curvature"] == "hessian" else "forms"
+            setattr(work, kind, getattr(work, kind) + rows)
         return report.as_dict()
+
+    def _count_factors(self, report: KFACStepReport, rows: int) -> None:
+        """Count K-FAC's forms, and a gradient for each probe of the factors and, where there is one, the diagonal."""
+        self.context.work.forms += report.products * rows
+        if report.factors_updated:
+            estimates = 1 + bool(report.diagonal_layers)
+            self.context.work.gradients += estimates * self._optimizer.param_groups[0]["probes"] * rows
 
 
 class LBFGSStrategy(Strategy):

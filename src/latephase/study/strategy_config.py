@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from ..optim import SGDQLR, AdamQLR, HessianFree
+from ..optim import KFAC, SGDQLR, AdamQLR, HessianFree
 from ..optim.quadratic_lr.options import QuadraticOptions
 
 NOT_IN_TOML = ("params", "curvature_dtype")
@@ -52,8 +52,10 @@ class HessianFreeSteps(_Strategy):
         default=None, ge=0, description="default: 1,024 or a quarter of the split; 0: judged on the batch itself"
     )
     curvature_batch_size: int | None = Field(default=None, ge=1, description="rows of the batch; default: all of it")
-    preset: Literal["default", "late_phase"] = "default"
-    blocks: Literal["all", "layerwise"] = "all"
+    preset: Literal["default", "late_phase", "fixed_rate"] = "default"
+    blocks: Literal["all", "layerwise"] | list[str] = Field(
+        default="all", description="of the curvature: one, one for each layer, or the names of submodules"
+    )
     options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("options")
@@ -73,17 +75,21 @@ class HessianFreeSteps(_Strategy):
         return self
 
 
-class QuadraticRate(_Strategy):
-    """Go on with AdamQLR or SGDQLR (Clarke and Hernandez-Lobato 2024) on batches of `batch_size`."""
+QUADRATIC_RATES = {"adamqlr": AdamQLR, "sgdqlr": SGDQLR, "kfac": KFAC}
+"""Optimizers whose learning rate minimises a quadratic model."""
 
-    kind: Literal["adamqlr", "sgdqlr"]
+
+class QuadraticRate(_Strategy):
+    """Go on with AdamQLR or SGDQLR (Clarke and Hernandez-Lobato 2024), or K-FAC, on batches of `batch_size`."""
+
+    kind: Literal["adamqlr", "sgdqlr", "kfac"]
     batch_size: int | None = Field(default=None, ge=1, description="default: all rows")
     options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("options")
     @classmethod
     def _known(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        return _checked(SGDQLR if info.data.get("kind") == "sgdqlr" else AdamQLR, options)
+        return _checked(QUADRATIC_RATES[info.data.get("kind", "adamqlr")], options)
 
 
 class LBFGS(_Strategy):
@@ -134,7 +140,7 @@ class Chain(_Strategy):
 StrategyConfig = Annotated[
     FirstOrder | HessianFreeSteps | QuadraticRate | LBFGS | Custom | Chain, Field(discriminator="kind")
 ]
-KINDS = ("first_order", "hessian_free", "adamqlr", "sgdqlr", "lbfgs", "custom", "chain")
+KINDS = ("first_order", "hessian_free", "adamqlr", "sgdqlr", "kfac", "lbfgs", "custom", "chain")
 TABLES: tuple[type[Table], ...] = (FirstOrder, HessianFreeSteps, QuadraticRate, LBFGS, Custom, Chain, Part)
 
 

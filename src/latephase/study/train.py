@@ -139,6 +139,8 @@ class _Training:
             self.journal = Journal(directory / "training" / "rows.jsonl", kept)
             if not kept:
                 self._log()
+        if self.epoch == 0 and 0 in self.to_save:
+            self._save()
 
     def _resume(self, rows: list[dict[str, Any]]) -> None:
         """Load the latest state up to which rows and checkpoints are complete."""
@@ -207,9 +209,12 @@ class _Training:
         if _is_evaluated(self.study, epoch):
             self._log()
         if epoch in self.to_save:
-            save_checkpoint(checkpoint_path(self.directory, epoch), self._state())
+            self._save()
         if epoch % self.setting.save_every == 0 or epoch == self.setting.epochs:
             save_checkpoint(latest_path(self.directory), self._state())
+
+    def _save(self) -> None:
+        save_checkpoint(checkpoint_path(self.directory, self.epoch), self._state())
 
     def _log(self) -> None:
         if self.journal is None:

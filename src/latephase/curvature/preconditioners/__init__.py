@@ -18,16 +18,16 @@ step.
 from .base import Apply, Estimate, Preconditioner
 from .empirical_fisher import EmpiricalFisher
 from .ggn_diagonal import GGNDiagonal
-from .kfac import KFAC
+from .kfac import Kronecker
 from .nystrom import Nystrom
 
 __all__ = [
-    "KFAC",
     "PRECONDITIONERS",
     "Apply",
     "EmpiricalFisher",
     "Estimate",
     "GGNDiagonal",
+    "Kronecker",
     "Nystrom",
     "Preconditioner",
     "preconditioner",
@@ -37,7 +37,7 @@ PRECONDITIONERS: dict[str, type[Preconditioner]] = {
     "empirical_fisher": EmpiricalFisher,
     "ggn_diagonal": GGNDiagonal,
     "nystrom": Nystrom,
-    "kfac": KFAC,
+    "kfac": Kronecker,
 }
 """The methods by name."""
 

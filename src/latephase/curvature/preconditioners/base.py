@@ -78,12 +78,6 @@ def shared_seed(curved: Linearization) -> int:
     return int(curved.objective.reduce.share(seed))
 
 
-def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Entries 1 and -1 with equal probability, in the shape and dtype of a tensor."""
-    bits = torch.randint(2, like.shape, device=like.device, generator=generator, dtype=torch.int8)
-    return bits.to(like.dtype).mul_(2).sub_(1)
-
-
 def diagonal_inverse(diagonal: Tensor, damping: float | Tensor, exponent: float, blocks: Sequence[int]) -> Apply:
     """R -> (D + lambda)^-exponent r.
 

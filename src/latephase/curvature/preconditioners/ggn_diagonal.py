@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...chunks import Chunk
 from ...program import LossOfOutputs
-from ...randomness import seed_of_chunk
+from ...randomness import random_signs, seed_of_chunk
 from ..forward_pass import ForwardPass
 from ..linearization import Linearization
 from ..loss_roots import hessian_root
@@ -20,7 +20,6 @@ from .base import (
     check_whole,
     decay_of,
     diagonal_inverse,
-    random_signs,
     shared_seed,
 )
 

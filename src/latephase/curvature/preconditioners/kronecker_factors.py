@@ -1,10 +1,11 @@
 """Kronecker factors of the Gauss-Newton matrix of linear and convolutional layers, by the package curvlinops."""
 
+import contextlib
 import importlib
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -17,14 +18,16 @@ from ...chunks import Chunk, cut, loss_reduction
 from ...kernels import differentiable_kernels
 from ...objective import Objective
 from ...program import LossOfOutputs
-from ...randomness import seed_of_chunk
+from ...randomness import random_signs, seed_of_chunk
 from ..linearization import Linearization
 from ..loss_roots import hessian_root
-from .base import owners, random_signs
+from .base import owners
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
-OTHERWISE = "use the preconditioner 'ggn_diagonal' or 'nystrom'"
+WEIGHT_SHARING = ("expand", "reduce")
+"""What is made of a layer's positions (Eschenhagen et al. 2023)."""
+OTHERWISE = "use HessianFree, alone or with the preconditioner 'ggn_diagonal' or 'nystrom'"
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Layer:
 def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer]:
     """The linear and two-dimensional convolutional layers whose factors curvlinops finds.
 
-    That is those that the model calls once in a pass, with one tensor, and whose parameters are no other module's.
-    Found out on up to eight examples.
+    That is those that the model calls once in a pass, with one tensor, and whose parameters are no other module's; of
+    the convolutions those that pad with zeros, as much before as behind. Found out on up to eight examples.
 
     Args:
         curved: the curvature.
@@ -72,13 +75,21 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
         own = {key: p for key, p in module.named_parameters() if id(p) in starts}
         if not isinstance(module, LAYERS) or not own or not set(own) <= {"weight", "bias"}:
             continue
-        if calls[name] != 1 or any(holders[id(p)] > 1 for p in own.values()):
+        if calls[name] != 1 or any(holders[id(p)] > 1 for p in own.values()) or not _padded_evenly(module):
             continue
         weight, bias = (starts.get(id(module._parameters[key]), -1) for key in ("weight", "bias"))
         joint = weight >= 0 and bias >= 0 and bisect_right(ends, weight) == bisect_right(ends, bias)
         shape = module.weight.shape
         found.append(Layer(name, weight, bias, shape[1:].numel(), shape[0], joint))
     return found
+
+
+def _padded_evenly(module: nn.Module) -> bool:
+    """Whether a layer is no convolution, or one that pads with zeros, as much before as behind."""
+    if not isinstance(module, nn.Conv2d):
+        return True
+    extents = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return module.padding_mode == "zeros" and (module.padding != "same" or all(n % 2 == 0 for n in extents))
 
 
 def _calls(objective: Objective) -> Counter[str]:
@@ -104,18 +115,24 @@ def _calls(objective: Objective) -> Counter[str]:
     return calls
 
 
-def kronecker_factors(curved: Linearization, layers: list[Layer], probes: int, seed: int) -> list[Tensor]:
+def kronecker_factors(
+    curved: Linearization, layers: list[Layer], probes: int, seed: int, weight_sharing: str = "expand"
+) -> list[Tensor]:
     """Of each layer in turn the factor A of its inputs (where its weight is in the space) and B of its slopes.
 
     A is the second moment of the inputs, a one beside them where the layer is joint. B is the sum of the second moments
     of the slopes of u'S'outputs in the layer's outputs, with random signs u and S a square root of the loss's Hessian
-    as in `GGNDiagonal`: their expectation is that under the model's own distribution.
+    as in `GGNDiagonal`: their expectation is that under the model's own distribution. Where a layer is used at R
+    positions of each example, "expand" takes every position for an example of its own, with A their mean and B their
+    sum; "reduce" first takes the mean of an example's inputs and the sum of its slopes over the positions (Eschenhagen
+    et al. 2023, Sections 3.2 and 3.3).
 
     Args:
         curved: the curvature.
         layers: what `supported_layers` found.
         probes: number of random vectors.
         seed: of the signs.
+        weight_sharing: "expand" or "reduce".
 
     Returns:
         Symmetric matrices, summed over chunks and ranks.
@@ -135,7 +152,7 @@ def kronecker_factors(curved: Linearization, layers: list[Layer], probes: int, s
     def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
         run = _Probed(objective, chunk, index, seed_of_chunk(seed, index, objective.reduce.rank))
         # With a sum over the examples the slopes are summed; the inputs are averaged over all data in any case.
-        found = _of_chunk(run, curved, layers, probes, probes * (rows if summed else chunk.rows))
+        found = _of_chunk(run, curved, layers, probes, probes * (rows if summed else chunk.rows), weight_sharing)
         factors = found or [torch.zeros(size, size, dtype=space.dtype, device=space.device) for size in sizes]
         return torch.tensor(float(found is None), device=space.device), *factors
 
@@ -151,7 +168,7 @@ def kronecker_factors(curved: Linearization, layers: list[Layer], probes: int, s
 
 
 def _of_chunk(
-    run: "_Probed", curved: Linearization, layers: list[Layer], probes: int, count: int
+    run: "_Probed", curved: Linearization, layers: list[Layer], probes: int, count: int, weight_sharing: str
 ) -> list[Tensor] | None:
     """The factors of one chunk; None where its loss has no root."""
     starts = {start for layer in layers for start in (layer.weight, layer.bias)}
@@ -167,13 +184,14 @@ def _of_chunk(
         [(torch.zeros(1, 1, device=space.device), torch.zeros(1, 1, device=space.device))] * probes,
         check_deterministic=False,
         fisher_type="empirical",
+        kfac_approx=weight_sharing,
         num_per_example_loss_terms=1,
         separate_weight_and_bias=False,
         num_data=count,
     )
     buffers = objective.buffers()
     try:
-        with torch.enable_grad(), differentiable_kernels(objective.model):
+        with torch.enable_grad(), differentiable_kernels(objective.model), _hooks_removed(objective.model):
             kfac.compute_kronecker_factors()
     except _Unknown:
         return None
@@ -186,6 +204,19 @@ def _of_chunk(
             factors.append(state["input_covariances"][name][: layer.columns, : layer.columns])
         factors.append(state["gradient_covariances"][name] / probes)
     return [factor.detach().to(space.dtype) for factor in factors]
+
+
+@contextlib.contextmanager
+def _hooks_removed(model: nn.Module) -> Iterator[None]:
+    """Remove the forward hooks that are left behind; curvlinops leaves its own where a pass raises."""
+    places = [hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    before = [set(hooks) for hooks in places]
+    try:
+        yield
+    finally:
+        for hooks, known in zip(places, before, strict=True):
+            for key in set(hooks) - known:
+                del hooks[key]
 
 
 class _Unknown(Exception):

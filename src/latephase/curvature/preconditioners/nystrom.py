@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..linearization import Linearization
-from ..operator import block_diagonal
 from .base import Apply, Estimate, Preconditioner, check_whole, decay_of, shared_seed
 
 PIECE = 2**14
@@ -29,8 +28,9 @@ class Nystrom(Preconditioner):
     Where the curvature is indefinite (a Hessian), that formula may be large where the curvature is not. Then Lambda
     holds the absolute values of the eigenvalues of Q'C Q instead, and U the vectors Q times its eigenvectors.
 
-    Costs `rank` + 1 products for each block and estimate, of which the last shows whether the formula overshoots, and
-    `rank` numbers for each parameter, which stay in the optimizer's state; three times that while it is made.
+    An estimate costs `rank` + 1 products, of all blocks at once, of which the last shows whether the formula
+    overshoots, and `rank` numbers for each parameter, which stay in the optimizer's state; three times that while it is
+    made.
 
     Attributes:
         rank: number of eigenvalues of each block, at most the block's size. Default 20.
@@ -55,7 +55,7 @@ class Nystrom(Preconditioner):
         the same everywhere, otherwise [P].
         """
         blocks, decay = list(blocks), decay_of(curved)
-        products = curved.matvec if len(blocks) == 1 else block_diagonal(curved.matvec, blocks)
+        products = curved.matvec if len(blocks) == 1 else curved.over_blocks(blocks, self.rank + 1).matvec
 
         def multiply(v: Tensor) -> Tensor:
             return products(v) - decay * v

@@ -1,6 +1,7 @@
 """The deep autoencoder of the literature on Hessian-free optimization."""
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
@@ -16,6 +17,8 @@ def autoencoder(
 ) -> nn.Sequential:
     """Build an autoencoder with a mirrored decoder: inputs [N, widths[0]] -> logits of the reconstruction, same shape.
 
+    Its two modules are `encoder` and `decoder`.
+
     From Hinton and Salakhutdinov (2006, "Reducing the Dimensionality of Data with Neural Networks"), the problem of
     Martens (2010) and of Zhang et al. (2017): logistic units, a linear code, and logistic outputs, which
     `nn.BCEWithLogitsLoss` contains. Biases start at zero.
@@ -24,10 +27,10 @@ def autoencoder(
         widths: of the encoder's layers, from the inputs to the code.
         initialize: fills the weights of a layer. Default: Xavier's uniform rule; `layers.sparse_` is Martens' own.
     """
-    mirrored = [*widths, *reversed(widths[:-1])]
-    layers: list[nn.Module] = []
-    for position, (inputs, outputs) in enumerate(itertools.pairwise(mirrored), start=1):
-        layers.append(dense(inputs, outputs, initialize))
-        if position not in (len(widths) - 1, len(mirrored) - 1):
-            layers.append(nn.Sigmoid())
-    return nn.Sequential(*layers)
+
+    def half(widths: Sequence[int]) -> nn.Sequential:
+        pairs = itertools.pairwise(widths)
+        layers = [layer for pair in pairs for layer in (dense(*pair, initialize), nn.Sigmoid())]
+        return nn.Sequential(*layers[:-1])
+
+    return nn.Sequential(OrderedDict(encoder=half(widths), decoder=half(widths[::-1])))

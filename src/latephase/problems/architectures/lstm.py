@@ -19,13 +19,16 @@ class LSTMClassifier(nn.Module):
 
     def __init__(self, features: int = 1, width: int = 128, layers: int = 3, outputs: int = 10):
         super().__init__()
-        self.lstm = nn.LSTM(features, width, layers, batch_first=True)
+        widths = [features] + [width] * (layers - 1)
+        # Modules of their own, so that each layer can be a block of the curvature.
+        self.layers = nn.ModuleList(nn.LSTM(inputs, width, batch_first=True) for inputs in widths)
         self.classify = nn.Linear(width, outputs)
 
     def forward(self, sequences: Tensor) -> Tensor:
         """Logits [N, outputs]."""
-        hidden, _ = self.lstm(sequences)
-        return self.classify(hidden[:, -1])
+        for layer in self.layers:
+            sequences, _ = layer(sequences)
+        return self.classify(sequences[:, -1])
 
 
 class CharLSTM(nn.Module):

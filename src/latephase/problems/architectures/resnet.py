@@ -1,6 +1,7 @@
 """Residual networks of He et al. (2016, "Deep Residual Learning for Image Recognition")."""
 
 import functools
+from collections import OrderedDict
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -74,20 +75,17 @@ def resnet_20(outputs: int = 10) -> nn.Sequential:
     """Build the 20-layer network for CIFAR: images [N, 3, 32, 32] -> logits [N, outputs]; 269,722 parameters for ten.
 
     He et al., Section 4.2: three groups of three blocks with 16, 32 and 64 filters, shortcuts without parameters,
-    convolutions by He's normal rule (fan-in) without biases. The dense layer is Xavier's uniform, its biases zero.
+    convolutions by He's normal rule (fan-in) without biases. The dense layer is Xavier's uniform, its biases zero. Its
+    modules are `stem`, the groups `stage1` to `stage3`, and `head`.
 
     Args:
         outputs: number of classes.
     """
-    return nn.Sequential(
-        *conv(3, 16, 3, bias=None, initialize=_he_normal),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        *_groups(16, (16, 32, 64), 3, False, _he_normal),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        dense(64, outputs),
-    )
+    stem = nn.Sequential(*conv(3, 16, 3, bias=None, initialize=_he_normal), nn.BatchNorm2d(16), nn.ReLU())
+    groups = _groups(16, (16, 32, 64), 3, False, _he_normal)
+    stages = {f"stage{i + 1}": nn.Sequential(*groups[3 * i : 3 * i + 3]) for i in range(3)}
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense(64, outputs))
+    return nn.Sequential(OrderedDict(stem=stem, **stages, head=head))
 
 
 def resnet_18(outputs: int = 10) -> nn.Sequential:

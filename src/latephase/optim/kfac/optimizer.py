@@ -1,0 +1,277 @@
+"""K-FAC as Martens and Grosse (2015) have it, with the heuristics that Clarke and Hernandez-Lobato (2024) study."""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ...curvature import Linearization, linearize
+from ...objective import Objective
+from ...parameters import ParameterSpace
+from ...solve import levenberg_marquardt, reduction_ratio
+from ..options import check_number, check_objective
+from ..report import StepStatus
+from ..trials import ROUNDING
+from .carried import KFACCarried, restore
+from .factors import Factors, diagonal_layers, finite, renewed
+from .options import ADAPTIVE, UNADAPTIVE, check_options
+from .report import KFACStepReport, nothing_done
+from .trial import Trial, propose
+
+
+class KFAC(Optimizer):
+    """Kronecker-factored approximate curvature (Martens and Grosse 2015), in its block-diagonal form.
+
+    One step on the objective's data, Sections in that paper:
+
+    1. loss and gradient g;
+    2. factors A (second moment of a layer's inputs) and B (of the slopes in its outputs, under the model's own
+       distribution), as moving averages with decay min(1 - 1/k, factor_decay) at estimate k (Section 5). B is sampled
+       with random signs (`curvature.preconditioners.Kronecker`), whose expectation is the Gauss-Newton matrix's;
+    3. direction Delta = -F^-1 g, F having the blocks (B + gamma / pi) kron (A + pi gamma), gamma = sqrt(lambda + wd),
+       pi the root of the ratio of the factors' mean eigenvalues (Section 6.3). Gamma is not adapted on its own (the
+       paper does so in Section 6.6, kfac-jax does not): gamma^2 I in this product is the damping of step 4. Inverses
+       have the gamma of when they were made, see `inverse_period`;
+    4. update delta = alpha Delta + mu delta_0, delta_0 the last one: alpha and mu minimise g'x + 0.5 x'(C + lambda I)x
+       with the exact Gauss-Newton matrix C of these data, the L2 term in it (Sections 6.4 and 7);
+    5. every `adapt_period` steps the loss there, by which lambda is adapted (Section 6.5).
+
+    Linear and two-dimensional convolution layers that the model calls once get factors. All other parameters
+    (normalisation, embeddings, recurrent and shared layers) have a diagonal block, estimated from the same signs;
+    `report.diagonal_layers` names them. The factors are computed by the package curvlinops: `pip install
+    "latephase[kfac]"`.
+
+    A step costs two forward and backward passes and three tangent passes; where all is fixed no tangent pass. A step
+    that meets a loss, gradient, factor or update that is not finite leaves parameters, buffers and state as they were,
+    but for the damping, which rises where it is adapted; so does a step to a loss that is not finite, where that is
+    computed.
+
+    Args:
+        params: parameters or param groups. A group may set `lr` for itself; every other option is global.
+        lr: alpha. Default None, the minimiser of step 4; the group's `lr` then is 1.0, a factor on its updates, for
+            schedulers. A number fixes it.
+        momentum: mu. Default None, the minimiser of step 4. A number fixes it, and 0 turns momentum off, which saves
+            two tangent passes.
+        damping: initial lambda. Default 1.0 (Clarke and Hernandez-Lobato 2024); Martens and Grosse took 150 for losses
+            that are sums over hundreds of outputs.
+        adapt_period: T1: steps after which lambda is multiplied by omega = damping_decay ** adapt_period where the
+            reduction ratio is above 3/4, and divided by it below 1/4. Default 5 (Section 6.5); 0 keeps it constant.
+        damping_decay: omega per step. Default 19/20, from the same source.
+        damping_range: adapted damping stays in here. Default at least 1e-8 (Clarke and Hernandez-Lobato 2024).
+        reduction_ratio: which quadratic predicts the change: "undamped" (default, as in kfac-jax) or "damped", with
+            lambda, which predicts less, so that the damping falls sooner.
+        factor_period: steps after which the factors are estimated anew. Default 1 (Martens and Grosse 2015).
+        inverse_period: T3: steps after which the factors are inverted anew; the first three estimates are at once.
+            Default 5, as in kfac-jax; 20 in the paper.
+        factor_decay: of the moving averages. Default 0.95 (Section 5).
+        probes: random vectors per estimate of B, and of the diagonal. Default 1, as one sample per example in the
+            paper: the moving average takes the mean over steps.
+        weight_sharing: what a layer makes of several positions of one example, as a convolution has them: "expand"
+            (default; Grosse and Martens 2016 for convolutions) or "reduce" (Eschenhagen et al. 2023), see
+            `curvature.preconditioners.Kronecker`.
+
+    Attributes:
+        report: `KFACStepReport` of the last step; None before the first.
+
+    Raises:
+        ValueError: an unknown option value, or a global option that differs between groups.
+    """
+
+    report: KFACStepReport | None = None
+    _ranks_compared = False
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | None = None,
+        momentum: float | None = None,
+        damping: float = 1.0,
+        adapt_period: int = 5,
+        damping_decay: float = 19 / 20,
+        damping_range: tuple[float, float] = (1e-8, math.inf),
+        reduction_ratio: str = "undamped",
+        factor_period: int = 1,
+        inverse_period: int = 5,
+        factor_decay: float = 0.95,
+        probes: int = 1,
+        weight_sharing: str = "expand",
+    ):
+        options = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
+        super().__init__(params, options | {"lr": 1.0 if lr is None else lr, "exact_lr": lr is None})
+        check_options(self.param_groups)
+
+    @classmethod
+    def adaptive(cls, params: Iterable[Any], **overrides: Any) -> Self:
+        """K-FAC as Clarke and Hernandez-Lobato (2024) compare it: everything is adapted, and inverted, at every step.
+
+        Exact rate and momentum, damping 1.0, times or by 0.9 at every step, averages with decay 0.95.
+
+        Args:
+            params: parameters or param groups.
+            **overrides: options in place of these, or beside them; so in both named settings.
+        """
+        return cls(params, **(ADAPTIVE | overrides))
+
+    @classmethod
+    def unadaptive(cls, params: Iterable[Any], **overrides: Any) -> Self:
+        """The ablation of the same paper: rate 1e-3, momentum 0.9 and damping 1.0 stay as they are."""
+        return cls(params, **(UNADAPTIVE | overrides))
+
+    @property
+    def damping(self) -> float:
+        """Lambda of the next step, adapted or initial; may be set."""
+        return self._carried.damping
+
+    @damping.setter
+    def damping(self, value: float) -> None:
+        check_number("damping", value)
+        self._carried.damping = value
+        self._ranks_compared = False
+
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, objective: Objective, evaluation: Objective | None = None
+    ) -> Tensor:
+        """Take one step.
+
+        Args:
+            objective: gives loss, gradient, factors and the exact quadratic model.
+            evaluation: gives the actual change of the loss, by which the damping is adapted. Default: the objective.
+
+        Returns:
+            The objective's loss before the step, scalar.
+
+        Raises:
+            TypeError: a plain closure in place of an Objective.
+            ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
+                ranks with different parameters, a loss whose Hessian is not known, or a global option that differs
+                between groups.
+            ImportError: curvlinops is not installed.
+        """
+        started = time.perf_counter()
+        evaluation = objective if evaluation is None else evaluation
+        objectives = {id(o): o for o in (objective, evaluation)}.values()
+        for each in objectives:
+            check_objective(each, objective, type(self).__name__)
+        check_options(self.param_groups)
+        space = objective.space([p for group in self.param_groups for p in group["params"]])
+        self._compare_ranks(objective, space)
+        for each in objectives:
+            each.reseed()
+        loss, outcome = self._step(objective, evaluation, space)
+        self.report = KFACStepReport(**outcome, seconds=time.perf_counter() - started)
+        return loss
+
+    def _step(
+        self, objective: Objective, evaluation: Objective, space: ParameterSpace
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Take the step, or leave everything as it was; the loss, and what the report says of it."""
+        options, carried, damping = self.param_groups[0], self._carried, self.damping
+        period = options["adapt_period"]
+        adapt = period > 0 and damping > 0
+        judged = adapt and (carried.steps + 1) % period == 0
+        modelled = options["exact_lr"] or options["momentum"] is None or judged
+        method = "auto" if modelled else "double_backward"
+        linear = linearize(
+            objective, parameters=space.parameters, method=method, at_once=carried.saw(objective) and modelled
+        )
+        loss, norm = float(linear.loss), float(objective.reduce.share(linear.gradient.norm()))
+        stayed = nothing_done(loss, norm, damping, -math.inf if adapt else None)
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            objective.check_data()
+            self._adapt(damping, -math.inf if adapt else math.nan)
+            return linear.loss, stayed
+        factors, updated = renewed(carried.factors, linear, options, carried.steps, damping)
+        stayed |= {"factors_updated": updated, "diagonal_layers": diagonal_layers(factors, objective.model, space)}
+        if not objective.reduce.share(finite(factors)):
+            self._adapt(damping, -math.inf if adapt else math.nan)
+            return linear.loss, stayed
+        trial = propose(linear, factors, carried.update(space), self.param_groups, damping, judged)
+        stayed |= {"predicted_change": trial.predicted, "products": trial.products}
+        stayed |= {"method": linear.method} if trial.products else {}
+        if trial.step_norm == 0 and norm == 0:
+            return linear.loss, stayed | {"status": StepStatus.STATIONARY, "reduction_ratio": None}
+        return linear.loss, self._settle(linear, trial, factors, evaluation, stayed, adapt, judged)
+
+    def _settle(
+        self,
+        linear: Linearization,
+        trial: Trial,
+        factors: Factors,
+        evaluation: Objective,
+        stayed: dict[str, Any],
+        adapt: bool,
+        judged: bool,
+    ) -> dict[str, Any]:
+        """Write parameters, buffers and state if the update is good, adapt the damping; what the report says of it."""
+        objective, space, carried = linear.objective, linear.space, self._carried
+        found: dict[str, Any] = {"new_loss": None, "reduction_ratio": None}
+        good, ratio = math.isfinite(trial.step_norm), math.nan
+        vector = space.values().add_(trial.update)
+        if not good:
+            ratio = -math.inf
+        elif judged:
+            losses = self._losses(linear, evaluation, vector)
+            good = all(math.isfinite(each) for each in losses)
+            ratio = _ratio(losses, trial.predicted, torch.finfo(linear.loss.dtype).eps)
+            found = {"evaluation_loss": losses[0], "new_evaluation_loss": losses[1], "reduction_ratio": ratio}
+            found["new_loss"] = losses[1] if evaluation is objective else None
+        if adapt:
+            self._adapt(stayed["damping"], ratio)
+        if not good:
+            return stayed | {"reduction_ratio": ratio if adapt else None}
+        space.write(vector)
+        objective.write_buffers(linear.buffers)
+        carried.taken(space, trial.update, factors)
+        carried.remember(objective)
+        done = {"step_norm": trial.step_norm, "lr": trial.lr, "momentum": trial.momentum}
+        return stayed | found | done | {"status": StepStatus.TAKEN, "accepted": True}
+
+    def _losses(self, linear: Linearization, evaluation: Objective, vector: Tensor) -> tuple[float, float]:
+        """The evaluation objective's loss before the step and where it leads."""
+        before = float(linear.loss) if evaluation is linear.objective else float(evaluation.value())
+        if not math.isfinite(before):
+            evaluation.check_data()
+            return before, before
+        return before, float(evaluation.value(linear.space.named(vector)))
+
+    def _adapt(self, damping: float, ratio: float) -> None:
+        """Set the damping of the next step by Levenberg and Marquardt's rule; not a number leaves it."""
+        options = self.param_groups[0]
+        if not math.isnan(ratio):
+            omega = options["damping_decay"] ** options["adapt_period"]
+            self._carried.damping = levenberg_marquardt(
+                damping, ratio, factors=(omega, 1 / omega), bounds=options["damping_range"]
+            )
+
+    def _compare_ranks(self, objective: Objective, space: ParameterSpace) -> None:
+        """At the first step, and the first after loading: every rank must start from the same numbers."""
+        if self._ranks_compared:
+            return
+        kept = self._carried.tensors(space)
+        objective.reduce.check_equal([*space.parameters, *kept.values()], [*space.names, *kept])
+        self._ranks_compared = True
+
+    @property
+    def _carried(self) -> KFACCarried:
+        return KFACCarried(self.state, self.param_groups)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; its tensors keep their dtype, which may be wider than the parameters'."""
+        super().load_state_dict(state_dict)
+        restore(self.state, self.param_groups, state_dict)
+        self._ranks_compared = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep: beside torch's own, the last report."""
+        return super().__getstate__() | {"report": self.report}
+
+
+def _ratio(losses: tuple[float, float], predicted: float | None, rounding: float) -> float:
+    """The reduction ratio; not a number where the prediction is within the rounding of the loss."""
+    if predicted is not None and abs(predicted) <= ROUNDING * rounding * abs(losses[0]) < math.inf:
+        return math.nan if math.isfinite(losses[1]) else -math.inf
+    return reduction_ratio(losses[1] - losses[0], math.nan if predicted is None else predicted)

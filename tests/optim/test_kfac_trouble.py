@@ -1,0 +1,258 @@
+"""What K-FAC does with what is not finite, with bad arguments, and how its state is saved."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from latephase import Objective
+from latephase.optim import StepStatus
+from latephase.optim.kfac import KFAC
+
+pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """K-FAC's signs come from torch's generator."""
+    torch.manual_seed(0)
+
+
+def cross_entropy(model, data, **options):
+    return Objective(model, nn.CrossEntropyLoss(), data, **options)
+
+
+def fields(optimizer):
+    return optimizer.report.as_dict() | {"seconds": 0}
+
+
+def barrier(function, start):
+    """Least at 1, and not a number below 0."""
+    return function(lambda x: ((x - x.log()).sum(), x), start)
+
+
+def without_damping(state):
+    """The state but for the damping, which a rejected step raises."""
+    return {p: {key: value for key, value in entry.items() if key != "damping"} for p, entry in state.items()}
+
+
+def test_a_step_to_a_loss_that_is_not_finite_is_refused(function, unchanged):
+    point, objective = barrier(function, 3.0)
+    optimizer = KFAC(point.parameters(), damping=1e-3, adapt_period=1)
+    for _ in range(3):
+        with unchanged(point):
+            optimizer.step(objective)
+        report = optimizer.report
+        assert (report.status, report.accepted) == (StepStatus.NONFINITE, False)
+        assert (report.lr, report.step_norm, report.new_loss) == (0.0, 0.0, report.loss)
+        assert report.reduction_ratio == -math.inf
+        assert optimizer.damping == pytest.approx(report.damping * 20 / 19, rel=1e-12)
+    assert without_damping(optimizer.state) == {point.x: {}}
+    optimizer.damping = 10.0
+    optimizer.step(objective)
+    assert optimizer.report.accepted
+    assert float(point.x.detach()) > 0
+
+
+def test_a_refused_step_keeps_what_was_carried(toy, unchanged):
+    model, data = toy.network(), toy.batch()
+    model.append(nn.BatchNorm1d(3).double())
+    optimizer = KFAC(model.parameters(), adapt_period=2)
+    for _ in range(3):
+        optimizer.step(cross_entropy(model, data))
+    before = copy.deepcopy(without_damping(optimizer.state_dict()["state"]))
+
+    class Broken(nn.CrossEntropyLoss):
+        """Not a number once the parameters have moved."""
+
+        def forward(self, outputs, targets):
+            moved = not torch.equal(outputs.detach(), self.outputs)
+            return super().forward(outputs, targets) + (math.nan if moved else 0.0)
+
+    loss = Broken()
+    loss.outputs = copy.deepcopy(model)(data[0]).detach()
+    with unchanged(model):
+        optimizer.step(cross_entropy(model, data), evaluation=Objective(model, loss, data))
+    assert optimizer.report.status == StepStatus.NONFINITE
+    assert optimizer.report.step_norm == 0
+    torch.testing.assert_close(without_damping(optimizer.state_dict()["state"]), before, rtol=0, atol=0)
+    optimizer.step(cross_entropy(model, data))
+    assert optimizer.report.accepted
+
+
+@pytest.mark.parametrize("adapt_period", [0, 5])
+def test_a_loss_that_is_not_finite_changes_nothing(adapt_period, function, unchanged):
+    point, objective = function(lambda x: (x.log().sum(), x), -1.0)
+    optimizer = KFAC(point.parameters(), adapt_period=adapt_period)
+    with unchanged(point):
+        optimizer.step(objective)
+    assert optimizer.report.status == StepStatus.NONFINITE
+    assert optimizer.damping == pytest.approx((20 / 19) ** adapt_period)
+    assert optimizer.report.diagonal_layers == ()
+
+
+def test_factors_that_overflow_are_refused(unchanged):
+    """The input's square is infinite in float32; loss and gradient, 2 * 0.001 * 3e19, are not."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1e-20)
+    x = torch.tensor([[3e19]])
+    optimizer = KFAC(model.parameters())
+    with unchanged(model):
+        optimizer.step(Objective(model, nn.MSELoss(), (x, model(x).detach() + 1e-3)))
+    report = optimizer.report
+    assert math.isfinite(report.gradient_norm)
+    assert (report.status, report.factors_updated) == (StepStatus.NONFINITE, True)
+    assert "factors" not in optimizer.state[model.weight]
+
+
+def test_data_that_is_not_finite_is_an_error(toy):
+    model, (x, y) = toy.network(), toy.batch()
+    x[3, 1] = math.nan
+    with pytest.raises(ValueError, match="clean the data"):
+        KFAC(model.parameters()).step(cross_entropy(model, (x, y)))
+
+
+def test_a_stationary_point_is_left_alone(function, unchanged):
+    point, objective = barrier(function, 1.0)
+    optimizer = KFAC(point.parameters(), adapt_period=1)
+    with unchanged(point):
+        optimizer.step(objective)
+    assert (optimizer.report.status, optimizer.damping) == (StepStatus.STATIONARY, 1.0)
+
+
+def test_a_plain_closure_and_unknown_losses_are_refused(toy):
+    model, (x, y) = toy.network(), toy.batch()
+    optimizer = KFAC(model.parameters())
+    with pytest.raises(TypeError, match=r"KFAC\.step needs an Objective, got function"):
+        optimizer.step(lambda: model(x).sum())
+    with pytest.raises(ValueError, match="is not a parameter of the"):
+        optimizer.step(cross_entropy(toy.network(), (x, y)))
+    with pytest.raises(ValueError, match=r"got L1Loss; use HessianFree"):
+        optimizer.step(Objective(model, nn.L1Loss(), (x, x)))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(ValueError, match="from_forward"):
+        optimizer.step(Objective.from_forward(model, lambda: ((z := model(x)).square().mean(), z)))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"lr": -1.0},
+        {"lr": math.nan},
+        {"momentum": -0.1},
+        {"momentum": "exact"},
+        {"damping": -1.0},
+        {"damping": math.inf},
+        {"adapt_period": -1},
+        {"adapt_period": 2.0},
+        {"damping_decay": 0.0},
+        {"damping_decay": 1.0},
+        {"damping_range": (1.0, 0.0)},
+        {"damping_range": (2.0, 3.0)},
+        {"damping_range": 1.0},
+        {"reduction_ratio": "biased"},
+        {"factor_period": 0},
+        {"inverse_period": True},
+        {"factor_decay": 1.0},
+        {"probes": 0},
+        {"weight_sharing": "none"},
+    ],
+    ids=str,
+)
+def test_bad_options_are_named(option, toy):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        KFAC(toy.network().parameters(), **option)
+
+
+def test_options_are_global(toy):
+    model = toy.network()
+    with pytest.raises(ValueError, match="damping must be the same in all param groups"):
+        KFAC([{"params": [model[0].weight], "damping": 0.5}, {"params": [model[0].bias]}])
+    with pytest.raises(ValueError, match="damping must be a finite number"):
+        KFAC(model.parameters()).damping = -1.0
+
+
+def through_a_file(optimizer, model):
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    fresh = KFAC(model.parameters(), damping=7.0)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    return fresh
+
+
+def through_state_dict(optimizer, model):
+    fresh = KFAC(model.parameters())
+    fresh.load_state_dict(optimizer.state_dict())
+    return fresh
+
+
+@pytest.mark.parametrize("how", ["state_dict", "file", "deepcopy", "pickle"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_copy_continues_bit_for_bit(how, dtype, toy, flat):
+    model, data = toy.network(dtype=dtype), toy.batch(dtype=dtype)
+    model.insert(1, nn.LayerNorm(4, dtype=dtype))
+    optimizer = KFAC(model.parameters(), damping=0.1, adapt_period=1)
+    torch.manual_seed(0)
+    for _ in range(4):
+        optimizer.step(cross_entropy(model, data))
+    if how == "deepcopy":
+        twin, other = copy.deepcopy((model, optimizer))
+    elif how == "pickle":
+        twin, other = pickle.loads(pickle.dumps((model, optimizer)))
+    else:
+        twin = copy.deepcopy(model)
+        other = (through_state_dict if how == "state_dict" else through_a_file)(optimizer, twin)
+    assert other.damping == optimizer.damping != 0.1
+    for seed in range(4):
+        torch.manual_seed(seed)
+        expected = optimizer.step(cross_entropy(model, data))
+        torch.manual_seed(seed)
+        assert torch.equal(other.step(cross_entropy(twin, data)), expected)
+        assert torch.equal(flat(twin), flat(model))
+        assert fields(other) == fields(optimizer)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert {other.state[p]["update"].dtype for p in twin.parameters()} == {wide}
+    first, second = (o.state[next(m.parameters())]["factors"] for o, m in ((optimizer, model), (other, twin)))
+    assert second["moments"]["layers"].dtype == torch.int64
+    assert first["moments"]["0.inputs"].data_ptr() != second["moments"]["0.inputs"].data_ptr()
+
+
+def test_a_group_may_be_added_midway(toy):
+    model, data = toy.network(), toy.batch()
+    optimizer = KFAC(model[0].parameters(), damping=0.1)
+    losses = [float(optimizer.step(cross_entropy(model, data))) for _ in range(4)]
+    head = copy.deepcopy(model[2].state_dict())
+    optimizer.add_param_group({"params": list(model[2].parameters()), "lr": 0.5})
+    losses += [float(optimizer.step(cross_entropy(model, data))) for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[4]  # 0.35 to 0.55 with twelve seeds
+    assert all(not torch.equal(head[name], p) for name, p in model[2].named_parameters())
+    sizes = {name: len(each) for name, each in optimizer.state[model[0].weight]["factors"]["moments"].items()}
+    assert sizes == {"diagonal": 31, "layers": 2, "0.inputs": 4, "0.slopes": 4, "1.inputs": 5, "1.slopes": 3}
+
+
+def test_a_scheduler_drives_the_rate(toy):
+    model, data = toy.network(), toy.batch()
+    for options, first in (({}, 1.0), ({"lr": 0.2, "momentum": 0.0}, 0.2)):
+        optimizer = KFAC(model.parameters(), **options)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for step in range(3):
+            optimizer.step(cross_entropy(model, data))
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(first * 0.5**step)
+            assert options == {} or optimizer.report.lr == pytest.approx(0.2 * 0.5**step)
+            scheduler.step()
+
+
+def test_a_long_run_does_not_grow_the_state(toy):
+    model = nn.Linear(3, 3).double()
+    optimizer, sizes = KFAC(model.parameters(), damping=0.1, damping_range=(0.05, 1e3)), []
+    for step in range(60):
+        optimizer.step(cross_entropy(model, toy.batch(6)))
+        if step in (9, 59):
+            sizes.append((len(pickle.dumps(optimizer)), len(optimizer.state)))
+    assert sizes[1][0] <= sizes[0][0] + 64
+    assert sizes[1][1] == 2
