@@ -1,4 +1,4 @@
-"""The command line: `latephase study`, `report`, `problems`, `bench` and `check`."""
+"""The command line: `latephase study`, `report`, `problems`, `bench`, `check` and `tune`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .study.tune.command import tune
+
 app = typer.Typer(
     help="Second-order training for PyTorch, above all of its late phase.",
     no_args_is_help=True,
@@ -17,6 +19,7 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
+app.command()(tune)
 
 
 def _fail(error: Exception, status: int = 1) -> typer.Exit:

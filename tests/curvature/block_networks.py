@@ -194,15 +194,11 @@ def reparametrised() -> nn.Module:
 PERMUTATION = torch.tensor([3, 1, 2, 0, 10, 5, 6, 7, 8, 9, 4])
 MIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "centred": lambda x: x - x.mean(0),
-    "scaled": lambda x: x / x.std(0),
     "turned": lambda x: x + 0.5 * x.flip(0),
-    "rolled": lambda x: x * x.roll(1, 0),
     "permuted": lambda x: x[PERMUTATION],
     "softmax": lambda x: x.softmax(0),
-    "cumulated": lambda x: x.cumsum(0),
     "sorted": lambda x: x.sort(dim=0).values,
     "gram": lambda x: x @ x.t() @ x / 9,
-    "first_row": lambda x: x * x[0],
     "whole_norm": lambda x: x / x.norm(),
     "seen_otherwise": lambda x: x + 0.3 * x.t().reshape(x.shape),
 }

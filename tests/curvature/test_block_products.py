@@ -7,7 +7,6 @@ from block_oracle import (
     ALL,
     EXPECTED,
     METHODS,
-    REUSED,
     agree,
     check,
     dense_ggn,
@@ -27,8 +26,8 @@ from latephase.curvature import block_diagonal, linearize
 
 CORE = ["classifier", "autoencoder", "convolution", "embedding", "tied", "batch_norm"]
 CHUNKED = [
-    "classifier", "cross_entropy_smoothing_weights", "cross_entropy_positions", "autoencoder_squared",
-    "tied_autoencoder", "sequence_autoencoder", "unused_parameter", "dict_inputs",
+    "cross_entropy_smoothing_weights", "cross_entropy_positions", "autoencoder_squared", "tied_autoencoder",
+    "unused_parameter", "dict_inputs",
 ]  # fmt: skip
 NARROW = ["classifier", "autoencoder", "convolutional", "embedding", "batch_norm", "attention"]
 SECOND = ["classifier", "autoencoder", "convolution", "tied", "batch_norm", "own_parameters"]
@@ -43,7 +42,7 @@ def test_layers(name):
         check(objective, dense_of(name), partitions(model)["layers"], expected)
 
 
-@pytest.mark.parametrize("name", [*CORE, *(name for name in REUSED if name not in CORE)])
+@pytest.mark.parametrize("name", [*CORE, "shared_module", "recurrent", "frozen_in_between", "attention"])
 def test_other_partitions(name):
     model = ALL[name].model()
     objective, found = objective_of(ALL[name], model), partitions(model)
@@ -203,6 +202,7 @@ def test_a_fixed_linear_symmetric_operator(name, expected):
     model = case.model()
     blocks = partitions(model)["layers"]
     sizes = sizes_of(blocks)
+    generator = torch.get_rng_state()
     with torch.no_grad():  # as optimizers step
         curved = linearize(objective_of(case, model), at_once=True)
         over, other = (curved.over_blocks(sizes, expected=count) for count in (expected, 7))
@@ -222,6 +222,7 @@ def test_a_fixed_linear_symmetric_operator(name, expected):
         assert not over.matvec(torch.zeros_like(u)).any()
         assert not first.requires_grad
         assert relative(over.matvec(torch.stack([u, v], dim=1)[:, 0]), copy) < TIGHT  # strided
+    assert torch.equal(torch.get_rng_state(), generator)
     assert relative(full, dense_of(name) @ u) < TIGHT  # blocks leave the whole product as it was
 
 
@@ -238,6 +239,14 @@ def test_nothing_is_kept_from_an_earlier_step():
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.2 * randn(*p.shape, seed=step))
+
+
+@pytest.mark.parametrize("short", [[], [20], [19, 84], [103, 0], [20, 6, 78]], ids=str)
+def test_blocks_are_of_whole_parameters(short):
+    model = ALL["classifier"].model()
+    assert [p.numel() for p in model.parameters()] == [24, 6, 30, 5, 20, 4, 12, 3]
+    with pytest.raises(ValueError, match="block"):
+        linearize(objective_of(ALL["classifier"], model)).over_blocks(short)
 
 
 @pytest.mark.parametrize("expected", EXPECTED)

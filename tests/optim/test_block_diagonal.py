@@ -34,8 +34,9 @@ METHODS = {"products", "pruned", "jacobian", "bottleneck"}
 
 @pytest.mark.parametrize(
     ("name", "curvature", "groups_of"),
-    [(name, "ggn", groups_of) for name in NETWORKS for groups_of in (layerwise, interleaved)]
-    + [(name, "hessian", layerwise) for name in ("linear", "batch_norm", "tied", "twice")],
+    [(name, "ggn", layerwise) for name in NETWORKS]
+    + [(name, "ggn", interleaved) for name in ("linear", "convolution", "tied", "frozen")]
+    + [(name, "hessian", layerwise) for name in ("linear", "batch_norm", "tied")],
 )
 def test_steps_are_dense_solves_without_cross_blocks(name, curvature, groups_of):
     model, damping = model_of(name), {"ggn": 1.0, "hessian": 8.0}[curvature]  # the Hessians have eigenvalues below -1
@@ -226,9 +227,9 @@ def test_the_report_has_an_entry_per_block():
 
 
 def test_sampled_products_are_marked_and_drawn_anew_at_every_step():
-    """Many outputs, few samples: the mean of 40 first steps along -g is near the exact one."""
+    """Many outputs, few samples: the mean of 20 first steps along -g is near the exact one."""
     loss, found = nn.CrossEntropyLoss(), []
-    for seed in (None, *range(40)):
+    for seed in (None, *range(20)):
         torch.manual_seed(7)
         model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 40)).double()
         options = {"damping": 1.0, "cg_max_iter": 1, "block_samples": None if seed is None else 4}

@@ -1,0 +1,78 @@
+"""What a step of AdamQLR costs, as a ratio to a step of Adam on the same batch.
+
+    python benchmarks/quadratic_lr.py [--rounds 15] [--device cpu] [--default-allocator]
+
+Two networks: the perceptron 784-512-512-10 on 3,200 rows and 3C3D on 128. Steps of all optimizers take turns in one
+process on one thread; printed is the median of the ratios. A step of Adam is the loss, its gradient and the update. On
+a CPU it is the process's own seconds that are taken.
+"""
+
+import argparse
+import os
+import sys
+import time
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from latephase import AdamQLR, Objective
+from latephase.problems.architectures import cnn_3c3d
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+"""Keeps glibc from giving memory back between steps, as `latephase bench` does."""
+
+SETTINGS = {"untuned": AdamQLR.untuned, "undamped": AdamQLR.undamped, "hessian": AdamQLR.hessian}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--default-allocator", action="store_true", help="leave glibc's allocator as it is")
+    args = parser.parse_args()
+    if not args.default_allocator and not ALLOCATOR.keys() <= os.environ.keys():  # read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    perceptron = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    measure("784-512-512-10, 3,200 rows", perceptron, torch.rand(3200, 784), args)
+    measure("3C3D, 128 rows", cnn_3c3d(), torch.rand(128, 3, 32, 32), args)
+
+
+def measure(name: str, model: nn.Module, inputs: Tensor, args: argparse.Namespace) -> None:
+    """Print the ratios of one network."""
+    model.to(args.device)
+    targets = torch.randint(10, (len(inputs),))
+    objective = Objective(model, nn.CrossEntropyLoss(), (inputs.to(args.device), targets.to(args.device)))
+    optimizers: dict[str, torch.optim.Optimizer] = {"Adam": torch.optim.Adam(model.parameters(), lr=1e-5)}
+    # A tiny factor on the steps keeps the network where it is, so that all see the same numbers.
+    optimizers |= {name: make(model.parameters(), amplification=1e-5) for name, make in SETTINGS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
+    for step in range(args.rounds + 3):
+        for name_of, optimizer in optimizers.items():
+            taken = timed(optimizer, objective, args.device)
+            if step >= 3:  # the first are traced
+                seconds[name_of].append(taken)
+    ratios = {
+        name_of: median(a / b for a, b in zip(values, seconds["Adam"], strict=True))
+        for name_of, values in seconds.items()
+    }
+    print(f"{name}: " + ", ".join(f"{name_of} {ratio:.2f}" for name_of, ratio in ratios.items()))
+
+
+def timed(optimizer: torch.optim.Optimizer, objective: Objective, device: str) -> float:
+    """Seconds of a step."""
+    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    started = clock()
+    optimizer.step(objective)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return clock() - started
+
+
+if __name__ == "__main__":
+    main()

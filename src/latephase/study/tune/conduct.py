@@ -1,0 +1,215 @@
+"""A tuning from its configuration to the best settings: trials in processes, until every strategy has its number."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import optuna
+import tomli_w
+from filelock import FileLock
+
+from ...problems import get
+from ...problems.problem import row_count
+from ..conduct import NO_ROOM, StudyError, resolve
+from ..config import ConfigError, Study, check_fit
+from ..environment import describe_environment
+from ..execute import ALLOCATOR, DISK_FULL, INTERRUPTED, in_process
+from ..progress import StudyProgress
+from ..run import Conditions
+from ..store import is_full, write_text_atomic
+from .config import Tuning
+from .figures import draw
+from .outcome import Outcome, outcomes, write_best, write_table
+from .storage import BEAT_EVERY, Claimed, Trials
+from .trial import APART, TrialKey, perform_trial
+
+
+@dataclass
+class _Running:
+    """A trial under way in a process of this worker."""
+
+    claimed: Claimed
+    process: Any
+    pipe: Connection
+    slot: int
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve_tuning(tuning: Tuning) -> tuple[Study, int]:
+    """The study with everything filled in that depends on the data and the machine, and the training split's rows.
+
+    Raises:
+        ConfigError: batches to be tried do not fit the data, the runs at a time not the cores, or there is no such
+            device.
+        DataError: data is missing and cannot be downloaded.
+    """
+    study = resolve(tuning.study)
+    problem = get(study.problem, **study.problem_options)
+    rows = row_count(problem.load().train)
+    for name in tuning.tuned:
+        searches = tuning.searches[name]
+        for number in range(max(len(search.ends()) for search in searches.values())):
+            ends = {path: search.ends()[min(number, len(search.ends()) - 1)] for path, search in searches.items()}
+            try:
+                strategy = tuning.strategy(name, ends)
+            except (ValueError, TypeError):  # refused together: a failed trial, should they be drawn
+                continue
+            check_fit(study.model_copy(update={"strategies": [strategy]}), problem, rows)
+    return study, rows
+
+
+def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str | None = None) -> list[Outcome]:
+    """Perform the trials that are left, together with any other workers, and write what came out.
+
+    Args:
+        tuning: the tuning.
+        directory: its folder; made where it is missing.
+        progress: told what is running.
+        storage: URL of the Optuna storage. Default: `tune.db` in the folder.
+
+    Returns:
+        What became of every trial.
+
+    Raises:
+        ConfigError: the storage holds another tuning of the name, or something does not fit.
+        StudyError: the disk is full, or the storage is gone; the message says how to go on.
+    """
+    study, rows = resolve_tuning(tuning)
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ.update(ALLOCATOR)  # for the processes that are started from here on
+    try:
+        trials = Trials(tuning, directory, storage or f"sqlite:///{(directory / 'tune.db').resolve()}")
+        try:
+            write_text_atomic(directory / "tune.toml", tomli_w.dumps(tuning.given))
+            _Worker(tuning, study, rows, directory, trials, progress).work()
+            found = outcomes(trials)
+        finally:
+            trials.close()
+        with FileLock(directory / ".lock"):  # of several workers one after the other
+            write_table(found, directory / "trials.csv")
+            write_best(tuning, found, directory / "best.toml")
+            draw(tuning, found, directory / "figures")
+        return found
+    except optuna.exceptions.StorageInternalError as error:
+        raise StudyError(f"the storage fails ({error}); nothing in it is lost, and the same command goes on") from error
+    except OSError as error:
+        raise StudyError(NO_ROOM if is_full(error) else f"{error}; mend it and give the same command") from error
+
+
+class _Worker:
+    """Performs trials, `study.jobs` at a time, until none is left."""
+
+    def __init__(
+        self, tuning: Tuning, study: Study, rows: int, directory: Path, trials: Trials, progress: StudyProgress
+    ):
+        self.tuning, self.study, self.rows, self.trials, self.progress = tuning, study, rows, trials, progress
+        self.problem = get(study.problem, **study.problem_options)
+        environment = describe_environment(study.threads, study.jobs, study.device)
+        self.conditions = Conditions(directory, study, tuning.budget, 1.0, environment)
+        self.running: list[_Running] = []
+        self.free = list(range(study.jobs))
+
+    def work(self) -> None:
+        """Take trials until every strategy has all of its own concluded, here or elsewhere."""
+        tuned, count = self.tuning.tuned, self.tuning.tune.trials
+        self.progress.begin("trials", len(tuned) * count, self._done())
+        beaten = time.monotonic()
+        try:
+            while self._done() < len(tuned) * count or self.running:
+                self.trials.find_lost()
+                while self.free and (claimed := self.trials.claim()) is not None:
+                    self._start(claimed)
+                self._wait()
+                if time.monotonic() - beaten > BEAT_EVERY:
+                    beaten = time.monotonic()
+                    for running in self.running:
+                        self.trials.beat(running.claimed)
+        finally:
+            for running in self.running:
+                running.process.terminate()
+            for running in self.running:
+                running.process.join()
+                self.trials.give_up(running.claimed)
+
+    def _done(self) -> int:
+        return sum(len(self.trials.concluded(name)) for name in self.tuning.tuned)
+
+    def _start(self, claimed: Claimed) -> None:
+        """Start a trial's process; settings that the strategy refuses are a failed trial."""
+        try:
+            strategy = self.tuning.strategy(claimed.strategy, claimed.values)
+            only = self.study.model_copy(update={"strategies": [strategy]})
+            strategy = check_fit(only, self.problem, self.rows).strategies[0]
+        except (ConfigError, ValueError, TypeError) as error:
+            self._conclude(claimed, {"outcome": "failed", "error": str(error)})
+            return
+        key = TrialKey(0, strategy, APART + self.tuning.tune.seed, claimed.trial.number)
+        ours, theirs = multiprocessing.get_context("forkserver").Pipe()
+        arguments = (self.conditions, key, self.tuning.tune.metric, self.tuning.points, theirs)
+        slot = self.free.pop(0)
+        try:
+            process = in_process(perform_trial, *arguments, threads=self.study.threads, slot=slot)
+        except BaseException:  # an interrupt above all: starting takes seconds the first time
+            self.trials.give_up(claimed)
+            raise
+        theirs.close()
+        self.running.append(_Running(claimed, process, ours, slot))
+
+    def _wait(self) -> None:
+        """Wait for what trials say or for their end; where none is running here, for other workers."""
+        if not self.running:
+            if self._done() < len(self.tuning.tuned) * self.tuning.tune.trials:
+                time.sleep(1.0)
+                self.progress.advance(self._done(), "waiting for other workers")
+            return
+        handles = [handle for running in self.running for handle in (running.pipe, running.process.sentinel)]
+        ready = multiprocessing.connection.wait(handles, timeout=BEAT_EVERY)
+        for running in [running for running in self.running if {running.pipe, running.process.sentinel} & set(ready)]:
+            ended = running.process.sentinel in ready
+            with suppress(EOFError, OSError):  # the process is gone
+                while running.pipe.poll():
+                    self._answer(running, running.pipe.recv())
+            if ended:
+                self._ended(running)
+
+    def _answer(self, running: _Running, message: tuple[Any, ...]) -> None:
+        if message[0] == "end":
+            running.record = message[1]
+        else:
+            _, rung, value = message
+            running.pipe.send(self.trials.goes_on(running.claimed, rung, value))
+
+    def _ended(self, running: _Running) -> None:
+        """Write down what became of a trial whose process has ended.
+
+        Raises:
+            KeyboardInterrupt: the interrupt reached the process first.
+            StudyError: the disk is full.
+        """
+        running.process.join()
+        running.pipe.close()
+        code = running.process.exitcode
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code == DISK_FULL:
+            raise StudyError(NO_ROOM)
+        self.running.remove(running)
+        self.free.append(running.slot)
+        record = running.record
+        if not record:
+            killer = signal.Signals(-code).name if code < 0 else ""
+            record = {"outcome": "failed", "error": f"killed by {killer}" if killer else f"ended with status {code}"}
+        self._conclude(running.claimed, record)
+
+    def _conclude(self, claimed: Claimed, record: dict[str, Any]) -> None:
+        kept = self.trials.conclude(claimed, record)
+        value = record.get("value")
+        said = f"{record['outcome']}{'' if value is None else f' at {value:.4g}'}" if kept else "lost to another worker"
+        self.progress.advance(self._done(), f"{claimed.strategy} {claimed.place}: {said}")

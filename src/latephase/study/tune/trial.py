@@ -1,0 +1,158 @@
+"""One trial: a training of the problem from its initialisation, by a strategy, under the budget; in a process."""
+
+import dataclasses
+import os
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...problems import Problem, Splits, get
+from ...randomness import forked
+from ..context import StrategyContext
+from ..evaluate import Evaluator
+from ..execute import DISK_FULL
+from ..run import Conditions, _Run
+from ..runs import RunKey
+from ..store import is_full, write_json
+from ..strategies import start_strategy
+from ..strategy import copied
+
+APART = 2**31
+"""Between the seeds of studies and those of trials: a study repeats what was chosen with other weights and orders.
+
+Torch's generator on the CPU uses 32 bits of its seed."""
+
+
+@dataclass(frozen=True)
+class TrialKey(RunKey):
+    """Which trial: a strategy with the values that were drawn, and its number; starts from "epoch 0"."""
+
+    number: int
+
+    @property
+    def run_id(self) -> str:
+        """Name of the trial's folder."""
+        return f"{self.strategy.name}_trial-{self.number:04d}"
+
+
+class Stopped(Exception):
+    """Successive halving stopped the trial."""
+
+
+class Diverged(Exception):
+    """The metric is not a finite number."""
+
+
+class ValidationEvaluator(Evaluator):
+    """Loss and metrics on the validation split, and on no other."""
+
+    def __call__(self, state: dict[str, Tensor]) -> dict[str, float | None]:
+        """Evaluate a state dict of the model; random numbers as in `Evaluator`."""
+        self._model.load_state_dict(state)
+        with forked(0, self._devices):
+            return self._measure("valid", self._splits.valid)
+
+
+def perform_trial(conditions: Conditions, key: TrialKey, metric: str, points: list[float], parent: Connection) -> None:
+    """Perform a trial, write its folder and report to the parent; an error ends this trial only.
+
+    Sends ("at", place, value) at each point but the last and waits for whether to go on, then ("end", record): its
+    outcome ("finished", "stopped", "diverged" or "failed"), and what the status file of a run holds. Meant for a
+    process of its own, which it ends.
+
+    Args:
+        conditions: what the trials share.
+        key: which trial.
+        metric: the field of an evaluation row that trials are compared by.
+        points: where to evaluate, in the unit of the budget; the last is the budget.
+        parent: where to report.
+    """
+    folder = conditions.directory / "runs" / key.run_id
+    try:
+        write_json(folder / "run.json", {"run_id": key.run_id, "strategy": key.strategy.model_dump(), "seed": key.seed})
+        run = _Trial(conditions, key, metric, points, parent)
+        try:
+            record: dict[str, Any] = {"outcome": "finished"}
+            run.go()
+        except Stopped:
+            record = {"outcome": "stopped"}
+        except Diverged as error:
+            record = {"outcome": "diverged", "error": str(error)}
+        except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
+            if is_full(error):
+                raise
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            record = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
+        finally:
+            run.close()
+        record |= {"start": run.start, "value": run.value, "at": run.at} | run.record()
+        write_json(folder / "status.json", record)
+    except OSError as error:
+        if is_full(error):
+            os._exit(DISK_FULL)
+        raise
+    parent.send(("end", record))
+    os._exit(0)  # at once: a trial has nothing to clean up
+
+
+class _Trial(_Run):
+    """The state of one trial: a run that starts from fresh weights and does not see the test split."""
+
+    def __init__(
+        self, conditions: Conditions, key: TrialKey, metric: str, points: list[float], parent: Connection
+    ) -> None:
+        super().__init__(conditions, key)
+        self.due, self.places, self.metric, self.parent = [0.0, *points], len(points), metric, parent
+        self.start: float | None = None
+        self.value: float | None = None
+        self.at: float | None = None
+
+    def go(self) -> None:
+        """Warm up, then step until the budget is spent or the trial is stopped."""
+        study, device, seed = self.conditions.study, self.conditions.study.device, self.key.seed
+        problem: Problem = get(study.problem, **study.problem_options)
+        whole = problem.load()
+        splits = Splits(whole.train, whole.valid, ()).to(device)  # so that nothing can look at the test split
+        torch.manual_seed(seed)
+        model = problem.model().to(device)
+        weights = {"epoch": 0, "steps": 0, "model": copied(model.state_dict()), "optimizer": None}
+        context = StrategyContext(problem, splits, model, study.training, weights, seed, training_share=1.0)
+        self._warm_up(context)
+        context = dataclasses.replace(context, work=type(context.work)())
+        strategy = start_strategy(self.key.strategy, context)
+        evaluate = ValidationEvaluator(problem, context.model, splits)
+        with self.evaluation_clock:
+            metrics = evaluate(weights["model"])
+        self._log(self.due.pop(0), strategy.lr, metrics, context)
+        self._steps(strategy, context, evaluate, metrics)
+
+    def _log(
+        self,
+        spent: float,
+        lr: float,
+        metrics: dict[str, float | None],
+        context: StrategyContext,
+        counts: dict[str, float] | None = None,
+    ) -> None:
+        """Log an evaluation; at a rung, ask whether to go on.
+
+        Raises:
+            Stopped: not.
+            Diverged: the metric is not finite.
+        """
+        super()._log(spent, lr, metrics, context, counts)
+        value, place = metrics[self.metric], self.places - len(self.due)
+        if value is None:
+            raise Diverged(f"{self.metric} is not finite after {spent:g} {self.unit}")
+        if place == 0:
+            self.start = value
+            return
+        self.value, self.at = value, spent
+        if self.due:
+            self.parent.send(("at", place - 1, value))
+            if not self.parent.recv():
+                raise Stopped
