@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("dense_oracle", "product_cases")
+pytest.register_assert_rewrite("block_oracle", "dense_oracle", "product_cases")

@@ -174,10 +174,13 @@ class Linearization:
                 unbiased and positive semi-definite, see `OverBlocks`. Default: exact.
 
         Raises:
-            ValueError: a block ends within a parameter.
+            ValueError: a block ends within a parameter, or samples that cannot be taken: fewer than one, or of the
+                Hessian.
         """
+        if samples is not None and (samples < 1 or self.curvature != "ggn"):
+            raise ValueError(f"samples must be at least 1, and the curvature ggn; got {samples} of {self.curvature}")
         key = tuple(sizes), samples
-        if key not in self._over_blocks:
+        if key not in self._over_blocks or self._over_blocks[key].expected < expected:
             self._over_blocks[key] = OverBlocks(self, sizes, expected, samples)
         return self._over_blocks[key]
 

@@ -73,6 +73,23 @@ class Inputs:
             data=[x.detach() for x in tree_flatten((chunk.inputs, chunk.targets))[0] if isinstance(x, Tensor)],
         )
 
+    def moved(self) -> "Inputs":
+        """The same data at other parameters, constants and buffers, drawn around them; variances stay positive."""
+        generator = torch.Generator().manual_seed(0)
+
+        def around(x: Tensor, upwards: bool = False) -> Tensor:
+            if not x.is_floating_point():
+                return x
+            noise = torch.randn(x.shape, generator=generator).to(x) / max(x[0].numel() if x.dim() > 1 else 4, 1) ** 0.5
+            return x + (noise.abs() if upwards else noise)
+
+        return Inputs(
+            leaves=[around(x) for x in self.leaves],
+            constants={name: around(x) for name, x in self.constants.items()},
+            buffers={name: around(x, upwards=True) for name, x in self.buffers.items()},
+            data=self.data,
+        )
+
     def flat(self) -> list[Tensor]:
         """All tensors in a fixed order."""
         return [*self.leaves, *self.constants.values(), *self.buffers.values(), *self.data]

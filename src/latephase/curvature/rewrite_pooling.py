@@ -57,6 +57,9 @@ def _of_tangent(graph: fx.Graph, gather: Any) -> None:
     with graph.inserting_before(gather):
         inner = _unpadded(graph, indices, [*padding, *[0] * (4 - len(padding))], height, width) if padding else indices
         flat = graph.call_function(aten.view.default, (mask.args[0], [*batch, height * width]))
+    _, dtype, _, device = mask.meta["layout"]
+    like = torch.empty(flat.args[1], device="meta")
+    flat.meta["layout"] = tuple(like.shape), dtype, like.stride(), device
     gather.args = (flat, gather.args[1], inner)
     with graph.inserting_after(shaped):
         masked = graph.call_function(mask.target, (shaped, pooled, 0))

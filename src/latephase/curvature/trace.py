@@ -18,6 +18,7 @@ from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..program import LossOfOutputs
 from .blocks.block_trace import BlockPass, Blocks, BlockTrace
+from .blocks.maps import Values
 from .partition import cut
 from .record import Inputs, record
 from .recorder import CannotTrace
@@ -73,7 +74,12 @@ class Trace:
         with _plain(space.device), numbers:
             loss, *values = self.stages.forward(*inputs.flat(), *further)
         moved = dict(zip(self._buffer_names, values, strict=False))
-        return TracedPass(self, loss, moved, values[len(moved) :])
+
+        def elsewhere() -> Values:
+            with _plain(space.device), objective.random_numbers(index):
+                return self.stages.forward(*inputs.moved().flat(), *further)[1 + len(moved) :]
+
+        return TracedPass(self, loss, moved, values[len(moved) :], elsewhere)
 
     def by_blocks(self, blocks: Blocks) -> BlockTrace:
         """The maps and plans of the products by blocks, kept for the partition that was asked for last."""
@@ -95,9 +101,16 @@ class TracedPass:
         buffers: the model's buffers after the pass.
     """
 
-    def __init__(self, trace: Trace, loss: Tensor, buffers: dict[str, Tensor], residuals: list[Tensor | None]):
+    def __init__(
+        self,
+        trace: Trace,
+        loss: Tensor,
+        buffers: dict[str, Tensor],
+        residuals: list[Tensor | None],
+        elsewhere: Callable[[], Values],
+    ):
         self.trace, self.loss, self.buffers = trace, loss, buffers
-        self._residuals = residuals
+        self._residuals, self._elsewhere = residuals, elsewhere
 
     def gradient(self) -> Tensors:
         """Gradient of the loss in the leaves; may be asked for once, before it lets go of what only it needs."""
@@ -123,7 +136,8 @@ class TracedPass:
 
     def by_blocks(self, blocks: Blocks, expected: int, memory: float, columns: list[Tensor] | None = None) -> BlockPass:
         """Products by blocks, see `BlockPass`."""
-        return BlockPass(self.trace.by_blocks(blocks), self._residuals, expected, memory, columns)
+        trace = self.trace.by_blocks(blocks)
+        return BlockPass(trace, self._residuals, self._elsewhere, expected, memory, columns)
 
     def storages(self) -> dict[int, int]:
         """Bytes of each storage that the residuals hold, by its address."""

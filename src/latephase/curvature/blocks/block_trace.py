@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from ..recorder import CannotTrace
 from ..rewrite import layout
-from .cuts import Cut, Outputs
+from .cuts import Cut
 from .maps import CannotCut, LinearMap, Maps, Values
 from .plan import Planner, Route
 
@@ -28,7 +28,7 @@ class BlockTrace:
         self.planner = Planner(linear, blocks)
         self.maps: Maps = self.planner.maps
         self._made: dict[tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]], LinearMap] = {}
-        self._sound: dict[Cut | Outputs, bool] = {}
+        self._sound: dict[Cut, bool] = {}
 
     def map(self, starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> LinearMap:
         """The map between nodes, made once."""
@@ -37,50 +37,40 @@ class BlockTrace:
             self._made[key] = self.maps.map(*key)
         return self._made[key]
 
-    def routes(self, residuals: Values, expected: int, memory: float, samples: int | None) -> list[Route]:
-        """A route for each block, see `Planner.choose`."""
-        return self.planner.choose(expected, memory, samples, lambda route: self._is_sound(residuals, route))
+    def routes(self, elsewhere: Callable[[], Values], expected: int, memory: float, samples: int | None) -> list[Route]:
+        """A route for each block, see `Planner.choose`.
 
-    def _is_sound(self, residuals: Values, route: Route) -> bool:
-        """Whether a route gives the product; found out once, with random numbers."""
-        cut = route.cut
-        if cut is None:
-            return True
-        needed: list[tuple[Cut | Outputs, Callable[[], bool]]] = [(cut, lambda: self._is_adjoint(residuals, cut))]
-        if route.method == "bottleneck":
-            needed.append((cut.outputs, lambda: self._weighs_rows(residuals, cut.outputs)))
-        for key, holds in needed:
-            if key not in self._sound:
-                try:
-                    self._sound[key] = holds()
-                except CannotCut:
-                    self._sound[key] = False
-        return all(self._sound[key] for key, _ in needed)
+        Args:
+            elsewhere: residuals of a pass at random parameters.
+            expected: how many products are expected.
+            memory: bytes that may be kept for them.
+            samples: columns of the sampled estimate, or None.
+        """
+        return self.planner.choose(expected, memory, samples, lambda cut: self._is_sound(elsewhere, cut))
+
+    def _is_sound(self, elsewhere: Callable[[], Values], cut: Cut) -> bool:
+        """Whether the gradient that a cut names is that in its tangent z, not in another tensor of the same shape.
+
+        Then w'(J r) = (J'w)'r for random r and w. Not asked at the parameters of now, where a network may be special:
+        with all of its units active, ReLU is the identity. Found out once.
+        """
+        if cut not in self._sound:
+            try:
+                self._sound[cut] = self._is_adjoint(elsewhere(), cut)
+            except CannotCut:
+                self._sound[cut] = False
+        return self._sound[cut]
 
     def _is_adjoint(self, residuals: Values, cut: Cut) -> bool:
-        """Whether behind a cut each row of outputs depends on its own row of z alone, and both nodes belong together.
-
-        Then row by row w'(J r) = (J'w)'r for random r and w. Rows that mix, as in batch norm's training mode, differ.
-        """
         r, w = _random(cut.tangent, 1), _random(cut.outputs.times, 2)
         (pushed,) = self.map([cut.tangent], [cut.outputs.tangent])(residuals, r)
         (pulled,) = self.map([cut.outputs.times], [cut.cotangent])(residuals, w)
-        return _adjoint_by_row(w, pushed, pulled, r)
-
-    def _weighs_rows(self, residuals: Values, outputs: Outputs) -> bool:
-        """Whether H_L, too, is a matrix of its own for each row; a loss may couple them."""
-        weigh = self.map([outputs.tangent], [outputs.times])
-        r, w = _random(outputs.tangent, 1), _random(outputs.tangent, 2)
-        return _adjoint_by_row(w, *weigh(residuals, r), *weigh(residuals, w), r)
-
-
-def _adjoint_by_row(w: Tensor, pushed: Tensor, pulled: Tensor, r: Tensor) -> bool:
-    """Whether w' pushed = pulled' r for each row, to the tolerance between two methods of a product."""
-    eps = max(torch.finfo(x.dtype).eps for x in (w, pushed, pulled, r))
-    w, pushed, pulled, r = (x.flatten(1).double() for x in (w, pushed, pulled, r))
-    difference = ((w * pushed).sum(1) - (pulled * r).sum(1)).abs()
-    size = w.norm(dim=1) * pushed.norm(dim=1) + pulled.norm(dim=1) * r.norm(dim=1)
-    return bool((difference <= 3 * eps**0.5 * size).all())
+        eps = max(torch.finfo(x.dtype).eps for x in (w, pushed, pulled, r))
+        w, pushed, pulled, r = (x.flatten(1).double() for x in (w, pushed, pulled, r))
+        difference = ((w * pushed).sum(1) - (pulled * r).sum(1)).abs()
+        size = w.norm(dim=1) * pushed.norm(dim=1) + pulled.norm(dim=1) * r.norm(dim=1)
+        # To the tolerance between two methods of a product; where all is zero nothing is shown.
+        return bool((difference <= 3 * eps**0.5 * size).all() and size.any())
 
 
 class BlockPass:
@@ -89,6 +79,7 @@ class BlockPass:
     Args:
         trace: for the partition.
         residuals: of the trace's pass.
+        elsewhere: residuals of a pass at random parameters, to try things out with.
         expected: how many products are expected.
         memory: bytes that may be kept for them.
         columns: of the sampled estimate, tensors in the shape of the outputs, times a root of the loss's Hessian; None
@@ -102,13 +93,19 @@ class BlockPass:
     """
 
     def __init__(
-        self, trace: BlockTrace, residuals: Values, expected: int, memory: float, columns: list[Tensor] | None = None
+        self,
+        trace: BlockTrace,
+        residuals: Values,
+        elsewhere: Callable[[], Values],
+        expected: int,
+        memory: float,
+        columns: list[Tensor] | None = None,
     ):
         self._trace, self._residuals, self._columns = trace, residuals, columns
         self._matrices: dict[Cut, Tensor] = {}
         try:
             with _plain(trace):
-                self._routes = trace.routes(residuals, expected, memory, None if columns is None else len(columns))
+                self._routes = trace.routes(elsewhere, expected, memory, None if columns is None else len(columns))
         except CannotCut as error:
             raise CannotTrace(str(error)) from error
         self.methods = [route.method for route in self._routes]

@@ -41,11 +41,12 @@ class OverBlocks:
     - "products": one product with the whole matrix per block, where a chunk is not traced.
 
     Attributes:
+        expected: about how many products were announced.
         methods: of each block, the last of `METHODS` that a chunk needed; known after the first product.
     """
 
     def __init__(self, curved: "Linearization", sizes: Sequence[int], expected: int, samples: int | None):
-        self._curved, self._sizes, self._expected, self._samples = curved, list(sizes), expected, samples
+        self._curved, self._sizes, self.expected, self._samples = curved, list(sizes), expected, samples
         self._blocks = _parameters_of(curved.space.sizes, self._sizes)
         self._passes: dict[ChunkCurvature, BlockPass | None] = {}
         seed = torch.tensor(0 if samples is None else draw_seed(), device=curved.space.device)
@@ -75,7 +76,7 @@ class OverBlocks:
         if part in self._passes:
             blocks = self._passes[part]
         else:
-            blocks = self._pass_of(part, self._expected if kept else 1)
+            blocks = self._pass_of(part, self.expected if kept else 1)
             if kept:
                 self._passes[part] = blocks
             self._note(["products"] * len(self._sizes) if blocks is None else blocks.methods)

@@ -19,6 +19,7 @@ from ..rewrite import layout
 from .cost import PER_BYTE, per_call
 from .cuts import Cut, Outputs
 from .maps import Maps
+from .rows import rows_stay_apart
 
 LARGEST_NARROW = 512
 """Entries per row up to which a bottleneck is multiplied out; beyond it the matrices [rows, d, d] cost too much."""
@@ -57,6 +58,7 @@ class Planner:
         self.products = [[linear.product[i] for i in block] for block in blocks]
         self._pruned = [self.maps.cost(v, p) for v, p in zip(self.vectors, self.products, strict=True)]
         self._cuts: list[list[Cut]] = [[] for _ in blocks]
+        self._apart: dict[tuple[fx.Node, fx.Node], bool] = {}
         if len(linear.tangents) == 1:
             outputs = Outputs(linear.tangents[0], linear.times[0])
             if all(
@@ -68,18 +70,18 @@ class Planner:
         self._costs: dict[tuple[int, Cut], float] = {}
         self._refused: set[Route] = set()
 
-    def choose(self, expected: int, memory: float, samples: int | None, sound: Callable[[Route], bool]) -> list[Route]:
+    def choose(self, expected: int, memory: float, samples: int | None, sound: Callable[[Cut], bool]) -> list[Route]:
         """A route for each block.
 
         Args:
             expected: how many products share what is set up.
             memory: bytes that may be kept for them.
             samples: columns of the sampled estimate, or None for the exact product.
-            sound: whether a route gives the product, which the graph alone does not tell; asked of what is chosen.
+            sound: whether the two nodes of a cut belong together; asked of what is chosen.
         """
         while True:
             routes = min(self._choices(expected, memory, samples), key=lambda choice: choice.cost).routes
-            unsound = {route for route in routes if not sound(route)}
+            unsound = {route for route in routes if route.cut and not sound(route.cut)}
             if not unsound:
                 return routes
             self._refused |= unsound
@@ -88,7 +90,7 @@ class Planner:
         if samples is not None:
             return [self._row_factors("sampled", samples, 1, memory, {})]
         narrow = {cut for cuts in self._cuts for cut in cuts if cut.width <= LARGEST_NARROW}
-        narrow = {cut for cut in narrow if Route("bottleneck", cut) not in self._refused}
+        narrow = {cut for cut in narrow if Route("bottleneck", cut) not in self._refused and self._weighs_rows(cut)}
         found = []
         for cut in [None, *sorted(narrow, key=lambda cut: cut.tangent.name)]:
             fixed, cost, left = self._behind(cut, expected, memory) if cut else ({}, 0.0, memory)
@@ -153,7 +155,9 @@ class Planner:
             return [node for node in nodes if layout(node)[0][:1] == (outputs.rows,) and _has_memory(node)]
 
         pushed = with_rows(self.maps.narrows(self.vectors[block], [outputs.tangent]))
+        pushed = [z for z in pushed if self._stay_apart(z, outputs.tangent)]
         pulled = with_rows(self.maps.narrows([outputs.times], self.products[block]))
+        pulled = [d for d in pulled if self._stay_apart(outputs.times, d)]
         found, narrowest = [], math.inf
         for shape, same in itertools.groupby(pushed, key=lambda z: layout(z)[0]):
             run, width = list(same), math.prod(shape[1:])
@@ -163,6 +167,15 @@ class Planner:
                     others = [d for d in reversed(pulled) if layout(d)[:2] == layout(tangent)[:2]]
                     found += [Cut(tangent, other, outputs) for other in others]
         return found
+
+    def _stay_apart(self, start: fx.Node, end: fx.Node) -> bool:
+        if (start, end) not in self._apart:
+            self._apart[start, end] = rows_stay_apart(self.maps.between([start], [end]), start, end)
+        return self._apart[start, end]
+
+    def _weighs_rows(self, cut: Cut) -> bool:
+        """Whether H_L, too, is a matrix of its own for each row; a loss may couple them."""
+        return self._stay_apart(cut.outputs.tangent, cut.outputs.times)
 
 
 def _has_memory(node: fx.Node) -> bool:
