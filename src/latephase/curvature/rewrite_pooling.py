@@ -56,9 +56,10 @@ def _of_tangent(graph: fx.Graph, gather: Any) -> None:
         return
     with graph.inserting_before(gather):
         inner = _unpadded(graph, indices, [*padding, *[0] * (4 - len(padding))], height, width) if padding else indices
-        flat = graph.call_function(aten.view.default, (mask.args[0], [*batch, height * width]))
+        shape = [*batch, height * width]
+        flat = graph.call_function(aten.view.default, (mask.args[0], shape))
     _, dtype, _, device = mask.meta["layout"]
-    like = torch.empty(flat.args[1], device="meta")
+    like = torch.empty(shape, device="meta")
     flat.meta["layout"] = tuple(like.shape), dtype, like.stride(), device
     gather.args = (flat, gather.args[1], inner)
     with graph.inserting_after(shaped):

@@ -77,7 +77,7 @@ class BlockRanks:
             preconditioner: block-diagonal, or none.
             tolerance: one per block.
             second: the second model, or none.
-            **options: of `solve.conjugate_gradient`.
+            **options: of `solve.conjugate_gradient`; its block sizes are those of this object.
         """
 
         def own(apply: Matvec) -> Matvec:
@@ -91,9 +91,8 @@ class BlockRanks:
                 None if x0 is None else self.take(x0),
                 preconditioner=None if preconditioner is None else own(preconditioner),
                 tolerance=[tolerance[block] for block in self.own],
-                block_sizes=[self.sizes[block] for block in self.own],
                 second=None if second is None else (own(second[0]), self.take(second[1])),
-                **options,
+                **(options | {"block_sizes": [self.sizes[block] for block in self.own]}),
             )
         return self._merged(found, b)
 
@@ -111,7 +110,7 @@ class BlockRanks:
         for index in indices:
             iterate = nothing if found is None else found.iterates[_at(found.indices, index)]
             iterates.append(self.gathered(iterate.to(like.device)).to(iterate.device))
-            rows = [None if each is None else each[1][_at(each[0], index)] for each in ranks]
+            rows: list[Any] = [None if each is None else each[1][_at(each[0], index)] for each in ranks]
             values.append(tuple(rows[owner][place] for owner, place in places))
         return CGResult(
             solution=self.gathered(nothing if found is None else found.solution),

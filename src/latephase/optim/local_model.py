@@ -143,7 +143,7 @@ def solve(
         max_iter=options["cg_max_iter"],
         stopping=options["cg_stopping"],
         tolerance=tolerances,
-        **({"block_sizes": blocks} if ranks is None else {}),
+        block_sizes=blocks,
         nonpositive_curvature=options["nonpositive_curvature"],
         rescale_x0=True,
         share=objective.reduce.share,

@@ -23,7 +23,12 @@ PAIRS = ("damping_thresholds", "damping_factors", "damping_range")
 OTHERS = ("cg_max_iter", "curvature_dtype", "max_step_norm", "block_samples")
 LATE_PHASE = {"damping": 0.3, "cg_max_iter": 3, "damping_thresholds": (0.0, 0.5)}
 """What lowered the held-out loss most per second from late checkpoints; benchmarks/late_phase.py measures it."""
-FIXED_RATE = {"block_diagonal": True, "adapt_damping": False, "line_search": False, "cg_backtracking": False}
+FIXED_RATE: dict[str, Any] = {
+    "block_diagonal": True,
+    "adapt_damping": False,
+    "line_search": False,
+    "cg_backtracking": False,
+}
 """Block-diagonal Hessian-free as Zhang et al. (2017) have it."""
 PER_GROUP = ("lr", "damping_scale", "cg_tolerance")
 

@@ -62,7 +62,7 @@ def _wanted(node: fx.Node, inside: Iterable[fx.Node]) -> list[bool] | None:
     position = _mask_position(node)
     if position is None:
         return None
-    used = {user.args[1] for user in node.users if user.target is operator.getitem and user in inside}
+    used: list[Any] = [user.args[1] for user in node.users if user.target is operator.getitem and user in inside]
     mask: Any = node.args[position]
     return [bool(asked) and i in used for i, asked in enumerate(mask)]
 
