@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def measure(name: str, model: nn.Module, inputs: Tensor, args: argparse.Namespac
     print(f"{name}: " + ", ".join(f"{name_of} {ratio:.2f}" for name_of, ratio in ratios.items()))
 
 
-def timed(optimizer: torch.optim.Optimizer, objective: Objective, device: str) -> float:
+def timed(optimizer: Any, objective: Objective, device: str) -> float:
     """Seconds of a step."""
     clock = time.perf_counter if device.startswith("cuda") else time.process_time
     if device.startswith("cuda"):

@@ -84,6 +84,7 @@ class BlockRanks:
             return lambda part: self.take(apply(self.spread(part)))
 
         found = None
+        options["block_sizes"] = [self.sizes[block] for block in self.own]
         if self.own:
             found = conjugate_gradient(
                 own(matvec),
@@ -92,7 +93,7 @@ class BlockRanks:
                 preconditioner=None if preconditioner is None else own(preconditioner),
                 tolerance=[tolerance[block] for block in self.own],
                 second=None if second is None else (own(second[0]), self.take(second[1])),
-                **(options | {"block_sizes": [self.sizes[block] for block in self.own]}),
+                **options,
             )
         return self._merged(found, b)
 
