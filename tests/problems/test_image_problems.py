@@ -128,7 +128,7 @@ def test_sizes_inside_the_residual_networks():
         (resnet_18(), [8, 8, 8, 4, 4, 2, 2, 1, 1]),
     ):
         found = []
-        for module in model:
+        for module in model.modules():
             if type(module).__name__ in ("Block", "MaxPool2d") or (not found and isinstance(module, nn.ReLU)):
                 found.append(module)
         seen: list[int] = []

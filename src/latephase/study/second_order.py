@@ -15,8 +15,6 @@ from .strategy import Strategy
 from .strategy_config import LBFGS, QUADRATIC_RATES, HessianFreeSteps, QuadraticRate
 from .work import Work
 
-_PRESETS = {"default": HessianFree, "late_phase": HessianFree.late_phase, "fixed_rate": HessianFree.fixed_rate}
-
 
 class HessianFreeStrategy(Strategy):
     """Hessian-free steps on fresh batches, statistics and dropout frozen; see `strategy_config.HessianFreeSteps`."""
@@ -25,7 +23,8 @@ class HessianFreeStrategy(Strategy):
         super().__init__(context)
         self.model.eval()
         self._config = config
-        self._optimizer = _PRESETS[config.preset](self._parameters(), **self._blocks(), **config.options)
+        make = HessianFree if config.preset == "default" else getattr(HessianFree, config.preset)
+        self._optimizer: HessianFree = make(self._parameters(), **self._blocks(), **config.options)
         self._steps = 0
 
     def _parameters(self) -> Any:
