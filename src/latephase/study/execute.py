@@ -189,8 +189,8 @@ def perform_with_ray(conditions: Conditions, keys: Sequence[RunKey]) -> Generato
         ExecutorError: Ray is not installed.
     """
     try:
-        import ray
-        from ray.exceptions import RayError
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ExecutorError("Ray is not installed: pip install 'latephase[ray]', or --executor local") from error
     started = not ray.is_initialized()
