@@ -64,3 +64,10 @@ def quiet_forward_mode() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
         yield
+
+
+@contextlib.contextmanager
+def plain_operators(device: torch.device) -> Iterator[None]:
+    """Within, operators do what a graph says and no more: no autograd, no autocast."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield

@@ -1,7 +1,7 @@
 """Random numbers that every pass over a chunk draws alike, without disturbing torch's generators."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -48,3 +48,13 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
 def draw_seed() -> int:
     """A seed from torch's CPU generator."""
     return int(torch.randint(2**62, ()))
+
+
+def shared_seed(share: Callable[[Tensor], Tensor], device: torch.device) -> int:
+    """A seed from torch's CPU generator, the first rank's on every rank.
+
+    Args:
+        share: of the ranks (`reduce.Reduce`).
+        device: where tensors can be shared.
+    """
+    return int(share(torch.tensor(draw_seed(), dtype=torch.int64, device=device)))

@@ -7,13 +7,14 @@ over residuals; the rest is the product, and the quadratic form v'Cv.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..chunks import Chunk
+from ..kernels import plain_operators
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..program import LossOfOutputs
@@ -71,12 +72,12 @@ class Trace:
         held = held_tensors(objective) if any(isinstance(x, str) for x in self._further) else {}
         further = [held[x] if isinstance(x, str) else x for x in self._further]
         numbers = objective.random_numbers(index) if self.random else contextlib.nullcontext()
-        with _plain(space.device), numbers:
+        with plain_operators(space.device), numbers:
             loss, *values = self.stages.forward(*inputs.flat(), *further)
         moved = dict(zip(self._buffer_names, values, strict=False))
 
         def elsewhere() -> Values:
-            with _plain(space.device), objective.random_numbers(index):
+            with plain_operators(space.device), objective.random_numbers(index):
                 return self.stages.forward(*inputs.moved().flat(), *further)[1 + len(moved) :]
 
         return TracedPass(self, loss, moved, values[len(moved) :], elsewhere)
@@ -115,7 +116,7 @@ class TracedPass:
     def gradient(self) -> Tensors:
         """Gradient of the loss in the leaves; may be asked for once, before it lets go of what only it needs."""
         stages = self.trace.stages
-        with _plain(self.loss.device):
+        with plain_operators(self.loss.device):
             gradient = stages.gradient(*(self._residuals[i] for i in stages.of_gradient))
         for i in set(stages.of_gradient) - set(stages.of_product) - set(stages.of_form):
             self._residuals[i] = None
@@ -125,13 +126,13 @@ class TracedPass:
         """C v; through `torch.compile` if wished."""
         stages = self.trace.stages
         stage = self.trace.compiled_product if compiled else stages.product
-        with _plain(self.loss.device):
+        with plain_operators(self.loss.device):
             return stage(*(self._residuals[i] for i in stages.of_product), *v)
 
     def quadratic_form(self, v: Tensors) -> Tensor:
         """The quadratic form v'Cv, scalar."""
         stages = self.trace.stages
-        with _plain(self.loss.device):
+        with plain_operators(self.loss.device):
             return stages.form(*(self._residuals[i] for i in stages.of_form), *v)[0]
 
     def by_blocks(self, blocks: Blocks, expected: int, memory: float, columns: list[Tensor] | None = None) -> BlockPass:
@@ -169,10 +170,3 @@ def _compiled(stage: Callable[..., Tensors]) -> Callable[..., Tensors]:
             return stage(*tensors)
 
     return call
-
-
-@contextlib.contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
-    """Within, operators do what the graph says and no more: no autograd, no autocast."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield

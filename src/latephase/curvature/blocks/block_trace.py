@@ -1,11 +1,11 @@
 """Products by blocks of a traced chunk."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
+from ...kernels import plain_operators
 from ..recorder import CannotTrace
 from ..rewrite import layout
 from .cuts import Cut
@@ -27,6 +27,7 @@ class BlockTrace:
     def __init__(self, linear, blocks: Blocks):
         self.planner = Planner(linear, blocks)
         self.maps: Maps = self.planner.maps
+        self.device: torch.device = layout(linear.vectors[0])[3]
         self._made: dict[tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]], LinearMap] = {}
         self._sound: dict[Cut, bool] = {}
 
@@ -104,7 +105,7 @@ class BlockPass:
         self._trace, self._residuals, self._columns = trace, residuals, columns
         self._matrices: dict[Cut, Tensor] = {}
         try:
-            with _plain(trace):
+            with plain_operators(trace.device):
                 self._routes = trace.routes(elsewhere, expected, memory, None if columns is None else len(columns))
         except CannotCut as error:
             raise CannotTrace(str(error)) from error
@@ -116,7 +117,7 @@ class BlockPass:
         Args:
             v: by number of the block the vector, by parameter of the block.
         """
-        with _plain(self._trace):
+        with plain_operators(self._trace.device):
             self._set_up([self._routes[block] for block in v])
             return {block: self._product(block, own) for block, own in v.items()}
 
@@ -204,10 +205,3 @@ def _one_hot(node: fx.Node, entry: int) -> Tensor:
 def _random(node: fx.Node, seed: int) -> Tensor:
     shape, _, _, device = layout(node)
     return _as(node, torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device))
-
-
-@contextlib.contextmanager
-def _plain(trace: BlockTrace) -> Iterator[None]:
-    device = trace.maps.linear.vectors[0].meta["layout"][3]
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield

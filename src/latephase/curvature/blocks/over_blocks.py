@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ...memory import available
 from ...program import LossOfOutputs
-from ...randomness import draw_seed, random_signs, seed_of_chunk
+from ...randomness import random_signs, seed_of_chunk, shared_seed
 from ..chunk_curvature import ChunkCurvature
 from ..forward_pass import ForwardPass
 from ..loss_roots import hessian_root
+from ..operator import block_diagonal
 from ..recorder import CannotTrace
 from .block_trace import BlockPass, Blocks
 
@@ -49,8 +50,7 @@ class OverBlocks:
         self._curved, self._sizes, self.expected, self._samples = curved, list(sizes), expected, samples
         self._blocks = _parameters_of(curved.space.sizes, self._sizes)
         self._passes: dict[ChunkCurvature, BlockPass | None] = {}
-        seed = torch.tensor(0 if samples is None else draw_seed(), device=curved.space.device)
-        self._seed = int(curved.objective.reduce.share(seed))
+        self._seed = 0 if samples is None else shared_seed(curved.objective.reduce.share, curved.space.device)
         self.methods: tuple[str, ...] | None = None
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class OverBlocks:
             self._note(["products"] * len(self._sizes) if blocks is None else blocks.methods)
         if blocks is None:
             self._curved.products += max(len(active) - 1, 0)
-            return self._whole_products(part, v, active)
+            return block_diagonal(part.product, self._sizes)(v)
         pieces = part.split(v)
         results = blocks.products({block: [pieces[i] for i in self._blocks[block]] for block in active})
         found = [
@@ -90,15 +90,6 @@ class OverBlocks:
             for block, own in enumerate(self._blocks)
         ]
         return self._curved.space.flatten(itertools.chain.from_iterable(found))
-
-    def _whole_products(self, part: ChunkCurvature, v: Tensor, active: list[int]) -> Tensor:
-        starts, out = list(itertools.accumulate(self._sizes, initial=0)), torch.zeros_like(v)
-        for block in active:
-            place = slice(starts[block], starts[block + 1])
-            alone = torch.zeros_like(v)
-            alone[place] = v[place]
-            out[place] = part.product(alone)[place]
-        return out
 
     def _pass_of(self, part: ChunkCurvature, expected: int) -> BlockPass | None:
         objective = self._curved.objective

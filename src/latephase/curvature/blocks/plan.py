@@ -68,7 +68,7 @@ class Planner:
                 self._cuts = [self._cuts_of(block, outputs) for block in range(len(blocks))]
         self._call = per_call(layout(linear.vectors[0])[3])
         self._costs: dict[tuple[int, Cut], float] = {}
-        self._refused: set[Route] = set()
+        self._refused: set[Cut] = set()
 
     def choose(self, expected: int, memory: float, samples: int | None, sound: Callable[[Cut], bool]) -> list[Route]:
         """A route for each block.
@@ -81,7 +81,7 @@ class Planner:
         """
         while True:
             routes = min(self._choices(expected, memory, samples), key=lambda choice: choice.cost).routes
-            unsound = {route for route in routes if route.cut and not sound(route.cut)}
+            unsound = {route.cut for route in routes if route.cut and not sound(route.cut)}
             if not unsound:
                 return routes
             self._refused |= unsound
@@ -90,7 +90,7 @@ class Planner:
         if samples is not None:
             return [self._row_factors("sampled", samples, 1, memory, {})]
         narrow = {cut for cuts in self._cuts for cut in cuts if cut.width <= LARGEST_NARROW}
-        narrow = {cut for cut in narrow if Route("bottleneck", cut) not in self._refused and self._weighs_rows(cut)}
+        narrow = {cut for cut in narrow if cut not in self._refused and self._weighs_rows(cut)}
         found = []
         for cut in [None, *sorted(narrow, key=lambda cut: cut.tangent.name)]:
             fixed, cost, left = self._behind(cut, expected, memory) if cut else ({}, 0.0, memory)
@@ -128,7 +128,7 @@ class Planner:
             for cut in [] if columns == 0 else self._cuts[block]:
                 stored = 4.0 * cut.outputs.rows * cut.width * (columns or cut.outputs.width)
                 each = self._outside(block, cut) + 4 * self._call + (1 + 2 * PER_BYTE) * stored  # read twice
-                if Route(method, cut) not in self._refused and stored <= memory and each < cost:
+                if cut not in self._refused and stored <= memory and each < cost:
                     route, cost, kept = Route(method, cut), each, stored
             if route.cut is not None:
                 chosen = columns or route.cut.outputs.width

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...randomness import draw_seed
+from ... import randomness
 from ..linearization import Linearization
 
 Estimate = dict[str, Tensor]
@@ -74,8 +74,7 @@ def decay_of(curved: Linearization) -> Tensor:
 
 def shared_seed(curved: Linearization) -> int:
     """A seed from torch's CPU generator, the first rank's on every rank."""
-    seed = torch.tensor(draw_seed(), dtype=torch.int64, device=curved.space.device)
-    return int(curved.objective.reduce.share(seed))
+    return randomness.shared_seed(curved.objective.reduce.share, curved.space.device)
 
 
 def diagonal_inverse(diagonal: Tensor, damping: float | Tensor, exponent: float, blocks: Sequence[int]) -> Apply:
