@@ -1,4 +1,4 @@
-"""Square roots of the Hessian of torch's own losses in the outputs, in closed form."""
+"""Square roots of the Hessian of a loss in the outputs: of torch's own in closed form, of others example by example."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..chunks import _setting
+from ..randomness import random_signs
 from .loss_hessians import Product, _cross_entropy, _formula, _position_weights, hessian_product
 
 
@@ -38,6 +39,74 @@ def hessian_root(loss: Any, outputs: Sequence[Tensor], targets: Any) -> Product 
         return None
     roots = [each.sqrt() for each in second]
     return lambda u: [(root * v).to(v.dtype) for root, v in zip(roots, u, strict=True)]
+
+
+def root_of_any(loss: Any, outputs: Sequence[Tensor], targets: Any) -> Product | None:
+    """As `hessian_root`, and for other losses of one output, by autograd, where they are convex and examples are apart.
+
+    The Hessian of a sum or mean over examples has a block for each, [C, C] for C numbers of an example's output. All
+    blocks come from C derivatives of the gradient, and S from their eigenvectors. That there is nothing beside the
+    blocks is tried with a random vector.
+
+    Args:
+        loss: the objective's loss.
+        outputs: the tensors that the loss gets.
+        targets: what the loss gets as targets.
+
+    Returns:
+        As `hessian_root`; None as well where C exceeds `MOST_COLUMNS`, or where the Hessian is zero.
+    """
+    known = hessian_root(loss, outputs, targets)
+    if known is not None or len(outputs) != 1 or hessian_product(loss, outputs, targets) is not None:
+        return known
+    x = outputs[0].detach()
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
+    if not x.dim() or not 0 < x[:1].numel() <= MOST_COLUMNS:
+        return None
+    with torch.enable_grad():
+        value = loss(x, targets)
+        slope = torch.autograd.grad(value, x, create_graph=True)[0] if value.requires_grad else value
+    if not slope.requires_grad:  # linear
+        return None
+    blocks = _blocks(slope, x)
+    values, vectors = torch.linalg.eigh(blocks)
+    largest = values.abs().max()
+    if not bool(largest > 0) or bool((values < -ROUNDING * largest).any()) or not _is_apart(slope, x, blocks):
+        return None
+    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    return lambda u: [(root @ u[0].to(root.dtype).reshape(*root.shape[:2], 1)).view_as(u[0]).to(u[0].dtype)]
+
+
+MOST_COLUMNS = 256
+"""Numbers of an example's output up to which blocks are computed: a derivative each, and their decomposition."""
+ROUNDING = 1e-4
+"""Relative to the largest eigenvalue, what in float32 may be rounding: second derivatives of composed losses lose up to
+three of its seven digits."""
+
+
+def _products(slope: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """H v, in the shape of x."""
+    (product,) = torch.autograd.grad(slope, x, v, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if product is None else product
+
+
+def _blocks(slope: Tensor, x: Tensor) -> Tensor:
+    """The examples' blocks [N, C, C], made symmetric."""
+    rows, columns = len(x), x[:1].numel()
+    found = []
+    for column in range(columns):
+        unit = torch.zeros_like(x)
+        unit.view(rows, columns)[:, column] = 1
+        found.append(_products(slope, x, unit).reshape(rows, columns))
+    blocks = torch.stack(found, dim=2)
+    return 0.5 * (blocks + blocks.mT)
+
+
+def _is_apart(slope: Tensor, x: Tensor, blocks: Tensor) -> bool:
+    """Whether the Hessian is nothing but the examples' blocks: a product with random signs says so."""
+    v = random_signs(x, torch.Generator(x.device).manual_seed(0))
+    expected = (blocks @ v.reshape(*blocks.shape[:2], 1)).view_as(x)
+    return bool((_products(slope, x, v) - expected).abs().max() <= ROUNDING * blocks.abs().max() * blocks.shape[1])
 
 
 def _root_of_cross_entropy(loss: Any, outputs: Tensor, targets: Tensor) -> Product | None:

@@ -41,12 +41,13 @@ class Splits:
 
 
 def start_optimizer(
-    kind: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float
+    kind: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float, options: Mapping[str, Any] | None = None
 ) -> torch.optim.SGD | torch.optim.Adam:
-    """A fresh first-order optimizer, "sgd" or "adam"; Adam has no use for the momentum."""
+    """A fresh first-order optimizer, "sgd" or "adam"; Adam has no use for the momentum. Options are torch's."""
     if kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr)
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+        return torch.optim.Adam(parameters, lr=lr, **dict[str, Any](options or {}))
+    settings: dict[str, Any] = {"momentum": momentum, **(options or {})}
+    return torch.optim.SGD(parameters, lr=lr, **settings)
 
 
 @dataclass(frozen=True)

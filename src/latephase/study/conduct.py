@@ -23,7 +23,7 @@ from .runs import RunKey, plan_runs, set_damaged_aside, status_of
 from .store import is_full, read_journal, read_json, read_or_set_aside, write_json, write_text_atomic
 from .train import is_whole, problem_record, training_status
 
-FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs")
+FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs", "curves")
 """Keys that may change when a study goes on: a run's identity says whether its result still holds."""
 
 SAME_MACHINE = ("cpu", "torch", "latephase", "threads", "device")

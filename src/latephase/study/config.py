@@ -71,6 +71,10 @@ class Study(Table):
     checkpoints: list[Annotated[int, Field(ge=0)]] = Field(
         min_length=1, description="epochs that strategies start from; 0: the initialisation"
     )
+    fresh_weights: bool = Field(default=False, description="from epoch 0, every seed starts from weights of its own")
+    curves: Literal["mean", "median"] = Field(
+        default="mean", description="over the budget: mean and quartiles, or median and its bootstrap interval"
+    )
     baseline: str = Field(description="the strategy that the others are tested against")
     target: str = Field(description="the strategy whose median best value is the target")
     scale: float = Field(default=1.0, gt=0, le=1)
@@ -101,6 +105,8 @@ class Study(Table):
         for epoch in self.checkpoints:
             if epoch > self.training.epochs:
                 raise ValueError(f"checkpoints: epoch {epoch} is after the training's {self.training.epochs}")
+        if self.fresh_weights and 0 not in self.checkpoints:
+            raise ValueError("fresh_weights: only runs from epoch 0 can have them; give checkpoints = [0]")
         for what, values in (("checkpoints", self.checkpoints), ("seeds", self.seeds), ("strategies", names)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ from each other, got {', '.join(map(str, values))}")

@@ -54,21 +54,26 @@ class StrategyContext:
         self.work.samples += self.rows if rows is None else len(rows)
         return self.problem.objective(self.model, self.problem.batch(self.splits.train, rows, random))
 
-    def epochs(self) -> Iterator[tuple[Objective, int, bool]]:
-        """Mini-batches of the training's size without end, from the checkpoint's epoch on.
+    def epochs(self, size: int | None = None) -> Iterator[tuple[Objective, int, bool]]:
+        """Mini-batches without end, from the checkpoint's epoch on.
+
+        Args:
+            size: rows of a batch. Default: the training's.
 
         Returns:
             One after the other: the objective, its rows, and whether an epoch ends with it.
         """
-        yield from epochs_of_batches(self, self.checkpoint["epoch"] + 1)
+        yield from epochs_of_batches(self, self.checkpoint["epoch"] + 1, size or self.training.batch_size)
 
 
-def epochs_of_batches(context: StrategyContext, epoch: int) -> Iterator[tuple[Objective, int, bool]]:
-    """Mini-batches without end, from the beginning of an epoch on; see `StrategyContext.epochs`."""
-    size = context.training.batch_size
+def epochs_of_batches(context: StrategyContext, epoch: int, size: int | None) -> Iterator[tuple[Objective, int, bool]]:
+    """Mini-batches of a size (None: all rows) without end, from the beginning of an epoch on.
+
+    All rows are taken in their own order, which spares a copy of the data.
+    """
     while True:
         random = generator(Stream.AUGMENTATION, context.seed, epoch)
-        order = [None] if size is None else batches(context.rows, size, context.seed, epoch)
+        order = [None] if size in (None, context.rows) else batches(context.rows, size, context.seed, epoch)
         for index, rows in enumerate(order):
             yield context.objective(rows, random), context.rows if rows is None else len(rows), index == len(order) - 1
         epoch += 1

@@ -33,18 +33,22 @@ class Evaluator:
         self._constants = {name: p.detach() for name, p in self._model.named_parameters()}
         self._devices = cuda_devices(self._model)
 
-    def __call__(self, state: dict[str, Tensor]) -> dict[str, float | None]:
+    def __call__(self, state: dict[str, Tensor]) -> dict[str, Any]:
         """Loss (L2 term included) and metrics of a state dict on each split, and the L2 term alone.
 
-        A number that is not finite is None. What draws random numbers in eval mode, and training data that is generated
-        for evaluation, draws the same ones every time, and torch's generators stay where they are.
+        Of a model with two parameters they are there, too, as "point". A number that is not finite is None. What draws
+        random numbers in eval mode, and training data that is generated for evaluation, draws the same ones every time,
+        and torch's generators stay where they are.
 
         Args:
             state: a state dict of the model.
         """
         self._model.load_state_dict(state)
         problem, splits = self._problem, self._splits
-        found: dict[str, float | None] = {"l2_term": float(self._decay.value())}
+        found: dict[str, Any] = {"l2_term": float(self._decay.value())}
+        if sum(p.numel() for p in self._constants.values()) == 2:
+            point = torch.cat([p.reshape(-1) for p in self._constants.values()]).tolist()
+            found["point"] = [x if math.isfinite(x) else None for x in point]
         with forked(0, self._devices):
             if problem.train_evaluation is None:
                 found |= self._measure("train", splits.train)

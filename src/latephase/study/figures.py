@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from .figure_of_paths import has_points, paths
 from .figures_of_scores import performance_profile, relative_performance, target_bars
 from .figures_over_time import (
     judged_strategies,
@@ -75,8 +76,8 @@ def build(results: Results, *, narrow: bool = False) -> Iterator[tuple[str, Figu
     Yields:
         Name and figure: ``training``; ``relative`` and, where there are second-order strategies and more than the
         baseline beside them, ``relative-second-order``; where runs have concluded, per checkpoint ``budget-EPOCH``,
-        ``time-to-target-EPOCH``, with block-diagonal curvature ``updates-EPOCH``, and where steps were reported
-        ``steps-EPOCH``; ``overfitting`` of the last checkpoint
+        ``time-to-target-EPOCH``, of models with two parameters ``paths-EPOCH``, with block-diagonal curvature
+        ``updates-EPOCH``, and where steps were reported ``steps-EPOCH``; ``overfitting`` of the last checkpoint
         where steps were judged on the same batch and on disjoint ones; ``learning-rates`` where there are any;
         ``profile`` where there are two checkpoints or more. Steps and learning rates are drawn from every checkpoint
         where there are up to three of them, else from the last alone.
@@ -95,6 +96,8 @@ def build(results: Results, *, narrow: bool = False) -> Iterator[tuple[str, Figu
         if runs:
             yield f"budget-{epoch:04d}", over_budget(results, epoch, narrow=narrow)
             yield f"time-to-target-{epoch:04d}", target_bars(results, scores, epoch, narrow=narrow)
+        if has_points(runs):
+            yield f"paths-{epoch:04d}", paths(results, epoch, narrow=narrow)
         if runs and plan.unit != "steps" and any(strategy.has_blocks for strategy in plan.strategies):
             yield f"updates-{epoch:04d}", over_updates(results, epoch, narrow=narrow)
         if epoch in detailed and any(run.steps for run in runs):

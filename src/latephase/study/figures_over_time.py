@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .measures import TRAIN_LOSS, UNITS, Measure, measures_of
 from .results import Results, Run, finite, finite_values
+from .statistics import bootstrap_interval
 from .steps import cg_iterations
 from .style import FINAL, INITIAL, legend, limit, logarithmic, panels, styles
 
@@ -53,26 +54,31 @@ def training_curve(results: Results, *, narrow: bool = False) -> Figure:
 def over_budget(results: Results, checkpoint_epoch: int, *, narrow: bool = False) -> Figure:
     """Draw losses and test metrics over the budget, from one checkpoint (paper, Figures 2 and 6).
 
-    A line is the mean over the concluded runs that are finite at that point, its band reaches from the lower to the
-    upper quartile, and a cross is the last finite value of a run that ended early.
+    A line is the mean over the concluded runs that are finite at that point, and its band reaches from the lower to the
+    upper quartile. In a plan whose curves are medians (Clarke and Hernandez-Lobato 2024, Figure 3), it is the median,
+    in which a run that is not finite counts as worst, with its bootstrap interval, and axes are logarithmic where all
+    values are positive. A cross is the last finite value of a run that ended early.
     """
     figure, row = panels(len(results.measures), narrow=narrow)
-    table = styles(results.plan)
+    table, medians = styles(results.plan), results.plan.curves == "median"
     for axes, measure in zip(row, results.measures, strict=True):
         drawn: list[float] = []
         for number, strategy in enumerate(results.plan.strategies):
             style = table[strategy.name]
             runs = results.concluded(checkpoint_epoch, strategy)
-            spent, mean, lower, upper = _band(runs, measure)
+            spent, middle, lower, upper = (_medians if medians else _band)(runs, measure)
             every = max(1, len(spent) // 6)
             marks = {**style.marks, "markevery": (number % every, every)}
-            axes.plot(spent, mean, color=style.colour, linestyle=style.line, label=strategy.label, **marks)
+            axes.plot(spent, middle, color=style.colour, linestyle=style.line, label=strategy.label, **marks)
             axes.fill_between(spent, lower, upper, color=style.colour, alpha=0.16, linewidth=0)
             for place, value in _early_ends(runs, measure, results.budget):
                 axes.plot(place, value, marker="x", markersize=9, markeredgewidth=2, color=style.colour)
-            drawn += [*mean, *lower, *upper]
+            drawn += [*middle, *lower, *upper]
+        drawn = [value for value in drawn if math.isfinite(value)]
         axes.set(title=measure.heading, xlabel=_budget_label(results), xlim=(0, results.budget))
         limit(axes, drawn, results.checkpoint(checkpoint_epoch)[measure.key], measure)
+        if medians and not measure.is_share:
+            logarithmic(axes, drawn)
     legend(figure, row[0], narrow=narrow)
     return figure
 
@@ -241,6 +247,21 @@ def _band(
     mean = np.array([fmean(groups[point]) for point in spent], dtype=float)
     quartiles = np.array([np.quantile(groups[point], [0.25, 0.75]) for point in spent], dtype=float).reshape(-1, 2)
     return spent, mean, quartiles[:, 0], quartiles[:, 1]
+
+
+def _medians(runs: Sequence[Run], measure: Measure) -> tuple[list[float], np.ndarray, np.ndarray, np.ndarray]:
+    """Median and its bootstrap interval over the runs at each point; what is not finite counts as worst.
+
+    A run that has ended before a point is not finite there. Of a single run the interval is the value itself.
+    """
+    worst = -math.inf if measure.higher_is_better else math.inf
+    found = [{row["spent"]: finite(row.get(measure.key)) for row in run.evaluations} for run in runs]
+    spent = sorted(set().union(*found))
+    values = [[worst if (value := at.get(point)) is None else value for at in found] for point in spent]
+    ends = [bootstrap_interval(sample, "median") or sample * 2 for sample in values]
+    columns = np.array([[median(sample), *end] for sample, end in zip(values, ends, strict=True)], dtype=float)
+    middle, lower, upper = np.where(np.isfinite(columns), columns, math.nan).reshape(-1, 3).T
+    return spent, middle, lower, upper
 
 
 def _early_ends(runs: Sequence[Run], measure: Measure, budget: float) -> list[tuple[float, float]]:

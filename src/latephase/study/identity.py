@@ -68,6 +68,7 @@ def identity_of(
             "unit": study.budget.unit,
             "budget": budget,
             "evaluations": study.evaluations,
+            "fresh_weights": study.fresh_weights,
         }
     )
 

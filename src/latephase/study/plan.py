@@ -40,7 +40,8 @@ class Plan:
     """What a study set out to do, from its resolved ``study.toml``; ``text`` is that file as written.
 
     ``unit`` is that of the budget: "seconds", "steps" or "gradients". ``budget_share`` is its share of the training,
-    ``budget_amount`` an amount in the unit; one of them is None.
+    ``budget_amount`` an amount in the unit; one of them is None. ``curves`` says what is drawn over the budget: "mean"
+    or "median". ``fresh_weights`` says whether runs from epoch 0 start from weights of their seed's own.
     """
 
     name: str
@@ -57,8 +58,15 @@ class Plan:
     baseline: str
     target: str
     scale: float
+    curves: str
+    fresh_weights: bool
     training: dict[str, Any]
     text: str
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether all strategies start from the initialisation."""
+        return self.checkpoints == (0,)
 
     def strategy(self, name: str) -> Strategy:
         """Return the strategy of a name."""
@@ -107,6 +115,8 @@ def _plan(table: dict[str, Any], text: str) -> Plan:
         baseline=baseline,
         target=table.get("target", "cosine" if "cosine" in names else baseline),
         scale=table.get("scale", 1.0),
+        curves=table.get("curves", "mean"),
+        fresh_weights=table.get("fresh_weights", False),
         training=table["training"],
         text=text,
     )

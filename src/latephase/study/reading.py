@@ -88,7 +88,8 @@ class Reading:
                 size = f"{measure.difference(found.lead)}{measure.unit}"
                 side = "ahead of" if found.lead >= 0 else "behind"
                 interval = f" (95% interval {self._interval(measure, found)})" if found.interval else ""
-                return f"At epoch {epoch} “{found.strategy.label}” is {side} the baseline by {size}{interval}."
+                where = f"At epoch {epoch}" if epoch else "From the initialisation"
+                return f"{where} “{found.strategy.label}” is {side} the baseline by {size}{interval}."
         return ""
 
     def _interval(self, measure: Measure, found: Comparison) -> str:
@@ -139,7 +140,8 @@ class Reading:
             return ""
         leader, best = ranking[0]
         start = self.results.checkpoint(epoch)[measure.key]
-        text = f"“{leader.label}”, {measure.value(best.mean)} (the checkpoint itself: {measure.value(start)})."
+        beginning = "the checkpoint itself" if epoch else "at the start"
+        text = f"“{leader.label}”, {measure.value(best.mean)} ({beginning}: {measure.value(start)})."
         if math.isclose(best.mean, start, rel_tol=1e-6):  # the same state, evaluated a second time
             return f"{text} No strategy improved on the checkpoint."
         if len(ranking) > 1:
@@ -189,7 +191,9 @@ def series(items: Sequence[object]) -> str:
 
 
 def epochs_text(epochs: Sequence[int]) -> str:
-    """Write the epochs of checkpoints, such as "epochs 40 and 200"."""
+    """Write the epochs of checkpoints, such as "epochs 40 and 200"; the first one alone is the initialisation."""
+    if list(epochs) == [0]:
+        return "from the initialisation"
     return f"epoch{'s'[: len(epochs) > 1]} {series(epochs)}"
 
 

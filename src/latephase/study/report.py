@@ -53,6 +53,13 @@ _KINDS = {
     "lbfgs": "L-BFGS",
     "custom": "your own",
 }
+_OVER_BUDGET = {
+    "mean": "Mean over the seeds; the band reaches from the lower to the upper quartile. A cross is the last finite "
+    "value of a run that ended early; from there on, the mean is over the other seeds. Values much worse than the "
+    "checkpoint are cut off.",
+    "median": "Median over the seeds with its 95% bootstrap interval; a run that is not finite counts as worst. A "
+    "cross is the last finite value of a run that ended early. Values much worse than the start are cut off.",
+}
 _COSTS = (
     ("steps", "Steps"),
     ("samples", "Samples"),
@@ -165,6 +172,7 @@ def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]
         ],
         "budget": amount_text(results.budget, plan.unit),
         "unit": UNITS[plan.unit],
+        "over_budget_caption": _OVER_BUDGET[plan.curves],
         "has_hessian_free": any(strategy.kind == "hessian_free" for strategy in plan.strategies),
         "has_second_order": any(strategy.is_second_order for strategy in plan.strategies),
         "options": {strategy.name: _options(strategy) for strategy in plan.strategies},

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .measures import Measure, main_measures, measures_of
@@ -90,8 +91,13 @@ class Results:
         return main_measures(self.measures)
 
     def checkpoint(self, epoch: int) -> dict[str, Any]:
-        """Return the training's evaluation row at ``epoch``."""
-        return next(row for row in reversed(self.training) if row["epoch"] == epoch)
+        """Return the training's evaluation row at ``epoch``, or the mean start where every seed has its own."""
+        row = next(row for row in reversed(self.training) if row["epoch"] == epoch)
+        if epoch or not self.plan.fresh_weights:
+            return row
+        starts = [run.evaluations[0] for run in self.runs if run.checkpoint_epoch == 0 and run.evaluations]
+        values = {measure.key: finite_values(starts, measure.key) for measure in self.measures}
+        return row | {key: fmean(found) for key, found in values.items() if found}
 
     def concluded(self, checkpoint_epoch: int, strategy: Strategy) -> list[Run]:
         """Return the concluded runs of a strategy from a checkpoint, in order of the seeds."""

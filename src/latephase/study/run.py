@@ -1,14 +1,16 @@
 """One run: a strategy from a checkpoint with a seed, under the budget."""
 
+import dataclasses
 import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..problems import Problem, get
+from ..problems import Problem, Splits, get
 from .checkpoint import checkpoint_path, load_checkpoint
 from .clock import Clock
 from .config import Study
@@ -88,7 +90,7 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
     write_json(folder / "environment.json", conditions.environment)
     write_json(folder / "status.json", {"status": "running"})
     (folder / "error.txt").unlink(missing_ok=True)
-    run = _Run(conditions, key)
+    run = ActiveRun(conditions, key)
     record: dict[str, Any]
     try:
         run.go()
@@ -115,8 +117,19 @@ def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:
     return strategy
 
 
-class _Run:
-    """The state of one run."""
+def fresh_start(problem: Problem, seed: int) -> dict[str, Any]:
+    """A checkpoint at epoch 0 with fresh weights, drawn by the seed."""
+    torch.manual_seed(seed)
+    return {"epoch": 0, "steps": 0, "model": copied(problem.model().state_dict()), "optimizer": None}
+
+
+class ActiveRun:
+    """A run under way: it warms up, steps until the budget is spent, and writes its journals.
+
+    Args:
+        conditions: what the runs share.
+        key: which run.
+    """
 
     def __init__(self, conditions: Conditions, key: RunKey):
         self.conditions, self.key, self.unit = conditions, key, conditions.study.budget.unit
@@ -154,25 +167,32 @@ class _Run:
         """
         study, device = self.conditions.study, self.conditions.study.device
         problem: Problem = get(study.problem, **study.problem_options)
-        splits = problem.load().to(device)
-        checkpoint = load_checkpoint(checkpoint_path(self.conditions.directory, self.key.checkpoint_epoch))
-        context = StrategyContext(
-            problem,
-            splits,
-            problem.model().to(device),
-            study.training,
-            checkpoint,
-            self.key.seed,
-            self.conditions.training_share,
-        )
+        splits = self.data(problem).to(device)
+        checkpoint = self.initial_state(problem)
+        model, share = problem.model().to(device), self.conditions.training_share
+        context = StrategyContext(problem, splits, model, study.training, checkpoint, self.key.seed, share)
         self._warm_up(context)
-        context = StrategyContext(**{**vars(context), "work": type(context.work)()})
+        context = dataclasses.replace(context, work=type(context.work)())
         strategy = start_strategy(self.key.strategy, context)
-        evaluate = Evaluator(problem, context.model, splits)
+        evaluate = self.evaluator(problem, context.model, splits)
         with self.evaluation_clock:
             metrics = evaluate(checkpoint["model"])
-        self._log(self.due.pop(0), strategy.lr, metrics, context)
+        self.log(self.due.pop(0), strategy.lr, metrics, context)
         self._steps(strategy, context, evaluate, metrics)
+
+    def data(self, problem: Problem) -> Splits:
+        """What the run may look at."""
+        return problem.load()
+
+    def initial_state(self, problem: Problem) -> dict[str, Any]:
+        """What the strategy starts from: the checkpoint, or weights of the seed's own."""
+        if self.conditions.study.fresh_weights and self.key.checkpoint_epoch == 0:
+            return fresh_start(problem, self.key.seed)
+        return load_checkpoint(checkpoint_path(self.conditions.directory, self.key.checkpoint_epoch))
+
+    def evaluator(self, problem: Problem, model: nn.Module, splits: Splits) -> Evaluator:
+        """What is measured."""
+        return Evaluator(problem, model, splits)
 
     def _steps(self, strategy: Strategy, context: StrategyContext, evaluate: Evaluator, metrics: dict) -> None:
         evaluated = 0
@@ -185,7 +205,7 @@ class _Run:
                     state = strategy.finished(held)
                 with self.evaluation_clock:
                     metrics, evaluated = evaluate(state), self.steps
-            self._log(self.due.pop(0), lr, metrics, context, counts)
+            self.log(self.due.pop(0), lr, metrics, context, counts)
 
         while self.due:
             before, lr, counts = copied(strategy.held()), strategy.lr, self._counts(context)
@@ -232,7 +252,7 @@ class _Run:
     def _equivalents(self, context: StrategyContext) -> float:
         return context.work.equivalents(context.training.batch_size or context.rows)
 
-    def _log(
+    def log(
         self,
         spent: float,
         lr: float,
@@ -240,6 +260,15 @@ class _Run:
         context: StrategyContext,
         counts: dict[str, float] | None = None,
     ) -> None:
+        """Write an evaluation to the journals, off the clock.
+
+        Args:
+            spent: the point of the budget.
+            lr: the strategy's learning rate there.
+            metrics: what was measured.
+            context: the strategy's.
+            counts: of the work until then. Default: until now.
+        """
         started = time.perf_counter()
         self.within = counts or self._counts(context)
         self.journal.write("evaluation", spent=spent, step=self.steps, lr=lr, **metrics)

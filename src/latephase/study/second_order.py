@@ -12,7 +12,7 @@ from ..parameters import by_module, layerwise
 from ..problems.sampling import Stream, draw, generator
 from .context import StrategyContext
 from .strategy import Strategy
-from .strategy_config import LBFGS, QUADRATIC_RATES, HessianFreeSteps, QuadraticRate
+from .strategy_config import LBFGS, HessianFreeSteps, QuadraticRate, made_by
 from .work import Work
 
 
@@ -23,8 +23,9 @@ class HessianFreeStrategy(Strategy):
         super().__init__(context)
         self.model.eval()
         self._config = config
-        make = HessianFree if config.preset == "default" else getattr(HessianFree, config.preset)
-        self._optimizer: HessianFree = make(self._parameters(), **self._blocks(), **config.options)
+        self._optimizer: HessianFree = made_by(HessianFree, config.preset)(
+            self._parameters(), **self._blocks(), **config.options
+        )
         self._steps = 0
 
     def _parameters(self) -> Any:
@@ -69,14 +70,13 @@ class HessianFreeStrategy(Strategy):
 
 
 class QuadraticRateStrategy(Strategy):
-    """Steps of AdamQLR, SGDQLR or K-FAC on batches drawn anew for each."""
+    """Steps of AdamQLR, SGDQLR or K-FAC on mini-batches of epochs, as a first-order optimizer's."""
 
     def __init__(self, config: QuadraticRate, context: StrategyContext):
         super().__init__(context)
         self.model.train()
-        self._batch_size = config.batch_size
-        self._optimizer = QUADRATIC_RATES[config.kind](self.model.parameters(), **config.options)
-        self._steps = 0
+        self._objectives = context.epochs(config.batch_size or context.rows)
+        self._optimizer = config.start(self.model.parameters())
 
     @property
     def lr(self) -> float:
@@ -86,8 +86,7 @@ class QuadraticRateStrategy(Strategy):
 
     def step(self, share: float) -> dict[str, Any]:
         """Take one step and return its report."""
-        self._steps += 1
-        objective, rows = _fresh_batch(self.context, self._batch_size, self._steps)
+        objective, rows, _ = next(self._objectives)
         work = self.context.work
         _count_values(objective, rows, work)
         self._optimizer.step(objective)

@@ -30,7 +30,8 @@ class FirstOrderStrategy(Strategy):
         self._schedule = config.schedule
         self._rate = (config.lr or training.lr) * (0.1 if config.schedule == "tenth" else 1.0)
         kind = training.optimizer if config.optimizer == "training" else config.optimizer
-        self._optimizer = start_optimizer(kind, self.model.parameters(), self._rate, training.momentum)
+        parameters = self.model.parameters()
+        self._optimizer = start_optimizer(kind, parameters, self._rate, training.momentum, config.options)
         if config.optimizer == "training" and context.checkpoint.get("optimizer") is not None:
             # torch would take over the checkpoint's own tensors, which the next start needs as they are
             self._optimizer.load_state_dict(copy.deepcopy(context.checkpoint["optimizer"]))
@@ -38,7 +39,7 @@ class FirstOrderStrategy(Strategy):
         patience = max(0, math.floor(context.training_share * training.epochs / 4) - 1)
         self._plateau = ReduceLROnPlateau(self._optimizer, factor=0.1, patience=patience)
         self._losses: list[Tensor] = []
-        self._objectives = context.epochs()
+        self._objectives = context.epochs(config.batch_size)
         self._average = Average(context) if config.schedule == "averaging" else None
 
     @property

@@ -2,11 +2,11 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..optim import KFAC, SGDQLR, AdamQLR, HessianFree
 from ..optim.quadratic_lr.options import QuadraticOptions
@@ -41,6 +41,20 @@ class FirstOrder(_Strategy):
         default="training", description="the training's own, its state included, or a fresh one"
     )
     lr: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="default: the training's")
+    batch_size: int | None = Field(default=None, ge=1, description="default: the training's")
+    options: dict[str, Any] = Field(default_factory=dict, description="of torch's optimizer, beside the rate")
+
+    @model_validator(mode="after")
+    def _known(self) -> "FirstOrder":
+        if self.options and self.optimizer == "training":
+            raise ValueError(
+                'options go with a fresh optimizer; give optimizer = "sgd" or "adam": the training\'s goes on as it is'
+            )
+        if "lr" in self.options:
+            raise ValueError("options.lr: give lr beside the options")
+        if self.options:
+            _checked(torch.optim.Adam if self.optimizer == "adam" else torch.optim.SGD, self.options)
+        return self
 
 
 class HessianFreeSteps(_Strategy):
@@ -84,12 +98,22 @@ class QuadraticRate(_Strategy):
 
     kind: Literal["adamqlr", "sgdqlr", "kfac"]
     batch_size: int | None = Field(default=None, ge=1, description="default: all rows")
+    preset: str = Field(default="default", description='a named setting, such as "undamped"')
     options: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("options")
-    @classmethod
-    def _known(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        return _checked(QUADRATIC_RATES[info.data.get("kind", "adamqlr")], options)
+    @model_validator(mode="after")
+    def _known(self) -> "QuadraticRate":
+        optimizer = QUADRATIC_RATES[self.kind]
+        known = ["default", *(name for name, value in vars(optimizer).items() if isinstance(value, classmethod))]
+        if self.preset not in known:
+            near = hint(self.preset, known)
+            raise ValueError(f"preset: {optimizer.__name__} has no {self.preset!r}{near}; known: {', '.join(known)}")
+        _checked(optimizer, self.options, self.preset)
+        return self
+
+    def start(self, parameters: Iterable[torch.nn.Parameter]) -> AdamQLR | SGDQLR | KFAC:
+        """The optimizer."""
+        return made_by(QUADRATIC_RATES[self.kind], self.preset)(parameters, **self.options)
 
 
 class LBFGS(_Strategy):
@@ -149,8 +173,13 @@ def singles(strategy: Any) -> list[Any]:
     return [part.strategy for part in strategy.parts] if isinstance(strategy, Chain) else [strategy]
 
 
-def _checked(optimizer: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Options of an optimizer, names and values tried out."""
+def made_by(optimizer: type, preset: str) -> Callable[..., Any]:
+    """What makes an optimizer: the class, or a named setting of it."""
+    return optimizer if preset == "default" else getattr(optimizer, preset)
+
+
+def _checked(optimizer: Any, options: dict[str, Any], preset: str = "default") -> dict[str, Any]:
+    """Options of an optimizer beside a preset's, names and values tried out."""
     parameters = inspect.signature(optimizer).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in NOT_IN_TOML]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):  # AdamQLR and SGDQLR
@@ -158,7 +187,7 @@ def _checked(optimizer: Callable[..., Any], options: dict[str, Any]) -> dict[str
     for name in options:
         if name not in known:
             raise ValueError(f"{name!r} is no option of {optimizer.__name__}{hint(name, known)}")
-    optimizer([torch.zeros(1, requires_grad=True)], **options)
+    made_by(optimizer, preset)([torch.zeros(1, requires_grad=True)], **options)
     return options
 
 

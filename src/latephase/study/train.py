@@ -194,7 +194,7 @@ class _Training:
 
     def _objectives(self, epoch: int):
         context = StrategyContext(self.problem, self.splits, self.model, self.setting, {}, self.setting.seed)
-        return epochs_of_batches(context, epoch)
+        return epochs_of_batches(context, epoch, self.setting.batch_size)
 
     def train_epoch(self, epoch: int) -> None:
         """One epoch, then what is due after it: an evaluation, a checkpoint."""

@@ -20,7 +20,7 @@ from ...objective import Objective
 from ...program import LossOfOutputs
 from ...randomness import random_signs, seed_of_chunk
 from ..linearization import Linearization
-from ..loss_roots import hessian_root
+from ..loss_roots import root_of_any
 from .base import owners
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -160,9 +160,8 @@ def kronecker_factors(
     if unknown > 0:
         loss = getattr(objective.program.loss, "func", objective.program.loss)
         raise ValueError(
-            "K-FAC needs a loss whose Hessian in the outputs is known and positive semi-definite: nn.CrossEntropyLoss, "
-            "nn.MSELoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss or nn.GaussianNLLLoss, with reduction 'mean' or "
-            f"'sum'; got {getattr(loss, '__name__', type(loss).__name__)}; {OTHERWISE}"
+            "K-FAC needs a loss that is convex in the outputs, not linear, and a sum or mean over the examples, such "
+            f"as nn.CrossEntropyLoss or nn.MSELoss; got {getattr(loss, '__name__', type(loss).__name__)}; {OTHERWISE}"
         )
     return factors
 
@@ -240,7 +239,7 @@ class _Probed(nn.Module):
         with self._objective.random_numbers(self._index):
             _, tree = program(self.model, self._chunk)
         outputs = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        root = hessian_root(program.loss, outputs, self._chunk.targets)
+        root = root_of_any(program.loss, outputs, self._chunk.targets)
         if root is None:
             raise _Unknown
         slopes = root([random_signs(output, self._generator) for output in outputs])

@@ -196,6 +196,7 @@ def parse_tuning(table: Mapping[str, Any], source: str) -> Tuning:
             wanted[str(entry.get("name"))] = entry.pop("search", None)
     if "checkpoints" not in table and isinstance(table.setdefault("training", {}), dict):
         table["checkpoints"] = [0]  # trials start from the initialisation, and so do the best settings
+        table.setdefault("fresh_weights", True)
         table["training"].setdefault("epochs", 1)  # which nothing starts from
     if tune.budget is not None:
         table.setdefault("budget", tune.budget.model_dump(exclude_none=True))

@@ -1,25 +1,21 @@
 """One trial: a training of the problem from its initialisation, by a strategy, under the budget; in a process."""
 
-import dataclasses
 import os
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...problems import Problem, Splits, get
+from ...problems import Problem, Splits
 from ...randomness import forked
 from ..context import StrategyContext
 from ..evaluate import Evaluator
 from ..execute import DISK_FULL
-from ..run import Conditions, _Run
+from ..run import ActiveRun, Conditions, fresh_start
 from ..runs import RunKey
 from ..store import is_full, write_json
-from ..strategies import start_strategy
-from ..strategy import copied
 
 APART = 2**31
 """Between the seeds of studies and those of trials: a study repeats what was chosen with other weights and orders.
@@ -99,7 +95,7 @@ def perform_trial(conditions: Conditions, key: TrialKey, metric: str, points: li
     os._exit(0)  # at once: a trial has nothing to clean up
 
 
-class _Trial(_Run):
+class _Trial(ActiveRun):
     """The state of one trial: a run that starts from fresh weights and does not see the test split."""
 
     def __init__(
@@ -111,26 +107,20 @@ class _Trial(_Run):
         self.value: float | None = None
         self.at: float | None = None
 
-    def go(self) -> None:
-        """Warm up, then step until the budget is spent or the trial is stopped."""
-        study, device, seed = self.conditions.study, self.conditions.study.device, self.key.seed
-        problem: Problem = get(study.problem, **study.problem_options)
+    def data(self, problem: Problem) -> Splits:
+        """The problem's data without the test split, so that nothing can look at it."""
         whole = problem.load()
-        splits = Splits(whole.train, whole.valid, ()).to(device)  # so that nothing can look at the test split
-        torch.manual_seed(seed)
-        model = problem.model().to(device)
-        weights = {"epoch": 0, "steps": 0, "model": copied(model.state_dict()), "optimizer": None}
-        context = StrategyContext(problem, splits, model, study.training, weights, seed, training_share=1.0)
-        self._warm_up(context)
-        context = dataclasses.replace(context, work=type(context.work)())
-        strategy = start_strategy(self.key.strategy, context)
-        evaluate = ValidationEvaluator(problem, context.model, splits)
-        with self.evaluation_clock:
-            metrics = evaluate(weights["model"])
-        self._log(self.due.pop(0), strategy.lr, metrics, context)
-        self._steps(strategy, context, evaluate, metrics)
+        return Splits(whole.train, whole.valid, ())
 
-    def _log(
+    def initial_state(self, problem: Problem) -> dict[str, Any]:
+        """Fresh weights, the same for all trials."""
+        return fresh_start(problem, self.key.seed)
+
+    def evaluator(self, problem: Problem, model: nn.Module, splits: Splits) -> ValidationEvaluator:
+        """What is measured: the validation split alone."""
+        return ValidationEvaluator(problem, model, splits)
+
+    def log(
         self,
         spent: float,
         lr: float,
@@ -144,7 +134,7 @@ class _Trial(_Run):
             Stopped: not.
             Diverged: the metric is not finite.
         """
-        super()._log(spent, lr, metrics, context, counts)
+        super().log(spent, lr, metrics, context, counts)
         value, place = metrics[self.metric], self.places - len(self.due)
         if value is None:
             raise Diverged(f"{self.metric} is not finite after {spent:g} {self.unit}")
