@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 
 from latephase.curvature.loss_hessians import hessian_product
-from latephase.curvature.loss_roots import hessian_root
+from latephase.curvature.loss_roots import MOST_COLUMNS, hessian_root, root_of_any
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")
 
@@ -24,9 +24,9 @@ SEEDS = st.integers(0, 2**31 - 1)
 examples = functools.partial(settings, deadline=None, derandomize=True)
 
 
-def squared(loss: Any, outputs: list[Tensor], targets: Tensor) -> Tensor:
+def squared(loss: Any, outputs: list[Tensor], targets: Tensor, root_of: Any = hessian_root) -> Tensor:
     """S S', dense over all outputs as one vector."""
-    root = hessian_root(loss, outputs, targets)
+    root = root_of(loss, outputs, targets)
     assert root is not None
     sizes = [output.numel() for output in outputs]
     columns = []
@@ -132,3 +132,57 @@ def test_it_is_the_root_of_the_product():
     assert root is not None
     (transposed,) = torch.func.vjp(lambda v: root([v])[0], u)[1](u)
     assert math.isclose(float(transposed.square().sum()), float((u * product([u])[0]).sum()), rel_tol=1e-12)
+
+
+OWN = {
+    "half-squared": lambda outputs, targets: 0.5 * (outputs - targets).square().mean(),
+    "classes": lambda outputs, targets: F.cross_entropy(outputs, targets.argmax(1), reduction="sum") / 7,
+    "log-cosh": lambda outputs, targets: (outputs - targets).cosh().log().sum(),
+    "quartic": lambda outputs, targets: (outputs - targets).pow(4).mean(),
+    "coupled-columns": lambda outputs, targets: (outputs.sum(1) - targets[:, 0]).square().mean(),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@examples(max_examples=20)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 4), seed=SEEDS)
+def test_roots_of_losses_of_ones_own(name, rows, columns, seed):
+    outputs, targets = normal(rows, columns, seed=seed), normal(rows, columns, seed=seed + 1)
+    exact = hessian(lambda x: OWN[name](x, targets), outputs).reshape(rows * columns, -1)
+    if float(exact.abs().max()) < 1e-12:  # one class, or a point at its target
+        return
+    found = squared(OWN[name], [outputs], targets, root_of_any)
+    # The largest eigenvalue decides what is zero; decomposing costs a few digits of the products' accuracy.
+    assert float((found - exact).abs().max()) < 1e-9 * float(exact.abs().max())
+
+
+def test_torchs_own_losses_keep_their_formulas():
+    x, y = normal(6, 4), torch.randint(4, (6,), generator=generator(1))
+    same = [root_of([nn.CrossEntropyLoss(), [x], y][0], [x], y)([x])[0] for root_of in (hessian_root, root_of_any)]
+    assert torch.equal(*same)
+
+
+@pytest.mark.parametrize("name", ["coupled", "concave", "saddle", "linear", "kinked", "wide", "vector", "constant"])
+def test_no_root_of_what_is_not_convex_or_not_apart(name):
+    losses = {
+        "coupled": lambda outputs, targets: outputs.sum().square(),
+        "concave": lambda outputs, targets: -outputs.square().sum(),
+        "saddle": lambda outputs, targets: (outputs[:, 0] * outputs[:, 1]).sum(),
+        "linear": lambda outputs, targets: (outputs * targets).sum(),
+        "kinked": lambda outputs, targets: (outputs - targets).abs().sum(),
+        "wide": lambda outputs, targets: outputs.square().sum(),
+        "vector": lambda outputs, targets: outputs.square().sum(),
+        "constant": lambda outputs, targets: targets.sum(),
+    }
+    outputs = {"wide": normal(2, MOST_COLUMNS + 1), "vector": torch.tensor(1.0)}.get(name, normal(4, 3))
+    assert root_of_any(losses[name], [outputs], torch.ones_like(outputs)) is None
+
+
+def test_a_root_in_half_precision_is_computed_in_single():
+    outputs = normal(4, 3).to(torch.bfloat16)
+    root = root_of_any(OWN["log-cosh"], [outputs], torch.zeros_like(outputs))
+    assert root is not None
+    (found,) = root([torch.ones_like(outputs)])
+    exact = 1 / outputs.double().cosh()
+    assert found.dtype == torch.bfloat16
+    assert float((found.double().abs() - exact).abs().max()) < 0.02  # three digits of bfloat16

@@ -132,6 +132,22 @@ def test_budget_curve_is_the_mean_and_the_quartile_band(write_study):
     assert (halfway.min(), halfway.max()) == pytest.approx((0.51, 0.53))  # quartiles of 0.50, 0.52, 0.54
 
 
+def test_medians_have_bootstrap_bands_and_a_run_that_diverged_counts_as_worst(write_study, break_run):
+    root = write_study()
+    (root / "study.toml").write_text('curves = "median"\n' + (root / "study.toml").read_text(encoding="utf-8"))
+    whole = figures_over_time.over_budget(load_results(root), 10).axes
+    assert [axes.get_yscale() for axes in whole] == ["log", "log", "linear"]
+    assert all(axes.get_ylim()[0] > 0 for axes in whole[:2])
+    line = curve(whole[0], "SGD, cosine")
+    assert line.get_ydata() == pytest.approx([1.0, 0.52, 0.53])
+    vertices = whole[0].collections[1].get_paths()[0].vertices
+    halfway = vertices[np.isclose(vertices[:, 0], 1.0), 1]
+    assert (halfway.min(), halfway.max()) == pytest.approx((0.50, 0.54))  # of three values, the least and the largest
+    break_run(root)
+    broken = figures_over_time.over_budget(load_results(root), 10).axes[0]
+    assert curve(broken, "SGD, cosine").get_ydata()[-1] == pytest.approx(0.53)  # median of 0.51, 0.53 and infinity
+
+
 def test_budget_curves_of_a_problem_without_accuracy_in_gradients(house, write_study):
     results = load_results(write_study(metric="rmse", unit="gradients"))
     figure = figures_over_time.over_budget(results, 10)

@@ -7,7 +7,7 @@ from small_studies import custom, first_order
 from typer.testing import CliRunner
 
 from latephase.cli import app
-from latephase.study.config import ConfigError
+from latephase.study.config import ConfigError, parse_study
 from latephase.study.tune.conduct import resolve_tuning
 from latephase.study.tune.config import Search, named_tunings, parse_tuning, read_tuning
 from latephase.study.tune.paths import with_value
@@ -63,6 +63,13 @@ def test_the_best_settings_start_where_trials_do_unless_told_otherwise():
     assert (tuning.study.checkpoints, tuning.study.training.epochs) == ([0], 1)
     late = parse_tuning(tuning_table(checkpoints=[1, 3]), "small")
     assert (late.study.checkpoints, late.study.training.epochs) == ([1, 3], 4)
+    assert (tuning.study.fresh_weights, late.study.fresh_weights) == (True, False)
+    assert not parse_tuning(tuning_table(fresh_weights=False), "small").study.fresh_weights
+
+
+def test_a_study_is_not_tuned_and_a_tuning_no_study():
+    with pytest.raises(ConfigError, match=r"small has a table \[tune\]: latephase tune small"):
+        parse_study(tuning_table(), "small")
 
 
 def test_accuracy_is_to_rise():
@@ -172,7 +179,9 @@ def test_options_of_a_users_own_strategy_are_searched():
 @pytest.mark.parametrize("name", named_tunings())
 def test_a_named_tuning_reads_and_says_what_it_would_do(name, tmp_path):
     tuning = read_tuning(name)
-    result = CliRunner().invoke(app, ["tune", name, "--out", str(tmp_path / "out"), "--dry-run", "--trials", "7"])
+    result = CliRunner().invoke(
+        app, ["tune", name, "--out", str(tmp_path / "out"), "--dry-run", "--trials", "7", "--device", "cpu"]
+    )
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
     assert f"{7 * len(tuning.tuned)} trials, {tuning.study.jobs} at a time" in said

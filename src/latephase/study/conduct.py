@@ -53,6 +53,8 @@ def resolve(study: Study) -> Study:
     """
     problem = get(study.problem, **study.problem_options)
     cores = os.cpu_count() or 1
+    if study.device not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be cpu or cuda, got {study.device!r}")
     if study.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU; give --device cpu, or another installation of torch")
     if study.device == "cpu" and study.jobs * study.threads > cores:

@@ -168,6 +168,10 @@ def parse_study(table: Mapping[str, Any], source: str) -> Study:
         ConfigError: as `read_study`.
     """
     table = dict(table)
+    if "tune" in table:
+        raise ConfigError(
+            f"{source} has a table [tune]: latephase tune {source} --out DIR tunes it, DIR/best.toml is then a study"
+        )
     options = table.get("problem_options", {})
     try:
         named = isinstance(table.get("problem"), str) and isinstance(options, dict)

@@ -76,9 +76,11 @@ def over_budget(results: Results, checkpoint_epoch: int, *, narrow: bool = False
             drawn += [*middle, *lower, *upper]
         drawn = [value for value in drawn if math.isfinite(value)]
         axes.set(title=measure.heading, xlabel=_budget_label(results), xlim=(0, results.budget))
-        limit(axes, drawn, results.checkpoint(checkpoint_epoch)[measure.key], measure)
-        if medians and not measure.is_share:
+        start = results.checkpoint(checkpoint_epoch)[measure.key]
+        limit(axes, drawn, start, measure)
+        if medians and not measure.is_share and min(drawn, default=0.0) > 0:
             logarithmic(axes, drawn)
+            axes.set_ylim(0.8 * min(drawn), 1.25 * max(start, *(value for value in drawn if value <= 3 * start)))
     legend(figure, row[0], narrow=narrow)
     return figure
 

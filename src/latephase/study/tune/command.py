@@ -31,6 +31,7 @@ def tune(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time. Default: the study's own.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Of each strategy. Default: the file's own.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the file's own.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
 ) -> None:
     """Tune every strategy with the same number of trials, chosen on the validation split; best.toml feeds a study.
@@ -51,7 +52,7 @@ def tune(
     from .config import read_tuning
 
     try:
-        tuning = read_tuning(name_or_file).changed(jobs, trials)
+        tuning = read_tuning(name_or_file).changed(jobs, trials, device)
         if dry_run:
             for thing in _described(tuning):
                 out.print(thing, soft_wrap=True, highlight=False)

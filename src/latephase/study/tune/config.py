@@ -128,9 +128,10 @@ class Tuning:
         """Names of the strategies that have trials, in order."""
         return [name for name, searches in self.searches.items() if searches]
 
-    def changed(self, jobs: int | None, trials: int | None) -> "Tuning":
-        """The tuning with another number of trials at a time, or of each strategy, where they are given."""
-        study = self.study.model_copy(update={} if jobs is None else {"jobs": jobs})
+    def changed(self, jobs: int | None = None, trials: int | None = None, device: str | None = None) -> "Tuning":
+        """The tuning with another number of trials at a time, or of each strategy, or device, where they are given."""
+        given = {"jobs": jobs, "device": device}
+        study = self.study.model_copy(update={key: value for key, value in given.items() if value is not None})
         tune = self.tune.model_copy(update={} if trials is None else {"trials": trials})
         return replace(self, study=study, tune=tune)
 
