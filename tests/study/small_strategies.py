@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -37,6 +38,12 @@ class Raises(Plain):
     def step(self, share):
         if share >= 0.5:
             raise ArithmeticError("the strategy broke")
+        return super().step(share)
+
+
+class Warns(Plain):
+    def step(self, share):
+        warnings.warn(f"careful at {share:g}", RuntimeWarning, stacklevel=1)
         return super().step(share)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from every_kind import context_at, strategy_named
 from small_problems import noisy
-from small_studies import first_order, hessian_free, performed, rows_of, study_of
+from small_studies import custom, first_order, hessian_free, performed, rows_of, study_of
 
 from latephase.optim import KFAC, AdamQLR
 from latephase.problems import get
@@ -145,6 +145,16 @@ def test_weights_of_each_seeds_own(tmp_path, monkeypatch):
     mean = sum(value for name, value in starts.items() if "0000" in name) / 4
     assert results.checkpoint(0)["train_loss"] == pytest.approx(mean)
     assert results.checkpoint(1)["train_loss"] != pytest.approx(mean)
+
+
+def test_warnings_of_a_run_are_in_its_folder(tmp_path, monkeypatch, capfd):
+    study = study_of(custom("Warns"), checkpoints=[1], seeds=[0])
+    assert performed(study, tmp_path / "study", monkeypatch) == []
+    (path,) = tmp_path.glob("study/runs/*/warnings.txt")
+    said = path.read_text(encoding="utf-8").splitlines()
+    assert said[0] == "RuntimeWarning: careful at 0"
+    assert len(set(said)) == len(said) == 8  # eight steps; the warm-up's are all at 0, and shown once
+    assert "careful" not in capfd.readouterr().err
 
 
 def test_fresh_weights_are_a_part_of_what_a_run_is(tmp_path, monkeypatch):

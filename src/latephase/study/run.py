@@ -1,8 +1,11 @@
 """One run: a strategy from a checkpoint with a seed, under the budget."""
 
+import contextlib
 import dataclasses
 import time
 import traceback
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,11 +92,13 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
     )
     write_json(folder / "environment.json", conditions.environment)
     write_json(folder / "status.json", {"status": "running"})
-    (folder / "error.txt").unlink(missing_ok=True)
+    for name in ("error.txt", "warnings.txt"):
+        (folder / name).unlink(missing_ok=True)
     run = ActiveRun(conditions, key)
     record: dict[str, Any]
     try:
-        run.go()
+        with warnings_into(folder / "warnings.txt"):
+            run.go()
     except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
         if is_full(error):
             raise
@@ -105,6 +110,19 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
         run.close()
     write_json(folder / "status.json", record | run.record())
     return record["status"]
+
+
+@contextlib.contextmanager
+def warnings_into(path: Path) -> Iterator[None]:
+    """Write warnings to a file, a line each, in place of the terminal, where those of all runs would mix."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{category.__name__}: {message}\n")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:

@@ -108,15 +108,20 @@ def _say(tuning: "Tuning", found: "Sequence[Outcome]", directory: Path) -> None:
 
     title = f"{tuning.study.name}: the best of {tuning.tune.trials} trials each, by {tuning.tune.metric}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("strategy", "finished", "stopped", "diverged", "failed", "best", "setting"):
-        table.add_column(heading, justify="left" if heading in ("strategy", "setting") else "right", overflow="fold")
+    for heading in ("strategy", "finished", "stopped", "diverged", "failed", "best"):
+        table.add_column(heading, justify="left" if heading == "strategy" else "right", overflow="fold")
+    settings = ["Best settings:"]
     for name in tuning.tuned:
         counts = Counter(outcome.outcome for outcome in found if outcome.strategy == name)
         best = best_of(found, name, tuning.higher_is_better)
-        said = [f"{path} {_text(value)}" for path, value in best[0].values.items()] if best else []
+        if best:
+            said = (f"{path.removeprefix('options.')} {_text(value)}" for path, value in best[0].values.items())
+            settings.append(f"  {name}: {', '.join(said)}")
         numbers = [str(counts[kind]) for kind in ("finished", "stopped", "diverged", "failed")]
-        table.add_row(name, *numbers, f"{best[0].value:.4g}" if best else "", ", ".join(said))
+        table.add_row(name, *numbers, f"{best[0].value:.4g}" if best else "")
     out.print(table)
+    if len(settings) > 1:
+        out.print("\n".join(settings), soft_wrap=True, highlight=False, markup=False)
     failed = [outcome for outcome in found if outcome.outcome == "failed"]
     for outcome in failed[:5]:
         folder = directory / "runs" / f"{outcome.strategy}_trial-{outcome.number:04d}"

@@ -1,5 +1,6 @@
 """Figures of a tuning: the metric against each value that was searched for, and how much each of them mattered."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,18 @@ LABELS = {
     "options.damping_factors.1": "stepping factor, rising",
     "options.amplification": "learning-rate amplification",
     "options.lr_clip": "learning-rate clip",
+    "options.eps": "epsilon",
 }
 MARKED = 3
 """Best trials that are ringed."""
 ENOUGH = 10
 """Trials of a strategy below which nothing is said about importance."""
 GREY = "#8c8c8c"
+
+
+def label_of(path: str) -> str:
+    """How a value is called: as in the papers, or as its path says."""
+    return LABELS.get(path, path.removeprefix("options.").replace("_", " "))
 
 
 def draw(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> list[Path]:
@@ -82,7 +89,7 @@ def sensitivity(tuning: Tuning, own: Sequence[Outcome], name: str) -> Figure:
         for kind, group, y, look in _groups(own, best, bad, measure):
             x = [_place(search, o.values[path]) for o in group]
             axes.plot(x, y, linestyle="none", label=kind, **look)
-        _scale(axes, search, LABELS.get(path, path))
+        _scale(axes, search, label_of(path))
         if not measure.is_share and min(bad, good) > 0:
             title = axes.get_title(loc="left")
             logarithmic(axes, [bad, good])
@@ -202,7 +209,7 @@ def importance(tuning: Tuning, shares: dict[str, dict[str, float]]) -> Figure:
     labels = {strategy.name: strategy.label for strategy in tuning.study.strategies}
     for axes, (name, entries) in zip(row, shares.items(), strict=True):
         axes.barh(range(len(entries)), list(entries.values()), height=0.62, color=INITIAL, alpha=0.8)
-        axes.set_yticks(range(len(entries)), [LABELS.get(path, path) for path in entries])
-        axes.set(title=labels[name], xlim=(0, 1), ylim=(most - 0.4, -0.6), xlabel="importance (PED-ANOVA)")
+        axes.set_yticks(range(len(entries)), [label_of(path) for path in entries])
+        axes.set(title=textwrap.fill(labels[name], 20), xlim=(0, 1), ylim=(most - 0.4, -0.6), xlabel="importance (PED-ANOVA)")
         axes.grid(visible=False, axis="y")
     return figure

@@ -13,7 +13,7 @@ from ...randomness import forked
 from ..context import StrategyContext
 from ..evaluate import Evaluator
 from ..execute import DISK_FULL
-from ..run import ActiveRun, Conditions, fresh_start
+from ..run import ActiveRun, Conditions, fresh_start, warnings_into
 from ..runs import RunKey
 from ..store import is_full, write_json
 
@@ -73,7 +73,8 @@ def perform_trial(conditions: Conditions, key: TrialKey, metric: str, points: li
         run = _Trial(conditions, key, metric, points, parent)
         try:
             record: dict[str, Any] = {"outcome": "finished"}
-            run.go()
+            with warnings_into(folder / "warnings.txt"):
+                run.go()
         except Stopped:
             record = {"outcome": "stopped"}
         except Diverged as error:
