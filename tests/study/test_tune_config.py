@@ -1,13 +1,14 @@
 """The file of a tuning: what is read from it, and what is refused with which words."""
 
 import copy
+import functools
 
 import pytest
 from small_studies import custom, first_order
 from typer.testing import CliRunner
 
 from latephase.cli import app
-from latephase.study.config import ConfigError, parse_study
+from latephase.study.config import ConfigError, named_studies, parse_study, read_study
 from latephase.study.tune.conduct import resolve_tuning
 from latephase.study.tune.config import Search, named_tunings, parse_tuning, read_tuning
 from latephase.study.tune.paths import with_value
@@ -186,6 +187,26 @@ def test_a_named_tuning_reads_and_says_what_it_would_do(name, tmp_path):
     said = " ".join(result.output.split())
     assert f"{7 * len(tuning.tuned)} trials, {tuning.study.jobs} at a time" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted({*named_tunings()} & {*named_studies()} - {"digits", "qlr-cifar10"}))
+def test_a_named_study_has_settings_that_its_tuning_looks_for(name):
+    """Of `qlr-cifar10` the study is not tuned, and the study `digits` has nothing to do with the tuning."""
+    study, tuning = read_study(name), read_tuning(name)
+    assert [s.name for s in study.strategies] == [s.name for s in tuning.study.strategies]
+    assert study.budget == tuning.study.budget
+    for strategy in study.strategies:
+        values = {}
+        for path, search in tuning.searches[strategy.name].items():
+            value = functools.reduce(_inside, path.split("."), strategy.model_dump())
+            low, high = sorted(search.ends()[:: len(search.ends()) - 1])
+            assert value in search.choices if search.choices else low <= value <= high
+            values[path] = value
+        assert tuning.strategy(strategy.name, values) == strategy
+
+
+def _inside(table, key):
+    return table[int(key)] if isinstance(table, list) else table[key]
 
 
 def test_an_unknown_name_is_refused():

@@ -67,7 +67,8 @@ def _training_line(study: Study, problem: Problem, directory: Path) -> str:
     if status.get("status") == "finished":
         return f"Training: finished; {training.epochs} epochs took {status['seconds']:.0f} s."
     size = "all rows at once" if training.batch_size is None else f"batches of {training.batch_size}"
-    return f"Training: {training.epochs} epochs of {training.optimizer} at {training.lr:g}, {size}."
+    epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs} epochs"
+    return f"Training: {epochs} of {training.optimizer} at {training.lr:g}, {size}."
 
 
 def _table(study: Study, directory: Path, keys: list[Any]) -> Table:

@@ -147,7 +147,7 @@ class Reading:
         if len(ranking) > 1:
             text += f" Next: “{ranking[1][0].label}”, {self._behind(measure, epoch, ranking[0], ranking[1])}."
         if leader == self.baseline:
-            return f"{text} The leader is the baseline: no change of strategy paid off here."
+            return f"{text} The leader is the baseline{': no change of strategy paid off here' if epoch else ''}."
         found = next((row for row in self.comparisons(measure, epoch) if row.strategy == leader), None)
         return f"{text} {self._against(measure, found)}" if found else text
 

@@ -210,6 +210,7 @@ def importance(tuning: Tuning, shares: dict[str, dict[str, float]]) -> Figure:
     for axes, (name, entries) in zip(row, shares.items(), strict=True):
         axes.barh(range(len(entries)), list(entries.values()), height=0.62, color=INITIAL, alpha=0.8)
         axes.set_yticks(range(len(entries)), [label_of(path) for path in entries])
-        axes.set(title=textwrap.fill(labels[name], 20), xlim=(0, 1), ylim=(most - 0.4, -0.6), xlabel="importance (PED-ANOVA)")
+        axes.set(xlim=(0, 1), ylim=(most - 0.4, -0.6), xlabel="importance (PED-ANOVA)")
+        axes.set_title(textwrap.fill(labels[name], 20))
         axes.grid(visible=False, axis="y")
     return figure
