@@ -130,11 +130,24 @@ def own_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.softplus(outputs - targets).mean()
 
 
+def coupled_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return own_loss(outputs, targets).square()
+
+
+def test_a_loss_of_ones_own_needs_no_products():
+    x, targets, model = normal(ROWS, 3), normal(ROWS, 3, seed=3), network()
+    curved = linearize(Objective(model, own_loss, (x, targets), weight_decay=0.1))
+    torch.manual_seed(5)
+    found = GGNDiagonal(probes=PROBES).estimate(curved, [curved.space.size])["diagonal"]
+    assert curved.products == 0
+    within(found, dense_oracle(model, own_loss, x, targets).ggn.diagonal() + 0.1)
+
+
 def test_an_unknown_loss_goes_by_products():
     """Hutchinson's estimate: what stands beside the diagonal is its standard error, row by row."""
     x, targets, model = normal(ROWS, 3), normal(ROWS, 3, seed=3), network()
-    ggn = dense_oracle(model, own_loss, x, targets).ggn
-    curved = linearize(Objective(model, own_loss, (x, targets), weight_decay=0.1))
+    ggn = dense_oracle(model, coupled_loss, x, targets).ggn
+    curved = linearize(Objective(model, coupled_loss, (x, targets), weight_decay=0.1))
     before = curved.products
     torch.manual_seed(5)
     found = GGNDiagonal(probes=PROBES).estimate(curved, [curved.space.size])["diagonal"]

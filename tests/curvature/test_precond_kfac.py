@@ -286,14 +286,46 @@ def test_other_losses_are_named(loss, targets, said):
         assert name in str(caught.value)
 
 
-def test_a_loss_of_ones_own_has_the_factors_of_the_same_loss_of_torch():
-    """With one output the root is a number, whose sign does not count; all is the same but for rounding."""
-    model, data = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(), (normal(6, 3), normal(6, 1))
+class OwnSquaredError(nn.Module):
+    def __init__(self, reduction: str):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        squares = (outputs - targets).square()
+        return squares.mean() if self.reduction == "mean" else squares.sum()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("size", [6, 4], ids=["whole", "uneven-chunks"])
+def test_a_loss_of_ones_own_has_the_factors_of_the_same_loss_of_torch(reduction, size):
+    """With one output the root is a number, whose sign does not count; all is the same but for rounding.
+
+    The layer norm has a diagonal, which is estimated with the same signs.
+    """
+    layers = nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)
+    model, data = nn.Sequential(*layers).double(), (normal(6, 3), normal(6, 1))
     found = []
-    for loss in (nn.MSELoss(), lambda outputs, targets: (outputs - targets).square().mean()):
+    for loss in (nn.MSELoss(reduction=reduction), OwnSquaredError(reduction)):
         torch.manual_seed(3)
-        found.append(Kronecker(damping="exact").estimate(linearize(Objective(model, loss, data)), [21]))
+        objective = Objective(model, loss, data, microbatch_size=size)
+        found.append(Kronecker(damping="exact").moments(linearize(objective), [29]))
+    assert float(found[0]["diagonal"][16:24].min()) > 0
     assert all(float((found[0][key] - found[1][key]).abs().max()) < TIGHT for key in found[0])
+
+
+def test_a_loss_of_ones_own_that_takes_more_than_a_tensor_is_refused():
+    """Its one output that depends on the parameters must not be taken for all that the loss gets."""
+
+    class Pair(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x), x
+
+    objective = Objective(
+        Pair(nn.Linear(3, 3)).double(), lambda o, y: (o[0] - y).square().mean(), (normal(6, 3), normal(6, 3))
+    )
+    with pytest.raises(ValueError, match="of one tensor"):
+        Kronecker(damping="exact").estimate(linearize(objective), [12])
 
 
 def test_an_objective_without_examples_is_refused():

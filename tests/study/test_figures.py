@@ -146,6 +146,8 @@ def test_medians_have_bootstrap_bands_and_a_run_that_diverged_counts_as_worst(wr
     break_run(root)
     broken = figures_over_time.over_budget(load_results(root), 10).axes[0]
     assert curve(broken, "SGD, cosine").get_ydata()[-1] == pytest.approx(0.53)  # median of 0.51, 0.53 and infinity
+    vertices = broken.collections[1].get_paths()[0].vertices
+    assert vertices[np.isclose(vertices[:, 0], 2.0), 1].max() > broken.get_ylim()[1]  # the band goes off the edge
 
 
 def test_budget_curves_of_a_problem_without_accuracy_in_gradients(house, write_study):

@@ -1,5 +1,8 @@
 """Options of first-order strategies, presets, batches of epochs, and weights of each seed's own."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 from every_kind import context_at, strategy_named
@@ -10,8 +13,9 @@ from latephase.optim import KFAC, AdamQLR
 from latephase.problems import get
 from latephase.study.config import ConfigError
 from latephase.study.context import StrategyContext
-from latephase.study.figure_of_paths import rosenbrock
+from latephase.study.figure_of_paths import _points, rosenbrock
 from latephase.study.figures import build
+from latephase.study.identity import identity_of
 from latephase.study.results import load_results
 from latephase.study.strategies import start_strategy
 from latephase.study.strategy import copied
@@ -111,6 +115,8 @@ def test_presets_are_those_of_the_optimizers(study, context_of):
     (first_order(optimizer="adam", options={"momentum": 0.9}), "'momentum' is no option of Adam"),
     (first_order(optimizer="sgd", options={"momentun": 0.9}), "did you mean 'momentum'"),
     (first_order(optimizer="sgd", options={"momentum": -1.0}), "Invalid momentum value"),
+    (first_order(optimizer="adam", options={"betas": 0.9}), "options: Adam does not take them"),
+    (first_order(optimizer="sgd", options={"momentum": "0.9"}), "options: SGD does not take them"),
     (first_order(batch_size=10_000), "exceeds the"),
     (qlr(preset="undamed"), "no 'undamed' .did you mean 'undamped'"),
     (qlr(kind="sgdqlr", preset="undamped"), "SGDQLR has no 'undamped'; known: default"),
@@ -119,6 +125,11 @@ def test_presets_are_those_of_the_optimizers(study, context_of):
 def test_what_is_wrong_is_named(strategy, said):
     with pytest.raises(ConfigError, match=said):
         study_of(strategy)
+
+
+def test_nesterov_may_have_the_momentum_of_the_training():
+    study = study_of(first_order(optimizer="sgd", options={"nesterov": True}), training={"epochs": 4, "momentum": 0.5})
+    assert study.strategies[0].options == {"nesterov": True}
 
 
 def test_fresh_weights_need_the_initialisation():
@@ -145,6 +156,13 @@ def test_weights_of_each_seeds_own(tmp_path, monkeypatch):
     mean = sum(value for name, value in starts.items() if "0000" in name) / 4
     assert results.checkpoint(0)["train_loss"] == pytest.approx(mean)
     assert results.checkpoint(1)["train_loss"] != pytest.approx(mean)
+    bare = [dataclasses.replace(run, evaluations=()) for run in results.runs[:2]]  # of seeds 3 and 4, from epoch 0
+    assert [results.start(run)["train_loss"] for run in bare] == [rows[0]["train_loss"] for rows in firsts(tmp_path)]
+
+
+def firsts(tmp_path):
+    """The rows of Hessian-free from the initialisation, seed 3 and seed 4."""
+    return [rows_of(tmp_path / "study")[f"checkpoint-0000_hf_seed-{seed}"] for seed in (3, 4)]
 
 
 def test_warnings_of_a_run_are_in_its_folder(tmp_path, monkeypatch, capfd):
@@ -159,6 +177,8 @@ def test_warnings_of_a_run_are_in_its_folder(tmp_path, monkeypatch, capfd):
 
 def test_fresh_weights_are_a_part_of_what_a_run_is(tmp_path, monkeypatch):
     plain = {"checkpoints": [0], "seeds": [0]}
+    studies = [study_of(first_order(), **plain), study_of(first_order(), **plain, fresh_weights=True)]
+    assert len({identity_of(study, study.strategies[0], 0, 0, 8.0) for study in studies}) == 2
     assert performed(study_of(first_order(optimizer="sgd"), **plain), tmp_path / "study", monkeypatch) == []
     fresh = study_of(first_order(optimizer="sgd"), **plain, fresh_weights=True)
     with pytest.raises(ConfigError, match="fresh_weights"):
@@ -186,7 +206,17 @@ def test_paths_of_two_parameters_are_logged_and_drawn(tmp_path, monkeypatch):
     assert all(axes.collections for axes in panels)  # contours
     drawn = [line.get_xydata().tolist() for line in panels[0].get_lines()]
     assert drawn[0] == points
-    assert max(abs(x) for x in panels[2].get_xlim()) < 4  # a run that flies off does not hide the others
+    assert max(abs(x) for x in panels[2].get_xlim()) < 5  # a run that flies off does not hide the others
+    assert [panels[i].get_lines()[-1].get_marker() for i in (0, 2)] == ["o", "x"]
+
+
+def test_a_path_far_from_zero_is_drawn_too():
+    rows = [{"event": "evaluation", "spent": float(i), "point": [50.0 + i, -7.0]} for i in range(3)]
+    points, is_cut = _points(SimpleNamespace(evaluations=rows))
+    assert (points.tolist(), is_cut) == ([[50.0, -7.0], [51.0, -7.0], [52.0, -7.0]], False)
+    rows[2]["point"] = [None, -7.0]
+    points, is_cut = _points(SimpleNamespace(evaluations=rows))
+    assert (len(points), is_cut) == (2, True)
 
 
 def test_the_contours_are_those_of_the_problem():

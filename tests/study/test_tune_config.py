@@ -68,6 +68,12 @@ def test_the_best_settings_start_where_trials_do_unless_told_otherwise():
     assert not parse_tuning(tuning_table(fresh_weights=False), "small").study.fresh_weights
 
 
+def test_what_is_changed_is_in_the_best_settings_too():
+    tuning = parse_tuning(tuning_table(device="cuda"), "small").changed(jobs=1, trials=3, device="cpu")
+    assert (tuning.study.device, tuning.table["device"], tuning.given["device"]) == ("cpu", "cpu", "cpu")
+    assert (tuning.tune.trials, tuning.study.jobs) == (3, 1)
+
+
 def test_a_study_is_not_tuned_and_a_tuning_no_study():
     with pytest.raises(ConfigError, match=r"small has a table \[tune\]: latephase tune small"):
         parse_study(tuning_table(), "small")

@@ -29,6 +29,7 @@ class ForwardPass:
         leaves: the parameters as leaves of the graph, in the space's order.
         loss: the chunk's loss, scalar.
         outputs: the output tensors that depend on the leaves.
+        has_one_tensor: whether the model's output is one tensor, in no container.
         buffers: the model's buffers after the pass.
         random: whether the pass drew random numbers.
     """
@@ -60,6 +61,7 @@ class ForwardPass:
             before = generator_states(devices)
             self.loss, tree = self._run(self.named(self.leaves), self.buffers, _aliases)
             self.random = not all(map(torch.equal, before, generator_states(devices)))
+        self.has_one_tensor = isinstance(tree, Tensor)
         flat = tree_flatten(tree)[0]
         self._positions = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.outputs: list[Tensor] = self._select(flat)

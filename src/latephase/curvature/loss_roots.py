@@ -1,5 +1,6 @@
 """Square roots of the Hessian of a loss in the outputs: of torch's own in closed form, of others example by example."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +42,8 @@ def hessian_root(loss: Any, outputs: Sequence[Tensor], targets: Any) -> Product 
     return lambda u: [(root * v).to(v.dtype) for root, v in zip(roots, u, strict=True)]
 
 
-def root_of_any(loss: Any, outputs: Sequence[Tensor], targets: Any) -> Product | None:
-    """As `hessian_root`, and for other losses of one output, by autograd, where they are convex and examples are apart.
+def root_of_any(loss: Any, outputs: Tensor, targets: Any) -> Product | None:
+    """As `hessian_root`, and for losses of one's own, by autograd, where they are convex and examples are apart.
 
     The Hessian of a sum or mean over examples has a block for each, [C, C] for C numbers of an example's output. All
     blocks come from C derivatives of the gradient, and S from their eigenvectors. That there is nothing beside the
@@ -50,63 +51,78 @@ def root_of_any(loss: Any, outputs: Sequence[Tensor], targets: Any) -> Product |
 
     Args:
         loss: the objective's loss.
-        outputs: the tensors that the loss gets.
+        outputs: the one tensor that the loss gets, [N, ...].
         targets: what the loss gets as targets.
 
     Returns:
-        As `hessian_root`; None as well where C exceeds `MOST_COLUMNS`, or where the Hessian is zero.
+        As `hessian_root`. None as well where C exceeds `MOST_COLUMNS` or the blocks have more than `MOST_NUMBERS`
+        numbers, where the loss has no second derivative, and where that is zero near the targets and near zero, too, as
+        that of absolute errors is. Where it is not finite, the results are not, either.
     """
-    known = hessian_root(loss, outputs, targets)
-    if known is not None or len(outputs) != 1 or hessian_product(loss, outputs, targets) is not None:
+    known = hessian_root(loss, [outputs], targets)
+    if known is not None or hessian_product(loss, [outputs], targets) is not None:
         return known
-    x = outputs[0].detach()
-    x = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
-    if not x.dim() or not 0 < x[:1].numel() <= MOST_COLUMNS:
+    x = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
+    columns = x[:1].numel() if x.dim() else 0
+    if not 0 < columns <= MOST_COLUMNS or x.numel() * columns > MOST_NUMBERS:
         return None
-    with torch.enable_grad():
-        value = loss(x, targets)
-        slope = torch.autograd.grad(value, x, create_graph=True)[0] if value.requires_grad else value
-    if not slope.requires_grad:  # linear
+    curved = _blocks(loss, x, targets)
+    if curved is None:
         return None
-    blocks = _blocks(slope, x)
+    blocks, is_apart = curved
+    largest = blocks.abs().max()
+    if not bool(largest.isfinite()):
+        return lambda u: [torch.full_like(u[0], math.nan)]
+    if not is_apart or (largest == 0 and not _bends_elsewhere(loss, x, targets)):
+        return None
     values, vectors = torch.linalg.eigh(blocks)
-    largest = values.abs().max()
-    if not bool(largest > 0) or bool((values < -ROUNDING * largest).any()) or not _is_apart(slope, x, blocks):
+    if bool((values < -ROUNDING * largest).any()):
         return None
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
-    return lambda u: [(root @ u[0].to(root.dtype).reshape(*root.shape[:2], 1)).view_as(u[0]).to(u[0].dtype)]
+    return lambda u: [(root @ u[0].to(root.dtype).reshape(*root.shape[:2], 1)).reshape(u[0].shape).to(u[0].dtype)]
 
 
-MOST_COLUMNS = 256
-"""Numbers of an example's output up to which blocks are computed: a derivative each, and their decomposition."""
+MOST_COLUMNS = 64
+"""Numbers of an example's output up to which blocks are computed: a derivative each, and their decomposition, half a
+second for 1,000 examples of so many."""
+MOST_NUMBERS = 2**25
+"""Of all blocks together: 128 MiB in float32."""
 ROUNDING = 1e-4
-"""Relative to the largest eigenvalue, what in float32 may be rounding: second derivatives of composed losses lose up to
+"""Relative to the largest entry, what in float32 may be rounding: second derivatives of composed losses lose up to
 three of its seven digits."""
 
 
-def _products(slope: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """H v, in the shape of x."""
-    (product,) = torch.autograd.grad(slope, x, v, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(x) if product is None else product
-
-
-def _blocks(slope: Tensor, x: Tensor) -> Tensor:
-    """The examples' blocks [N, C, C], made symmetric."""
+def _blocks(loss: Any, x: Tensor, targets: Any) -> tuple[Tensor, bool] | None:
+    """The examples' blocks [N, C, C] of the Hessian, made symmetric, and whether it is nothing but them."""
+    x = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     rows, columns = len(x), x[:1].numel()
-    found = []
-    for column in range(columns):
-        unit = torch.zeros_like(x)
-        unit.view(rows, columns)[:, column] = 1
-        found.append(_products(slope, x, unit).reshape(rows, columns))
-    blocks = torch.stack(found, dim=2)
-    return 0.5 * (blocks + blocks.mT)
+
+    def product(v: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(slope, x, v.view_as(x), retain_graph=True, allow_unused=True)
+        return (torch.zeros_like(x) if found is None else found).reshape(rows, columns)
+
+    try:
+        with torch.enable_grad():
+            value = loss(x.clone(), targets)  # a loss may work in place
+            slope = torch.autograd.grad(value, x, create_graph=True)[0]
+        units = torch.eye(columns, dtype=x.dtype, device=x.device)
+        blocks = torch.stack([product(unit.repeat(rows)) for unit in units], dim=2)
+        signs = random_signs(x.detach(), torch.Generator(x.device).manual_seed(0)).reshape(rows, columns)
+        beside = product(signs) - (blocks @ signs.unsqueeze(2)).squeeze(2)
+    except RuntimeError:  # no second derivative, or none at all
+        return None
+    is_apart = bool(beside.abs().max() <= ROUNDING * columns * blocks.abs().max())
+    return 0.5 * (blocks + blocks.mT), is_apart
 
 
-def _is_apart(slope: Tensor, x: Tensor, blocks: Tensor) -> bool:
-    """Whether the Hessian is nothing but the examples' blocks: a product with random signs says so."""
-    v = random_signs(x, torch.Generator(x.device).manual_seed(0))
-    expected = (blocks @ v.reshape(*blocks.shape[:2], 1)).view_as(x)
-    return bool((_products(slope, x, v) - expected).abs().max() <= ROUNDING * blocks.abs().max() * blocks.shape[1])
+def _bends_elsewhere(loss: Any, x: Tensor, targets: Any) -> bool:
+    """Whether a loss without curvature here has some near zero or near the targets: it is not linear in parts."""
+    noise = 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    places = [noise]
+    if isinstance(targets, Tensor) and targets.is_floating_point() and targets.shape == x.shape:
+        places.append(targets.to(x) + noise)
+    found = (_blocks(loss, place, targets) for place in places)
+    return any(curved is not None and bool(curved[0].abs().max() > 0) for curved in found)
 
 
 def _root_of_cross_entropy(loss: Any, outputs: Tensor, targets: Tensor) -> Product | None:

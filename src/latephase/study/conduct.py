@@ -142,13 +142,18 @@ def check_folder(study: Study, directory: Path) -> None:
             ) from error
         new = tomllib.loads(study.toml())
         for key in sorted((old | new).keys() - set(FREE)):
-            if old.get(key) != new.get(key):
+            if old.get(key, _default_of(key)) != new.get(key):
                 raise ConfigError(
                     f"{directory} holds another study: {key} is {old.get(key)!r} there and {new.get(key)!r} here; "
                     "choose another folder with --out, or delete this one"
                 )
     elif filled:
         raise ConfigError(f"{directory} is not empty and holds no study; choose another folder with --out")
+
+
+def _default_of(key: str) -> Any:
+    """What a study that was written before there was such a key meant."""
+    return None if key not in Study.model_fields else Study.model_fields[key].get_default()
 
 
 def claim(study: Study, directory: Path) -> None:

@@ -56,31 +56,33 @@ def over_budget(results: Results, checkpoint_epoch: int, *, narrow: bool = False
 
     A line is the mean over the concluded runs that are finite at that point, and its band reaches from the lower to the
     upper quartile. In a plan whose curves are medians (Clarke and Hernandez-Lobato 2024, Figure 3), it is the median,
-    in which a run that is not finite counts as worst, with its bootstrap interval, and axes are logarithmic where all
-    values are positive. A cross is the last finite value of a run that ended early.
+    in which a run that is not finite counts as worst, with its bootstrap interval, and losses have logarithmic axes. A
+    cross is the last finite value of a run that ended early.
     """
     figure, row = panels(len(results.measures), narrow=narrow)
     table, medians = styles(results.plan), results.plan.curves == "median"
     for axes, measure in zip(row, results.measures, strict=True):
         drawn: list[float] = []
+        start = results.checkpoint(checkpoint_epoch)[measure.key]
+        far = 1e6 * max(abs(start), 1.0)
         for number, strategy in enumerate(results.plan.strategies):
             style = table[strategy.name]
             runs = results.concluded(checkpoint_epoch, strategy)
             spent, middle, lower, upper = (_medians if medians else _band)(runs, measure)
+            drawn += [value for value in (*middle, *lower, *upper) if math.isfinite(value)]
+            lower, upper = np.clip((lower, upper), -far, far)  # up to the edge where runs are not finite
             every = max(1, len(spent) // 6)
             marks = {**style.marks, "markevery": (number % every, every)}
             axes.plot(spent, middle, color=style.colour, linestyle=style.line, label=strategy.label, **marks)
             axes.fill_between(spent, lower, upper, color=style.colour, alpha=0.16, linewidth=0)
             for place, value in _early_ends(runs, measure, results.budget):
                 axes.plot(place, value, marker="x", markersize=9, markeredgewidth=2, color=style.colour)
-            drawn += [*middle, *lower, *upper]
-        drawn = [value for value in drawn if math.isfinite(value)]
         axes.set(title=measure.heading, xlabel=_budget_label(results), xlim=(0, results.budget))
-        start = results.checkpoint(checkpoint_epoch)[measure.key]
         limit(axes, drawn, start, measure)
-        if medians and not measure.is_share and min(drawn, default=0.0) > 0:
-            logarithmic(axes, drawn)
-            axes.set_ylim(0.8 * min(drawn), 1.25 * max(start, *(value for value in drawn if value <= 3 * start)))
+        positive = [value for value in drawn if 0 < value <= 3 * start]
+        if medians and positive and not measure.higher_is_better:
+            logarithmic(axes, positive)
+            axes.set_ylim(0.8 * min(positive), 1.25 * max(start, *positive))
     legend(figure, row[0], narrow=narrow)
     return figure
 
@@ -261,9 +263,9 @@ def _medians(runs: Sequence[Run], measure: Measure) -> tuple[list[float], np.nda
     spent = sorted(set().union(*found))
     values = [[worst if (value := at.get(point)) is None else value for at in found] for point in spent]
     ends = [bootstrap_interval(sample, "median") or sample * 2 for sample in values]
-    columns = np.array([[median(sample), *end] for sample, end in zip(values, ends, strict=True)], dtype=float)
-    middle, lower, upper = np.where(np.isfinite(columns), columns, math.nan).reshape(-1, 3).T
-    return spent, middle, lower, upper
+    middle = np.array([median(sample) for sample in values], dtype=float)
+    lower, upper = np.array(ends, dtype=float).reshape(-1, 2).T
+    return spent, np.where(np.isfinite(middle), middle, math.nan), lower, upper
 
 
 def _early_ends(runs: Sequence[Run], measure: Measure, budget: float) -> list[tuple[float, float]]:

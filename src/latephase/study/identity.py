@@ -26,6 +26,7 @@ MODULES = (
     "second_order",
     "strategies",
     "strategy",
+    "strategy_config",
     "train",
     "work",
 )

@@ -30,9 +30,9 @@ def targets(results: Results) -> dict[tuple[int, Measure], float]:
     found = {}
     for epoch in results.plan.checkpoints:
         if runs := results.concluded(epoch, strategy):
-            start = results.checkpoint(epoch)
             for measure in results.main_measures:
-                found[epoch, measure] = median(measure.choose(run_values(run, measure, start)) for run in runs)
+                best = [measure.choose(run_values(run, measure, results.start(run))) for run in runs]
+                found[epoch, measure] = median(best)
     return found
 
 

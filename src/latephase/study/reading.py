@@ -143,7 +143,7 @@ class Reading:
         beginning = "the checkpoint itself" if epoch else "at the start"
         text = f"“{leader.label}”, {measure.value(best.mean)} ({beginning}: {measure.value(start)})."
         if math.isclose(best.mean, start, rel_tol=1e-6):  # the same state, evaluated a second time
-            return f"{text} No strategy improved on the checkpoint."
+            return f"{text} No strategy improved on {'the checkpoint' if epoch else 'the start'}."
         if len(ranking) > 1:
             text += f" Next: “{ranking[1][0].label}”, {self._behind(measure, epoch, ranking[0], ranking[1])}."
         if leader == self.baseline:

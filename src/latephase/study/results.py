@@ -91,13 +91,22 @@ class Results:
         return main_measures(self.measures)
 
     def checkpoint(self, epoch: int) -> dict[str, Any]:
-        """Return the training's evaluation row at ``epoch``, or the mean start where every seed has its own."""
+        """Return the training's evaluation row at ``epoch``, or the seeds' mean where every seed has its own start."""
         row = next(row for row in reversed(self.training) if row["epoch"] == epoch)
-        if epoch or not self.plan.fresh_weights:
-            return row
-        starts = [run.evaluations[0] for run in self.runs if run.checkpoint_epoch == 0 and run.evaluations]
-        values = {measure.key: finite_values(starts, measure.key) for measure in self.measures}
+        starts = [] if epoch else list(self._starts.values())
+        values = {key: finite_values(starts, key) for key in ("l2_term", *(measure.key for measure in self.measures))}
         return row | {key: fmean(found) for key, found in values.items() if found}
+
+    def start(self, run: Run) -> dict[str, Any]:
+        """Return the evaluation row of what a run starts from."""
+        own = None if run.checkpoint_epoch else self._starts.get(run.seed)
+        return self.checkpoint(run.checkpoint_epoch) if own is None else own
+
+    @cached_property
+    def _starts(self) -> dict[int, dict[str, Any]]:
+        """By seed, the first evaluation from epoch 0, where every seed has weights of its own."""
+        runs = self.runs if self.plan.fresh_weights else ()
+        return {run.seed: run.evaluations[0] for run in runs if run.checkpoint_epoch == 0 and run.evaluations}
 
     def concluded(self, checkpoint_epoch: int, strategy: Strategy) -> list[Run]:
         """Return the concluded runs of a strategy from a checkpoint, in order of the seeds."""

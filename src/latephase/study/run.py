@@ -114,7 +114,7 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
 
 @contextlib.contextmanager
 def warnings_into(path: Path) -> Iterator[None]:
-    """Write warnings to a file, a line each, in place of the terminal, where those of all runs would mix."""
+    """Write warnings to a file, one after the other, in place of the terminal, where those of all runs would mix."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
         with path.open("a", encoding="utf-8") as file:

@@ -224,7 +224,7 @@ def _relative(column: str) -> str:
 
 def _score_run(run: Run, results: Results, goals: dict[tuple[int, Measure], float]) -> Score:
     """Score one run; the relative performances, which need the other runs, are left at 1."""
-    start = results.checkpoint(run.checkpoint_epoch)
+    start = results.start(run)
     best = {measure.key: measure.choose(run_values(run, measure, start)) for measure in results.measures}
     final = {measure.key: final_value(run, measure, start) for measure in results.measures}
     reached = [time_to_target(run, m, goals.get((run.checkpoint_epoch, m))) for m in results.main_measures[:2]]

@@ -52,7 +52,9 @@ class FirstOrder(_Strategy):
             )
         if "lr" in self.options:
             raise ValueError("options.lr: give lr beside the options")
-        if self.options:
+        if self.optimizer == "sgd" and self.options.get("nesterov"):
+            _checked(torch.optim.SGD, {"momentum": 0.9} | self.options)  # the training's, where none is given
+        elif self.options:
             _checked(torch.optim.Adam if self.optimizer == "adam" else torch.optim.SGD, self.options)
         return self
 
@@ -187,7 +189,10 @@ def _checked(optimizer: Any, options: dict[str, Any], preset: str = "default") -
     for name in options:
         if name not in known:
             raise ValueError(f"{name!r} is no option of {optimizer.__name__}{hint(name, known)}")
-    made_by(optimizer, preset)([torch.zeros(1, requires_grad=True)], **options)
+    try:
+        made_by(optimizer, preset)([torch.zeros(1, requires_grad=True)], **options)
+    except (TypeError, RuntimeError) as error:  # of torch's optimizers, for values of the wrong kind
+        raise ValueError(f"options: {optimizer.__name__} does not take them: {error}") from error
     return options
 
 

@@ -11,7 +11,7 @@ from ...program import LossOfOutputs
 from ...randomness import random_signs, seed_of_chunk
 from ..forward_pass import ForwardPass
 from ..linearization import Linearization
-from ..loss_roots import hessian_root
+from ..loss_roots import hessian_root, root_of_any
 from .base import (
     Apply,
     Estimate,
@@ -34,7 +34,9 @@ class GGNDiagonal(Preconditioner):
     layer is excluded.
 
     S is known for cross-entropy, squared error, binary cross-entropy with logits, and the Poisson and Gaussian negative
-    log-likelihoods (`curvature.loss_roots`). For any other loss, and for an objective made by `from_forward`, D is
+    log-likelihoods; of other losses that are convex in an output of at most 64 numbers an example, and a sum or mean
+    over the examples, autograd finds it (`curvature.loss_roots`). For the rest, and for an objective made by
+    `from_forward`, D is
     |mean of z * (C z)| with the curvature's own products and random signs z for the parameters (Hutchinson's
     estimate). That is cruder: what stands beside the diagonal in a row of C is its error, and a probe costs a product.
 
@@ -102,7 +104,10 @@ def _squares(curved: Linearization, chunk: Chunk, index: int, probes: int, seed:
     squares = torch.zeros(space.size, dtype=space.dtype, device=space.device)
     if not forward.outputs:
         return squares
-    root = hessian_root(objective.program.loss, forward.outputs, chunk.targets)
+    if forward.has_one_tensor:
+        root = root_of_any(objective.program.loss, forward.outputs[0], chunk.targets)
+    else:
+        root = hessian_root(objective.program.loss, forward.outputs, chunk.targets)
     if root is None:
         return None
     generator = torch.Generator(space.device).manual_seed(seed_of_chunk(seed, index, objective.reduce.rank))

@@ -26,7 +26,7 @@ class Kronecker(Preconditioner):
     The factors are decomposed when they are estimated, so that the inverse is exact at every damping. Linear and
     two-dimensional convolutional layers that are called once get factors. All other parameters (normalisation,
     embeddings, recurrent and shared layers) get the estimated diagonal of `GGNDiagonal`, with exponent 1 so that it has
-    the scale of the blocks. The loss is one of those that `GGNDiagonal` knows the root S of.
+    the scale of the blocks. The loss is one that `GGNDiagonal` finds the root S of.
 
     An estimate costs about `probes` gradients, as many backward passes where there are other parameters, and the
     eigenvectors of both factors of each layer.
@@ -69,7 +69,7 @@ class Kronecker(Preconditioner):
 
         Raises:
             ImportError: curvlinops is not installed.
-            ValueError: a loss that is not known, with the names of those that are.
+            ValueError: a loss that will not do; says which ones do.
         """
         estimate = {}
         for name, moment in self.moments(curved, blocks).items():
@@ -89,7 +89,7 @@ class Kronecker(Preconditioner):
 
         Raises:
             ImportError: curvlinops is not installed.
-            ValueError: a loss that is not known, with the names of those that are.
+            ValueError: a loss that will not do; says which ones do.
         """
         if importlib.util.find_spec("curvlinops") is None:
             raise ImportError(

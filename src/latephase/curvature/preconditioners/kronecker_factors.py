@@ -20,7 +20,8 @@ from ...objective import Objective
 from ...program import LossOfOutputs
 from ...randomness import random_signs, seed_of_chunk
 from ..linearization import Linearization
-from ..loss_roots import root_of_any
+from ..loss_hessians import Product
+from ..loss_roots import MOST_COLUMNS, hessian_root, root_of_any
 from .base import owners
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -160,8 +161,10 @@ def kronecker_factors(
     if unknown > 0:
         loss = getattr(objective.program.loss, "func", objective.program.loss)
         raise ValueError(
-            "K-FAC needs a loss that is convex in the outputs, not linear, and a sum or mean over the examples, such "
-            f"as nn.CrossEntropyLoss or nn.MSELoss; got {getattr(loss, '__name__', type(loss).__name__)}; {OTHERWISE}"
+            "K-FAC needs a loss of one tensor that is convex in it, not linear, and a sum or mean over the examples, "
+            f"with at most {MOST_COLUMNS} numbers in an example's output where it is not one of torch's, as "
+            "nn.CrossEntropyLoss and nn.MSELoss are; "
+            f"got {getattr(loss, '__name__', type(loss).__name__)}; {OTHERWISE}"
         )
     return factors
 
@@ -232,6 +235,7 @@ class _Probed(nn.Module):
         super().__init__()
         self.model = objective.model
         self._objective, self._chunk, self._index = objective, chunk, index
+        self._root: Product | None = None
         self._generator = torch.Generator(next(objective.model.parameters()).device).manual_seed(seed)
 
     def forward(self, _: Tensor) -> Tensor:
@@ -239,9 +243,13 @@ class _Probed(nn.Module):
         with self._objective.random_numbers(self._index):
             _, tree = program(self.model, self._chunk)
         outputs = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        root = root_of_any(program.loss, outputs, self._chunk.targets)
-        if root is None:
+        if self._root is None:  # it is the same for every probe
+            if isinstance(tree, Tensor) and outputs:
+                self._root = root_of_any(program.loss, tree, self._chunk.targets)
+            else:
+                self._root = hessian_root(program.loss, outputs, self._chunk.targets)
+        if self._root is None:
             raise _Unknown
-        slopes = root([random_signs(output, self._generator) for output in outputs])
+        slopes = self._root([random_signs(output, self._generator) for output in outputs])
         value = torch.stack([(output * slope).sum() for output, slope in zip(outputs, slopes, strict=True)]).sum()
         return (value - value.detach() + 0.5).reshape(1, 1)

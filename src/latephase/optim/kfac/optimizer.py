@@ -147,7 +147,7 @@ class KFAC(Optimizer):
         Raises:
             TypeError: a plain closure in place of an Objective.
             ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
-                ranks with different parameters, a loss whose Hessian is not known, or a global option that differs
+                ranks with different parameters, a loss that K-FAC cannot treat, or a global option that differs
                 between groups.
             ImportError: curvlinops is not installed.
         """

@@ -130,10 +130,10 @@ class Tuning:
 
     def changed(self, jobs: int | None = None, trials: int | None = None, device: str | None = None) -> "Tuning":
         """The tuning with another number of trials at a time, or of each strategy, or device, where they are given."""
-        given = {"jobs": jobs, "device": device}
-        study = self.study.model_copy(update={key: value for key, value in given.items() if value is not None})
+        changes = {key: value for key, value in {"jobs": jobs, "device": device}.items() if value is not None}
+        study = self.study.model_copy(update=changes)
         tune = self.tune.model_copy(update={} if trials is None else {"trials": trials})
-        return replace(self, study=study, tune=tune)
+        return replace(self, study=study, tune=tune, table=self.table | changes, given=self.given | changes)
 
     def setting(self, strategy: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """The table of a strategy with values at their paths.
