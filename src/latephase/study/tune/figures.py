@@ -84,7 +84,8 @@ def sensitivity(tuning: Tuning, own: Sequence[Outcome], name: str) -> Figure:
     figure, row = panels(len(searches), narrow=False)
     best = best_of(own, name, tuning.higher_is_better, MARKED)
     valued = [o for o in own if o.value is not None and o.outcome in ("finished", "stopped")]
-    bad, good = _limits([o.value for o in valued if o.value is not None], measure)
+    start = next((o.start for o in own if o.start is not None), None)
+    bad, good = _limits([o.value for o in valued if o.value is not None], measure, start)
     for axes, (path, search) in zip(row, searches.items(), strict=True):
         for kind, group, y, look in _groups(own, best, bad, measure):
             x = [_place(search, o.values[path]) for o in group]
@@ -124,12 +125,17 @@ def _groups(
     yield f"best {len(best)}", best, [o.value for o in best if o.value is not None], ring
 
 
-def _limits(values: Sequence[float], measure: Measure) -> tuple[float, float]:
-    """The bad and the good end of the y axis: nine in ten values lie between, so that a few do not flatten the rest."""
+def _limits(values: Sequence[float], measure: Measure, start: float | None) -> tuple[float, float]:
+    """The bad and the good end of the y axis, so that a few bad trials do not flatten the rest.
+
+    Nine in ten values lie between, or fewer where more are worse than the metric before the first step.
+    """
     if not values:
         return 1.0, 0.0
     bad = float(np.quantile(values, 0.1 if measure.higher_is_better else 0.9, method="nearest"))
     good = measure.choose(values)
+    if start is not None and measure.lead(good, start) > 0:
+        bad = measure.choose((bad, start))
     return (bad, good) if bad != good else (good - 1e-3, good) if measure.higher_is_better else (good + 1e-3, good)
 
 
