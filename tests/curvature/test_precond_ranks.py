@@ -40,7 +40,8 @@ def objective_of(kind: str, rows: slice, group=None, **options) -> Objective:
 
 
 def own_loss(outputs, targets):
-    return nn.functional.softplus(outputs - targets).mean()
+    """Not convex, so that its Hessian has no root."""
+    return (outputs - targets).cos().mean()
 
 
 own_loss.reduction = "mean"  # pyright: ignore[reportFunctionMemberAccess]
