@@ -20,6 +20,7 @@ from .comparison import Comparison
 from .ending import ending_headline, ending_measures, endings
 from .figures import draw_results, render
 from .measures import UNITS, Measure, amount_text, duration_text
+from .options_text import options_text
 from .profiles import TARGETS, standings, target_times
 from .reading import Reading, number_word
 from .results import Results, Run, Strategy, finite, finite_values, load_results
@@ -56,7 +57,7 @@ _KINDS = {
 _OVER_BUDGET = {
     "mean": "Mean over the seeds; the band reaches from the lower to the upper quartile. A cross is the last finite "
     "value of a run that ended early; from there on, the mean is over the other seeds. Values much worse than the "
-    "checkpoint are cut off.",
+    "start are cut off.",
     "median": "Median over the seeds with its 95% bootstrap interval; a run that is not finite counts as worst. A "
     "cross is the last finite value of a run that ended early. Values much worse than the start are cut off.",
 }
@@ -175,7 +176,7 @@ def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]
         "over_budget_caption": _OVER_BUDGET[plan.curves],
         "has_hessian_free": any(strategy.kind == "hessian_free" for strategy in plan.strategies),
         "has_second_order": any(strategy.is_second_order for strategy in plan.strategies),
-        "options": {strategy.name: _options(strategy) for strategy in plan.strategies},
+        "options": {strategy.name: options_text(strategy) for strategy in plan.strategies},
         "kinds": {s.name: _KINDS.get(s.kind, s.kind.replace("_", " ")) for s in plan.strategies},
         "colours": {name: style.colour for name, style in styles(plan).items()},
         "baseline": reading.baseline,
@@ -227,20 +228,6 @@ def _address(image: bytes) -> str:
     small = io.BytesIO()
     Image.open(io.BytesIO(image)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png")
     return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode('ascii')}"
-
-
-def _options(strategy: Strategy) -> str:
-    parts = [
-        f"until {100 * part['until']:g}% of the budget: {_pairs(part['strategy'])}"
-        for part in strategy.options.get("parts", [])
-    ]
-    return "; ".join(parts) or _pairs(strategy.options)
-
-
-def _pairs(options: dict[str, Any]) -> str:
-    """Options in words; what a nested table holds stands for itself, names and labels are left out."""
-    flat = {key: value for key, value in options.items() if key not in ("name", "label", "options")}
-    return ", ".join(f"{key} = {value}" for key, value in (flat | options.get("options", {})).items())
 
 
 def _table(reading: Reading, epoch: int) -> list[TableRow]:
