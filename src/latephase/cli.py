@@ -45,7 +45,7 @@ def study(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the study's own.")] = None,
     executor: Annotated[
-        str, typer.Option(help="local: processes of this machine. ray: tasks of a Ray cluster (latephase[ray]).")
+        str, typer.Option(help="local: processes of this machine. ray: tasks of a Ray cluster (latephase\\[ray]).")
     ] = "local",
     shard: Annotated[
         str, typer.Option(metavar="i/N", help="Perform the i-th of N parts of the runs, for plain batch systems.")

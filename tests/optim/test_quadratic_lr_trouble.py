@@ -142,6 +142,14 @@ def test_a_rate_out_of_hand_is_warned_of_once(function):
     steps(SGDQLR(clipped.parameters(), lr_clip=1e6, **options), objective, 2)
 
 
+def test_a_loss_without_curvature_is_warned_of(toy):
+    model, (inputs, _) = toy.network(), toy.batch()
+    optimizer = AdamQLR(model.parameters())
+    objective = Objective(model, nn.L1Loss(), (inputs, torch.ones_like(model(inputs)).detach()))
+    with pytest.warns(UserWarning, match="no curvature along the direction.*nn.HuberLoss"):
+        optimizer.step(objective)
+
+
 def test_a_plain_closure_is_refused_by_name(toy):
     model, data = toy.network(), toy.batch()
     optimizer = AdamQLR(model.parameters())
@@ -158,6 +166,7 @@ def test_a_plain_closure_is_refused_by_name(toy):
         (torch.optim.LBFGS, "LBFGS.step needs closure"),
         (HessianFree, "HessianFree.step needs objective"),
         (AdamQLR, "AdamQLR.step needs objective"),
+        (torch.optim.Rprop, "Rprop cannot be the base: its step is no multiple of lr"),
     ],
 )
 def test_what_cannot_be_a_base(make, message, toy):

@@ -242,6 +242,31 @@ def test_learning_rates_reach_zero_on_the_axis(write_study):
     assert not [line for line in axes.get_lines() if line.get_label() == "HF, m = 64"]
 
 
+@pytest.mark.parametrize(("kind", "is_drawn"), [("adamqlr", True), ("kfac", True), ("hessian_free", False)])
+def test_computed_learning_rates_are_drawn_and_those_of_a_line_search_are_not(write_study, kind, is_drawn):
+    root = write_study()
+    text = (root / "study.toml").read_text(encoding="utf-8")
+    (root / "study.toml").write_text(text.replace('kind = "hessian_free"', f'kind = "{kind}"'), encoding="utf-8")
+    results = load_results(root)
+    assert (
+        any(rates for run in results.runs if run.strategy.kind == kind and (rates := figures_over_time.rates_of(run)))
+        == is_drawn
+    )
+    assert "learning-rates" in dict(figures.build(results))
+
+
+def test_steps_without_conjugate_gradients_have_one_panel_and_zero_damping_no_place(write_study):
+    root = write_study()
+    for path in root.glob("runs/*hf-64*/rows.jsonl"):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        kept = [{key: value for key, value in row.items() if "iterations" not in key} for row in rows]
+        for row in kept[:2]:
+            row |= {"damping": 0.0} if row["event"] == "step" else {}
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    (damping,) = figures_over_time.step_reports(load_results(root), 10).axes
+    assert damping.get_yscale() == "log"
+
+
 def test_null_learning_rates_are_left_out(write_study):
     root = write_study()
     path = root / "runs" / run_id(10, "cosine", 0) / "rows.jsonl"

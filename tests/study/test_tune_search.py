@@ -130,6 +130,10 @@ def test_a_search_feeds_a_study(tmp_path):
     figures = {file.name for file in (out / "figures").iterdir()}
     names = ("sensitivity-adam", "sensitivity-qlr", "importance")
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
+    fewer = CliRunner().invoke(app, ["tune", str(path), "--out", str(out), "--trials", "3"])
+    assert fewer.exit_code == 1
+    assert "holds 10 trials of a strategy, more than the 3 asked for" in " ".join(fewer.output.split())
+    assert csv_of(out) == rows
     dry = CliRunner().invoke(app, ["study", str(out / "best.toml"), "--out", str(tmp_path / "study"), "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert "6 runs, 1 at a time, each with a budget of 8 steps" in dry.output

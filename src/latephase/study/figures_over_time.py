@@ -111,14 +111,16 @@ def over_updates(results: Results, checkpoint_epoch: int, *, narrow: bool = Fals
 
 
 def learning_rates(results: Results, epochs: Sequence[int], *, narrow: bool = False) -> Figure:
-    """Draw the learning rate of each run but the second-order ones over the budget, a panel per checkpoint (Figure 7).
+    """Draw the learning rate of each run but the Hessian-free ones over the budget, a panel per checkpoint (Figure 7).
 
     The axis is logarithmic down to a ten-thousandth of the largest rate and linear below, so that the zero at the end
     of a cosine schedule has a place.
     """
     figure, row = panels(len(epochs), narrow=narrow)
     table = styles(results.plan)
-    largest = max((lr for run in results.runs for _, lr in rates_of(run)), default=0.0) or 1.0
+    rates = [[lr for _, lr in found] for run in results.runs if (found := rates_of(run))]
+    largest = max((float(np.quantile(each, 0.9)) for each in rates), default=0.0)  # a rate may explode for a moment
+    largest = largest if largest > 0 else 1.0
     for axes, epoch in zip(row, epochs, strict=True):
         labelled: set[str] = set()
         for run in results.runs:
@@ -141,10 +143,12 @@ def learning_rates(results: Results, epochs: Sequence[int], *, narrow: bool = Fa
 
 
 def step_reports(results: Results, checkpoint_epoch: int, *, narrow: bool = False) -> Figure:
-    """Draw damping (left) and CG iterations (right) of each second-order run over the budget, a line per run."""
-    figure, row = panels(2, narrow=narrow)
+    """Draw damping (left) and, where there are any, CG iterations (right) of second-order runs, a line per run."""
     table = styles(results.plan)
-    columns = (("Damping", damping_of), ("CG iterations", iterations_of))
+    steps = [step for run in results.runs if run.checkpoint_epoch == checkpoint_epoch for step in run.steps]
+    iterates = any(iterations_of(step) is not None for step in steps)
+    columns = (("Damping", damping_of), *([("CG iterations", iterations_of)] if iterates else []))
+    figure, row = panels(len(columns), narrow=narrow)
     for axes, (title, column) in zip(row, columns, strict=True):
         drawn: list[float] = []
         for strategy in results.plan.strategies:
@@ -212,15 +216,19 @@ def judged_strategies(results: Results, checkpoint_epoch: int) -> list:
 
 
 def rates_of(run: Run) -> list[tuple[float, float]]:
-    """Return what was spent and the learning rate at a run's evaluations; none of a second-order run."""
-    if run.strategy.is_second_order or not run.concluded:
+    """Return what was spent and the learning rate at a run's evaluations; none where conjugate gradients find steps."""
+    if not run.concluded or (run.strategy.is_second_order and run.strategy.kind not in RATED):
         return []
     return [(row["spent"], lr) for row in run.evaluations if (lr := finite(row.get("lr"))) is not None]
 
 
+RATED = ("adamqlr", "sgdqlr", "kfac")
+"""Second-order strategies whose learning rates are worth a look: they come from a quadratic model."""
+
+
 def damping_of(step: dict[str, Any]) -> float | None:
-    """Return the damping of a step report, None where it has none."""
-    return finite(step.get("damping"))
+    """Return the damping of a step report, None where it has none or is without, which no logarithm shows."""
+    return finite(step.get("damping")) or None
 
 
 def iterations_of(step: dict[str, Any]) -> float | None:

@@ -129,7 +129,7 @@ def legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:
     """Put the labels of a panel below all panels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = min(len(handles), 2 if narrow else 4)
+        columns = min(len(handles), 2 if narrow or figure.get_figwidth() < 8 else 4)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, handlelength=3)
 
 

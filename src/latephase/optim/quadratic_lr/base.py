@@ -26,6 +26,9 @@ _BLIND = (
 )
 """Optimizers that read the parameters' values for weight decay only."""
 
+_UNFIT = tuple(getattr(torch.optim, name) for name in ("Rprop", "Adafactor", "ASGD") if hasattr(torch.optim, name))
+"""Optimizers whose step is no multiple of `lr`: sizes of its own, a bound by the step's number, a rate from before."""
+
 _SHARED = ("params", "lr")
 """Entries of a param group that a trial of the base replaces."""
 
@@ -38,8 +41,8 @@ def check_base(base: Any, options: Iterable[str]) -> None:
         options: names that its param groups are to hold beside its own.
 
     Raises:
-        TypeError: not a torch optimizer, one whose `step` needs a closure or an objective, or one without `lr` or with
-            an option of one of these names.
+        TypeError: not a torch optimizer, one whose `step` needs a closure or an objective or is no multiple of `lr`, or
+            one without `lr` or with an option of one of these names.
         ValueError: a param group's `lr` is not above 0.
     """
     if not isinstance(base, Optimizer):
@@ -50,6 +53,11 @@ def check_base(base: Any, options: Iterable[str]) -> None:
         raise TypeError(
             f"base must be a first-order optimizer whose step() works on .grad alone; {type(base).__name__}.step needs "
             f"{', '.join(needed)}"
+        )
+    if isinstance(base, _UNFIT):
+        raise TypeError(
+            f"{type(base).__name__} cannot be the base: its step is no multiple of lr, which the computed rate is to "
+            "replace"
         )
     if common := [name for name in options if name in base.defaults]:
         raise TypeError(

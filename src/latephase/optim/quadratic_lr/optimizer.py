@@ -205,7 +205,17 @@ class QuadraticLearningRate(Optimizer):
 
     def _warn_of(self, lr: float, line: Line, space: ParameterSpace) -> None:
         change = abs(lr) * math.sqrt(line.square / space.size)
-        if self.param_groups[0]["lr_clip"] is None and change > SANE_CHANGE and not self._warned:
+        if self._warned or self.param_groups[0]["lr_clip"] is not None:
+            return
+        if line.bend == 0:
+            self._warned = True
+            warnings.warn(
+                "the loss has no curvature along the direction, so that the damping alone decides on the rate: "
+                "it is linear in the outputs, as the absolute error is, or the batch is fitted to the last digit. Take "
+                "a smooth loss (nn.HuberLoss for the absolute error), or an optimizer with a learning rate of its own",
+                stacklevel=5,
+            )
+        elif change > SANE_CHANGE:
             self._warned = True
             warnings.warn(
                 f"the learning rate {lr:.3g} moves the parameters by {change:.3g} each, in the root mean square: the "

@@ -20,7 +20,7 @@ err = Console(stderr=True)
 
 def tune(
     name_or_file: Annotated[
-        str, typer.Argument(metavar="NAME-or-FILE.toml", help="A study's file with a table [tune]; or a named one.")
+        str, typer.Argument(metavar="NAME-or-FILE.toml", help="A study's file with a table \\[tune]; or a named one.")
     ],
     directory: Annotated[
         Path, typer.Option("--out", help="Folder of the results; run again to go on where it stopped.")

@@ -78,7 +78,7 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
         What became of every trial.
 
     Raises:
-        ConfigError: the storage holds another tuning of the name, or something does not fit.
+        ConfigError: the storage holds another tuning of the name, or more trials; or something does not fit.
         StudyError: the disk is full, or the storage is gone; the message says how to go on.
     """
     study, rows = resolve_tuning(tuning)
@@ -87,6 +87,11 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
     try:
         trials = Trials(tuning, directory, storage or f"sqlite:///{(directory / 'tune.db').resolve()}")
         try:
+            if (places := trials.places()) > tuning.tune.trials:
+                raise ConfigError(
+                    f"the storage holds {places} trials of a strategy, more than the {tuning.tune.trials} asked for: "
+                    f"give --trials {places}, or more"
+                )
             write_text_atomic(directory / "tune.toml", tomli_w.dumps(tuning.given))
             _Worker(tuning, study, rows, directory, trials, progress).work()
             found = outcomes(trials)

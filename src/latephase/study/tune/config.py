@@ -130,8 +130,8 @@ class Tuning:
 
     def changed(self, jobs: int | None = None, trials: int | None = None, device: str | None = None) -> "Tuning":
         """The tuning with another number of trials at a time, or of each strategy, or device, where they are given."""
-        changes = {key: value for key, value in {"jobs": jobs, "device": device}.items() if value is not None}
-        study = self.study.model_copy(update=changes)
+        changes = {} if device is None else {"device": device}
+        study = self.study.model_copy(update=changes if jobs is None else changes | {"jobs": jobs})
         tune = self.tune.model_copy(update={} if trials is None else {"trials": trials})
         return replace(self, study=study, tune=tune, table=self.table | changes, given=self.given | changes)
 

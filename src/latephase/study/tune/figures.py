@@ -165,7 +165,7 @@ def _scale(axes: Axes, search: Search, name: str) -> None:
     assert search.high is not None
     if search.log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if search.high < 300 * search.low else (1,), numticks=7))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if search.high < 300 * search.low else (1,), numticks=5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(*_with_margin(search.low, search.high, search.log))

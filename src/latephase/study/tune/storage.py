@@ -92,6 +92,11 @@ class Trials:
         """Let others know that this worker is gone; the lock's file stays, and says so of trials that it left."""
         self._alive.release()
 
+    def places(self) -> int:
+        """How many places of a strategy have been given out, those beyond the number asked for now included."""
+        trials = [trial for study in self.studies.values() for trial in study.get_trials(deepcopy=False)]
+        return max((trial.user_attrs.get("place", -1) + 1 for trial in trials), default=0)
+
     def held(self, strategy: str) -> dict[int, FrozenTrial]:
         """The trial that counts for each place that has one, under way or concluded."""
         found: dict[int, FrozenTrial] = {}
