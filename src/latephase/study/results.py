@@ -99,8 +99,8 @@ class Results:
 
     def start(self, run: Run) -> dict[str, Any]:
         """Return the evaluation row of what a run starts from."""
-        own = None if run.checkpoint_epoch else self._starts.get(run.seed)
-        return self.checkpoint(run.checkpoint_epoch) if own is None else own
+        own = {} if run.checkpoint_epoch else self._starts.get(run.seed, {})
+        return self.checkpoint(run.checkpoint_epoch) | {key: value for key, value in own.items() if value is not None}
 
     @cached_property
     def _starts(self) -> dict[int, dict[str, Any]]:

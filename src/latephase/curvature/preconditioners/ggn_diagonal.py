@@ -36,9 +36,9 @@ class GGNDiagonal(Preconditioner):
     S is known for cross-entropy, squared error, binary cross-entropy with logits, and the Poisson and Gaussian negative
     log-likelihoods; of other losses that are convex in an output of at most 64 numbers an example, and a sum or mean
     over the examples, autograd finds it (`curvature.loss_roots`). For the rest, and for an objective made by
-    `from_forward`, D is
-    |mean of z * (C z)| with the curvature's own products and random signs z for the parameters (Hutchinson's
-    estimate). That is cruder: what stands beside the diagonal in a row of C is its error, and a probe costs a product.
+    `from_forward`, D is |mean of z * (C z)| with the curvature's own products and random signs z for the parameters
+    (Hutchinson's estimate). That is cruder: what stands beside the diagonal in a row of C is its error, and a probe
+    costs a product.
 
     Attributes:
         probes: number of random vectors of signs. Default 8.
