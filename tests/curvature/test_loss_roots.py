@@ -134,10 +134,6 @@ def test_it_is_the_root_of_the_product():
     assert math.isclose(float(transposed.square().sum()), float((u * product([u])[0]).sum()), rel_tol=1e-12)
 
 
-def of_one(loss: Any, outputs: list[Tensor], targets: Tensor) -> Any:
-    return root_of_any(loss, outputs[0], targets)
-
-
 OWN = {
     "half-squared": lambda outputs, targets: 0.5 * (outputs - targets).square().mean(),
     "classes": lambda outputs, targets: F.cross_entropy(outputs, targets.argmax(1), reduction="sum") / 7,
@@ -155,14 +151,14 @@ def test_roots_of_losses_of_ones_own(name, rows, columns, seed):
     exact = hessian(lambda x: OWN[name](x, targets), outputs).reshape(rows * columns, -1)
     if float(exact.abs().max()) < 1e-12:  # one class, or a point at its target
         return
-    found = squared(OWN[name], [outputs], targets, of_one)
+    found = squared(OWN[name], [outputs], targets, root_of_any)
     # The largest eigenvalue decides what is zero; decomposing costs a few digits of the products' accuracy.
     assert float((found - exact).abs().max()) < 1e-9 * float(exact.abs().max())
 
 
 def test_torchs_own_losses_keep_their_formulas():
     x, y = normal(6, 4), torch.randint(4, (6,), generator=generator(1))
-    roots = [hessian_root(nn.CrossEntropyLoss(), [x], y), root_of_any(nn.CrossEntropyLoss(), x, y)]
+    roots = [hessian_root(nn.CrossEntropyLoss(), [x], y), root_of_any(nn.CrossEntropyLoss(), [x], y)]
     assert torch.equal(*[root([x])[0] for root in roots if root is not None])
 
 
@@ -183,20 +179,20 @@ def test_no_root_of_what_is_not_convex_or_not_apart(name):
     }
     outputs = {"wide": normal(2, MOST_COLUMNS + 1), "vector": torch.tensor(1.0)}.get(name, normal(4, 3))
     targets = torch.tensor([0, 1, 2, 0]) if name == "once" else torch.ones_like(outputs)
-    assert root_of_any(losses[name], outputs, targets) is None
+    assert root_of_any(losses[name], [outputs], targets) is None
 
 
 def test_a_loss_that_is_flat_here_and_not_elsewhere_has_the_root_zero():
     """Every residual is beyond the threshold: the Gauss-Newton matrix is zero, and no reason to give up."""
     outputs = normal(4, 3)
-    root = root_of_any(nn.HuberLoss(), outputs, outputs + 50)
+    root = root_of_any(nn.HuberLoss(), [outputs], outputs + 50)
     assert root is not None
     assert float(root([torch.ones_like(outputs)])[0].abs().max()) == 0
 
 
 def test_a_hessian_that_is_not_finite_is_said_to_be_none():
     x = normal(4, 3)
-    root = root_of_any(lambda outputs, targets: (outputs - targets).abs().pow(1.5).sum(), x, x)
+    root = root_of_any(lambda outputs, targets: (outputs - targets).abs().pow(1.5).sum(), [x], x)
     assert root is not None
     assert not bool(root([torch.ones_like(x)])[0].isfinite().any())
 
@@ -210,13 +206,13 @@ def test_outputs_of_any_layout(shape):
         return x.sub_(y).square().mean()
 
     expected = squared(nn.MSELoss(), [outputs], targets)
-    found = squared(loss, [outputs], targets, of_one)
+    found = squared(loss, [outputs], targets, root_of_any)
     assert float((found - expected).abs().max()) < TIGHT * float(expected.abs().max())
 
 
 def test_a_root_in_half_precision_is_computed_in_single():
     outputs = normal(4, 3).to(torch.bfloat16)
-    root = root_of_any(OWN["log-cosh"], outputs, torch.zeros_like(outputs))
+    root = root_of_any(OWN["log-cosh"], [outputs], torch.zeros_like(outputs))
     assert root is not None
     (found,) = root([torch.ones_like(outputs)])
     exact = 1 / outputs.double().cosh()

@@ -42,7 +42,7 @@ def hessian_root(loss: Any, outputs: Sequence[Tensor], targets: Any) -> Product 
     return lambda u: [(root * v).to(v.dtype) for root, v in zip(roots, u, strict=True)]
 
 
-def root_of_any(loss: Any, outputs: Tensor, targets: Any) -> Product | None:
+def root_of_any(loss: Any, outputs: Sequence[Tensor], targets: Any, is_alone: bool = True) -> Product | None:
     """As `hessian_root`, and for losses of one's own, by autograd, where they are convex and examples are apart.
 
     The Hessian of a sum or mean over examples has a block for each, [C, C] for C numbers of an example's output. All
@@ -51,18 +51,19 @@ def root_of_any(loss: Any, outputs: Tensor, targets: Any) -> Product | None:
 
     Args:
         loss: the objective's loss.
-        outputs: the one tensor that the loss gets, [N, ...].
+        outputs: the tensors that the loss gets, [N, ...].
         targets: what the loss gets as targets.
+        is_alone: whether the loss gets one tensor as it is, in no container; others are left to `hessian_root`.
 
     Returns:
         As `hessian_root`. None as well where C exceeds `MOST_COLUMNS` or the blocks have more than `MOST_NUMBERS`
         numbers, where the loss has no second derivative, and where that is zero near the targets and near zero, too, as
         that of absolute errors is. Where it is not finite, the results are not, either.
     """
-    known = hessian_root(loss, [outputs], targets)
-    if known is not None or hessian_product(loss, [outputs], targets) is not None:
+    known = hessian_root(loss, outputs, targets)
+    if known is not None or not is_alone or len(outputs) != 1 or hessian_product(loss, outputs, targets) is not None:
         return known
-    x = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
+    x = outputs[0].detach().to(torch.promote_types(outputs[0].dtype, torch.float32))
     columns = x[:1].numel() if x.dim() else 0
     if not 0 < columns <= MOST_COLUMNS or x.numel() * columns > MOST_NUMBERS:
         return None

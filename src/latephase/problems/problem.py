@@ -44,10 +44,11 @@ def start_optimizer(
     kind: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float, options: Mapping[str, Any] | None = None
 ) -> torch.optim.SGD | torch.optim.Adam:
     """A fresh first-order optimizer, "sgd" or "adam"; Adam has no use for the momentum. Options are torch's."""
+    settings: dict[str, Any] = {"lr": lr, **(options or {})}
     if kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr, **dict[str, Any](options or {}))
-    settings: dict[str, Any] = {"momentum": momentum, **(options or {})}
-    return torch.optim.SGD(parameters, lr=lr, **settings)
+        return torch.optim.Adam(parameters, **settings)
+    settings.setdefault("momentum", momentum)
+    return torch.optim.SGD(parameters, **settings)
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,10 @@ class FirstOrder(_Strategy):
             )
         if "lr" in self.options:
             raise ValueError("options.lr: give lr beside the options")
-        if self.optimizer == "sgd" and self.options.get("nesterov"):
+        if self.optimizer == "adam":
+            _checked(torch.optim.Adam, self.options)
+        elif self.optimizer == "sgd":
             _checked(torch.optim.SGD, {"momentum": 0.9} | self.options)  # the training's, where none is given
-        elif self.options:
-            _checked(torch.optim.Adam if self.optimizer == "adam" else torch.optim.SGD, self.options)
         return self
 
 

@@ -11,7 +11,7 @@ from ...program import LossOfOutputs
 from ...randomness import random_signs, seed_of_chunk
 from ..forward_pass import ForwardPass
 from ..linearization import Linearization
-from ..loss_roots import hessian_root, root_of_any
+from ..loss_roots import root_of_any
 from .base import (
     Apply,
     Estimate,
@@ -104,10 +104,7 @@ def _squares(curved: Linearization, chunk: Chunk, index: int, probes: int, seed:
     squares = torch.zeros(space.size, dtype=space.dtype, device=space.device)
     if not forward.outputs:
         return squares
-    if forward.has_one_tensor:
-        root = root_of_any(objective.program.loss, forward.outputs[0], chunk.targets)
-    else:
-        root = hessian_root(objective.program.loss, forward.outputs, chunk.targets)
+    root = root_of_any(objective.program.loss, forward.outputs, chunk.targets, forward.has_one_tensor)
     if root is None:
         return None
     generator = torch.Generator(space.device).manual_seed(seed_of_chunk(seed, index, objective.reduce.rank))

@@ -21,7 +21,7 @@ from ...program import LossOfOutputs
 from ...randomness import random_signs, seed_of_chunk
 from ..linearization import Linearization
 from ..loss_hessians import Product
-from ..loss_roots import MOST_COLUMNS, hessian_root, root_of_any
+from ..loss_roots import MOST_COLUMNS, root_of_any
 from .base import owners
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -244,10 +244,7 @@ class _Probed(nn.Module):
             _, tree = program(self.model, self._chunk)
         outputs = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if self._root is None:  # it is the same for every probe
-            if isinstance(tree, Tensor) and outputs:
-                self._root = root_of_any(program.loss, tree, self._chunk.targets)
-            else:
-                self._root = hessian_root(program.loss, outputs, self._chunk.targets)
+            self._root = root_of_any(program.loss, outputs, self._chunk.targets, isinstance(tree, Tensor))
         if self._root is None:
             raise _Unknown
         slopes = self._root([random_signs(output, self._generator) for output in outputs])

@@ -26,7 +26,7 @@ _BLIND = (
 )
 """Optimizers that read the parameters' values for weight decay only."""
 
-_UNFIT = tuple(getattr(torch.optim, name) for name in ("Rprop", "Adafactor", "ASGD") if hasattr(torch.optim, name))
+_UNFIT = (torch.optim.Rprop, torch.optim.Adafactor, torch.optim.ASGD)
 """Optimizers whose step is no multiple of `lr`: sizes of its own, a bound by the step's number, a rate from before."""
 
 _SHARED = ("params", "lr")

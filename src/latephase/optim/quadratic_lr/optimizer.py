@@ -204,25 +204,25 @@ class QuadraticLearningRate(Optimizer):
         return stayed | done | {"status": status}
 
     def _warn_of(self, lr: float, line: Line, space: ParameterSpace) -> None:
-        change = abs(lr) * math.sqrt(line.square / space.size)
         if self._warned or self.param_groups[0]["lr_clip"] is not None:
             return
+        change = abs(lr) * math.sqrt(line.square / space.size)
         if line.bend == 0:
-            self._warned = True
-            warnings.warn(
+            said = (
                 "the loss has no curvature along the direction, so that the damping alone decides on the rate: "
                 "it is linear in the outputs, as the absolute error is, or the batch is fitted to the last digit. Take "
-                "a smooth loss (nn.HuberLoss for the absolute error), or an optimizer with a learning rate of its own",
-                stacklevel=5,
+                "a smooth loss (nn.HuberLoss for the absolute error), or an optimizer with a learning rate of its own"
             )
         elif change > SANE_CHANGE:
-            self._warned = True
-            warnings.warn(
+            said = (
                 f"the learning rate {lr:.3g} moves the parameters by {change:.3g} each, in the root mean square: the "
                 "curvature along the direction has all but vanished, as that of cross-entropy does on a small batch "
-                "that is fitted. Set lr_clip (0.1 is usual with Adam), raise the damping, or enlarge the batch",
-                stacklevel=5,
+                "that is fitted. Set lr_clip (0.1 is usual with Adam), raise the damping, or enlarge the batch"
             )
+        else:
+            return
+        self._warned = True
+        warnings.warn(said, stacklevel=5)
 
     def _carry(self, **values: Any) -> None:
         """Set options of all groups; the damping stays here, since the base begins its state where it finds none."""
