@@ -484,39 +484,6 @@ def test_another_forward_function():
 # What no signature can see
 
 
-GLOBAL = 1.0
-
-
-@pytest.mark.parametrize("uses", [1, 2, 3, 5, 7])
-def test_a_global_number_is_found_out_by_the_next_power_of_two(uses, monkeypatch):
-    # Where the signature does not look: in the code of a module's class.
-    model = seeded(lambda: nn.Sequential(nn.Linear(4, 3), ReadsAGlobal()))
-    objective = squared(model)
-    right(objective)
-    for _ in range(uses):
-        assert right(objective).method == "traced"
-    monkeypatch.setitem(globals(), "GLOBAL", 3.0)
-    warned_at = 0
-    for use in range(uses + 1, 9):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            linearization = linearize(objective)
-        if caught:
-            assert [warning.category for warning in caught] == [RuntimeWarning]
-            warned_at = use
-            break
-    assert warned_at == next(n for n in (2, 4, 8) if n > uses)
-    compare(linearization, linearize(objective, method="double_backward"))
-    assert linearization.reason
-    for _ in range(9):  # and from there on rightly, without another word
-        assert right(objective).method == "double_backward"
-
-
-class ReadsAGlobal(nn.Module):
-    def forward(self, h: Tensor) -> Tensor:
-        return torch.tanh(h * GLOBAL)
-
-
 class OfTheClass(nn.Module):
     scale = 1.0
 

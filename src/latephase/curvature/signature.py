@@ -6,7 +6,7 @@ import types
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,28 +17,46 @@ from torch.utils._pytree import tree_flatten
 from ..chunks import Chunk
 from ..objective import Objective
 from ..parameters import ParameterSpace
+from .reach import Opaque, is_trusted, methods_reached, of_class, read_by
 from .recorder import CannotTrace
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
+MOST_OBJECTS = 50_000
+"""A description of more is no key: somebody's whole program hangs at the model."""
 _OWN = ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs")
 """Attributes of a module that are read otherwise, or (those of recurrent layers) are its parameters once more."""
 
 
 def signature(
     objective: Objective, chunk: Chunk, space: ParameterSpace, hessian: bool, dtype: torch.dtype | None
-) -> Hashable:
-    """A key that is equal for two chunks of two objectives exactly if one trace serves both.
+) -> tuple[Hashable, str | None]:
+    """A key that is equal for two chunks of two objectives exactly if one trace serves both, and what it cannot see.
 
     It holds which tensors are the same ones, and shapes, strides, dtypes and devices of data, parameters and buffers;
-    the structure of the model with the train mode and every plain attribute of each submodule; the loss and the forward
-    function by their code, and what they captured by value; the trainable set; and torch's settings that change what
-    an operator does. What it cannot see (a global that a module reads, say) is left to the comparison with the eager
-    loss, see `traces`.
+    the structure of the model with the train mode and every plain attribute of each submodule; the code of its methods,
+    of the loss and of the forward function, and what they captured or read from globals by value, at any depth that
+    Python shows (`reach`); the trainable set; and torch's settings that change what an operator does. What it cannot
+    see (a clock, a file, a function in C) is named beside it and left to the comparison with the eager loss, see
+    `traces`.
 
     Raises:
-        CannotTrace: random numbers may be drawn outside torch.
+        CannotTrace: random numbers may be drawn outside torch, or there is too much to describe.
     """
     reader = _Reader(objective.model)
+    try:
+        return _key(reader, objective, chunk, space, hessian, dtype), reader.opaque
+    except RecursionError as error:
+        raise CannotTrace("what the model or the loss reads is nested too deeply to be described") from error
+
+
+def _key(
+    reader: "_Reader",
+    objective: Objective,
+    chunk: Chunk,
+    space: ParameterSpace,
+    hessian: bool,
+    dtype: torch.dtype | None,
+) -> Hashable:
     leaves, structure = tree_flatten((chunk.inputs, chunk.targets))
     model = [
         (name, type(module), reader.describe(_own_attributes(module)))
@@ -56,6 +74,7 @@ def signature(
         tuple(space.names),
         tuple(model),
         tuple(places),
+        tuple((path, reader.describe(function)) for path, function in _methods(objective.model)),
         reader.describe(objective.program.loss),
         reader.describe(objective.program.forward),
         _torch_settings(space.device.type),
@@ -77,6 +96,9 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
     for name, module in objective.model.named_modules():
         for path, value in reader.walk(_own_attributes(module), f"model.{name}"):
             keep(path, value)
+    for path, function in _methods(objective.model):
+        for inner, value in reader.walk(function, path):
+            keep(inner, value)
     for path, value in (
         *reader.walk(objective.program.loss, "loss"),
         *reader.walk(objective.program.forward, "forward"),
@@ -85,16 +107,17 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
     return found
 
 
+def _methods(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The methods that a forward pass may run, of the classes that are not torch's."""
+    for kind, names in methods_reached({type(module) for module in model.modules()}).items():
+        yield from of_class(kind, names=names)
+
+
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
     """What hangs at a module beside parameters, buffers and submodules: its own, and plain attributes of its class."""
-    of_class = {
-        f"class {key}": value
-        for kind in type(module).__mro__
-        if kind.__module__.split(".")[0] != "torch"
-        for key, value in vars(kind).items()
-        if isinstance(value, (bool, int, float, str, Tensor, dict, list)) and not key.startswith("__")
+    return _class_attributes(type(module)) | {
+        key: value for key, value in vars(module).items() if key not in _OWN and _holds(value)
     }
-    return of_class | {key: value for key, value in vars(module).items() if key not in _OWN and _holds(value)}
 
 
 def _holds(value: Any) -> bool:
@@ -146,17 +169,23 @@ class _Reader:
     def __init__(self, model: nn.Module):
         self.numbers: dict[int, int] = {id(model): 0}
         self.alive: list[Any] = []
+        self.opaque: str | None = None
 
     def number(self, value: Any) -> int:
-        """The how manieth object this is."""
+        """The place of this object in the order in which they were met."""
         self.alive.append(value)
+        if len(self.alive) > MOST_OBJECTS:
+            raise CannotTrace(f"the model or the loss reads more than {MOST_OBJECTS} objects")
         return self.numbers.setdefault(id(value), len(self.numbers))
 
     def describe(self, value: Any) -> Hashable:
         """A hashable description: equal for values that compute the same."""
         if isinstance(value, weakref.ReferenceType):  # recurrent layers make new ones to the same weights
             value = value()
-        if isinstance(value, _PLAIN):
+        if isinstance(value, Opaque):
+            self.opaque = value.name
+            return "opaque", value.name
+        if isinstance(value, _PLAIN) and not _is_own_class(value):
             return type(value), value
         if isinstance(value, Tensor):
             return "tensor", _layout(value), self.number(value)
@@ -169,6 +198,8 @@ class _Reader:
             )
         if isinstance(value, np.ndarray) and value.dtype != object:
             return "array", value.shape, str(value.dtype), zlib.crc32(value.tobytes())
+        if isinstance(value, types.BuiltinFunctionType) and not is_trusted(value):
+            self.opaque = value.__qualname__
         parts = list(_parts(value))
         if not parts and not _is_container(value):
             return _Identity(value)
@@ -177,7 +208,8 @@ class _Reader:
 
     def walk(self, value: Any, path: str) -> Iterator[tuple[str, Any]]:
         """Every value inside, with its path; each object once."""
-        if isinstance(value, (*_PLAIN, weakref.ReferenceType)) or id(value) in self.numbers:
+        plain = isinstance(value, (*_PLAIN, weakref.ReferenceType, Opaque)) and not _is_own_class(value)
+        if plain or id(value) in self.numbers:
             return
         self.number(value)
         yield path, value
@@ -204,9 +236,34 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, types.MethodType):
         yield from (("function", value.__func__), ("self", value.__self__))
     elif isinstance(value, types.FunctionType):
-        yield from _function_parts(value)
-    if not isinstance(value, types.ModuleType):
+        yield from read_by(value)
+    elif isinstance(value, type):
+        yield from ((name, part) for name, part in _class_attributes(value).items())
+        yield from of_class(value, made=True)
+        return
+    if not isinstance(value, (types.ModuleType, types.FunctionType)):
+        if not isinstance(value, nn.Module):
+            yield from _class_attributes(type(value)).items()
+            yield from of_class(type(value))
         yield from _attributes(value)
+    elif isinstance(value, types.FunctionType):
+        yield from _attributes(value)
+
+
+def _is_own_class(value: Any) -> bool:
+    """Whether this is a class that is not torch's or Python's."""
+    return isinstance(value, type) and not is_trusted(value)
+
+
+def _class_attributes(kind: type) -> dict[str, Any]:
+    """Plain attributes of a class and of its bases, torch's and Python's left out."""
+    return {
+        f"class {key}": value
+        for owner in kind.__mro__
+        if not is_trusted(owner)
+        for key, value in vars(owner).items()
+        if isinstance(value, (bool, int, float, str, Tensor, dict, list, tuple)) and not key.startswith("__")
+    }
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
@@ -217,19 +274,3 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 yield name, getattr(value, name)
-
-
-def _function_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """Captured variables, defaults, and the values and helpers among the globals that a function names."""
-    yield "defaults", function.__defaults__
-    yield "keyword defaults", function.__kwdefaults__
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not bound yet
-            yield name, None
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        of_torch = isinstance(value, types.FunctionType) and value.__module__.split(".")[0] == "torch"
-        if isinstance(value, (bool, int, float, str, Tensor, dict, list, tuple, types.FunctionType)) and not of_torch:
-            yield f"global {name}", value

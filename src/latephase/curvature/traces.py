@@ -49,9 +49,9 @@ def traced_pass(
     """The chunk's pass by a trace, or in words why there is none.
 
     A shape is traced when it is seen for the second time: one that comes once is cheaper without. A new trace is
-    compared with a second method, in loss and in the product with a random vector; its later uses number 2, 4, 8, ...
-    are compared in the loss, since a model may read what no signature can see. A trace that disagrees is not used
-    again.
+    compared with a second method, in loss and in the product with a random vector. Where the code reaches what no
+    signature can see (a clock, a file, a function in C), every later use is compared in the loss, so that nothing stale
+    is used; elsewhere uses number 2, 4, 8, ... are. A trace that disagrees is not used again.
 
     Args:
         objective: of the chunk.
@@ -66,7 +66,7 @@ def traced_pass(
     """
     known = _entries.setdefault(objective.model, OrderedDict())
     try:
-        key = signature(objective, chunk, space, hessian, dtype)
+        key, opaque = signature(objective, chunk, space, hessian, dtype)
     except CannotTrace as error:
         return str(error)
     seen = key in known
@@ -83,7 +83,7 @@ def traced_pass(
         return entry.failure or "seen for the first time"
     done = entry.trace.run(objective, chunk, index, space, buffers)
     entry.uses += 1
-    if entry.uses & (entry.uses - 1) == 0:
+    if opaque or entry.uses & (entry.uses - 1) == 0:
         entry.failure = _disagreement(done, space, dtype, reference, products=entry.uses == 1)
     if entry.failure is None:
         return done
