@@ -1,7 +1,9 @@
 """The data of an objective as chunks: reading what the user gives, cutting and drawing rows, weighing chunks."""
 
 import functools
-from collections.abc import Mapping, Sequence
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,20 +152,27 @@ _ELEMENTS = (
     F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
     F.poisson_nll_loss, F.gaussian_nll_loss, F.kl_div, F.soft_margin_loss,
 )  # fmt: skip
+_ROWS = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
 
 
 def _setting(loss: Any, name: str, default: Any) -> Any:
     """A setting of a loss module, of a functional loss, or of a functools.partial of one."""
     if isinstance(loss, functools.partial):
-        return loss.keywords.get(name, _setting(loss.func, name, default))
+        own = vars(loss) | loss.keywords
+        return own[name] if name in own else _setting(loss.func, name, default)
     return getattr(loss, name, default)
 
 
 def _is_one_of(loss: Any, kinds: Sequence[Any]) -> bool:
     if isinstance(loss, functools.partial):
         return _is_one_of(loss.func, kinds)
-    return any(isinstance(loss, kind) if isinstance(kind, type) else loss is kind for kind in kinds)
+    return any(_is_of(loss, kind) if isinstance(kind, type) else loss is kind for kind in kinds)
+
+
+def _is_of(loss: Any, kind: type) -> bool:
+    """Whether this is a loss of that class, computing what the class computes."""
+    return isinstance(loss, kind) and type(loss).forward is kind.forward  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def loss_reduction(loss: Any) -> str:
@@ -180,13 +189,58 @@ def loss_reduction(loss: Any) -> str:
         return "mean"
     raise ValueError(
         f"several chunks or ranks must be weighed, but the loss does not say whether it takes a mean or a sum over its "
-        f"examples (reduction is {reduction!r}); set it, for example: loss.reduction = 'mean'"
+        f"examples (reduction is {reduction!r}); set it, for example: loss.reduction = 'mean', and where the mean is "
+        "not over the rows, what it divides by: loss.normalizer = lambda outputs, targets: (targets != -100).sum()"
     )
 
 
-def loss_normalizer(loss: Any, chunk: Chunk) -> float:
-    """What a loss with reduction "mean" divides by on this chunk: the sum of `row_normalizers`."""
-    return float(row_normalizers(loss, chunk).sum())
+def normalizer_is_known(loss: Any) -> bool:
+    """Whether what the loss's mean divides by is known of torch's own losses, or declared by the loss."""
+    return _declared(loss) is not None or _is_one_of(loss, (*_ELEMENTS, *_CLASSES, *_ROWS))
+
+
+def wants_outputs(loss: Any) -> bool:
+    """Whether the loss declares what its mean divides by as a function of outputs and targets."""
+    declared = _declared(loss)
+    if declared is None or declared is len:
+        return False
+    required = [
+        p
+        for p in inspect.signature(declared).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
+    return len(required) > 1
+
+
+def _declared(loss: Any) -> Callable[..., Any] | None:
+    declared = _setting(loss, "normalizer", None)
+    if declared is not None and not callable(declared):
+        raise TypeError(f"loss.normalizer must be a function of (outputs, targets) or (targets), got {declared!r}")
+    return declared
+
+
+def loss_normalizer(loss: Any, chunk: Chunk, outputs: Any = None) -> float:
+    """What a loss with reduction "mean" divides by on this chunk: what it declares, or the sum of `row_normalizers`.
+
+    Args:
+        loss: the loss.
+        chunk: the data.
+        outputs: what the loss gets of the chunk; needed where `wants_outputs`.
+
+    Raises:
+        ValueError: the loss declares something else than a finite number >= 0.
+    """
+    declared = _declared(loss)
+    if declared is None:
+        return float(row_normalizers(loss, chunk).sum())
+    count = declared(outputs, chunk.targets) if wants_outputs(loss) else declared(chunk.targets)
+    try:
+        number = float(count)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"loss.normalizer must return one finite number >= 0, got {count!r}")
+    return number
 
 
 def row_normalizers(loss: Any, chunk: Chunk) -> Tensor:

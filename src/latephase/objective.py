@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .chunks import Chunk, loss_normalizer, loss_reduction, nonfinite_entries, read_chunks, take
+from .chunk_weights import weights_of
+from .chunks import Chunk, nonfinite_entries, read_chunks, take
 from .functional import FunctionalModel
 from .memory import available
 from .microbatch import largest_microbatch, recut
@@ -28,8 +29,10 @@ class Objective(FunctionalModel):
     products and trial values are terms of one sum, so cutting the data into chunks, or sharing it among ranks, changes
     memory and time but not the function.
 
-    The weights are w_c = n_c / sum n, with n_c what the loss's own mean divides by on the chunk (see
-    `chunks.loss_normalizer`); with reduction "sum" they are one. The loss is asked for its reduction only where there
+    The weights are w_c = n_c / sum n, with n_c what the loss's own mean divides by on the chunk; with reduction "sum"
+    they are one. Of torch's losses that is known. A loss of one's own says it as `loss.normalizer(outputs, targets)`
+    or `loss.normalizer(targets)`, beside `loss.reduction = "mean"`; where it does not, a mean over the rows is tried on
+    the data, at one more forward pass, and refused where the whole says otherwise. The loss is asked only where there
     is more than one chunk or rank: any callable will do for one batch.
 
     Randomness: the passes of one second-order step over a chunk all draw the same random numbers (dropout masks), in a
@@ -178,15 +181,7 @@ class Objective(FunctionalModel):
         """Weight w_c of each of this rank's chunks."""
         if len(self.chunks) * self.reduce.size == 1:
             return [1.0]
-        loss = self.program.loss
-        if loss_reduction(loss) == "sum":
-            return [1.0] * len(self.chunks)
-        counts = [loss_normalizer(loss, chunk) for chunk in self.chunks]
-        device = next(self.model.parameters()).device
-        (total,) = self.reduce.sum([torch.tensor(sum(counts), dtype=torch.float64, device=device)])
-        if not total > 0:
-            raise ValueError("no target counts: the loss ignores every target of the batch")
-        return [count / float(total) for count in counts]
+        return weights_of(self)
 
     def reseed(self) -> None:
         """Draw the random numbers of the coming passes anew; each second-order step does so once."""

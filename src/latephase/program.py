@@ -94,13 +94,14 @@ class LossOfOutputs:
             outputs = tree_map(lambda leaf: leaf.float() if is_narrow(leaf) else leaf, outputs)
         if between is not None:
             outputs = between(outputs)
-        return scalar(self._loss(outputs, chunk.targets)), outputs
+        return scalar(self.loss_of(outputs, chunk.targets)), outputs
 
     def _seen(self, outputs: Any) -> Any:
         """What counts as outputs of what the model returned."""
         return outputs.outputs if isinstance(outputs, WithHidden) else outputs
 
-    def _loss(self, outputs: Any, targets: Any) -> Tensor:
+    def loss_of(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss of given outputs."""
         if isinstance(self.loss, nn.GaussianNLLLoss) and isinstance(outputs, tuple) and len(outputs) == 2:
             return self.loss(outputs[0], targets, outputs[1])  # torch's order: mean, target, variance
         return self.loss(outputs, targets)

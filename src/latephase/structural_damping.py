@@ -100,7 +100,7 @@ class _StructuralLoss:
                 )
         loss = hidden[0].new_zeros(())
         if factor:
-            loss = self.program._loss(outputs.outputs, own)
+            loss = self.program.loss_of(outputs.outputs, own)
             loss = loss * factor[0].to(loss.dtype)
         for h in hidden:
             here = h.detach()

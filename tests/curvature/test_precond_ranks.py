@@ -45,6 +45,7 @@ def own_loss(outputs, targets):
 
 
 own_loss.reduction = "mean"  # pyright: ignore[reportFunctionMemberAccess]
+own_loss.normalizer = len  # pyright: ignore[reportFunctionMemberAccess]
 
 CASES = {
     "fisher": ("classes", EmpiricalFisher()),

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..chunk_weights import joined
+from ..chunks import Chunk, loss_normalizer, normalizer_is_known
 from ..problems import Problem, Splits
 from ..problems.problem import Batch, Data, is_batch, row_count
 from ..problems.sampling import Stream, generator
+from ..program import LossOfOutputs, call_model
 from ..randomness import cuda_devices, forked
 from ..weight_decay import WeightDecay
 
@@ -59,26 +62,61 @@ class Evaluator:
 
     def _measure(self, split: str, data: Data, prepared: bool = False) -> dict[str, float | None]:
         metrics = [metric for metric in self._problem.metrics if split != "train" or metric.on_train]
-        loss, sums = 0.0, [torch.zeros((), dtype=torch.float64)] * len(metrics)
-        for batch, weight in self._batches(data, prepared):
+        sums, weighed = [torch.zeros((), dtype=torch.float64)] * len(metrics), _Weighed(self._problem.loss)
+        for batch in self._batches(data, prepared):
             objective = self._problem.objective(self._model, [batch])
+            chunk = objective.chunks[0]
             with torch.enable_grad():  # constants record no graph, but a forward pass that differentiates needs it
-                part, outputs = objective.forward_pass(objective.chunks[0], self._constants, {})
-            loss += weight * float(part)
+                part, outputs = objective.forward_pass(chunk, self._constants, {})
+            weighed.add(part, outputs, chunk)
             sums = [total + metric.sums(outputs, batch[1]) for total, metric in zip(sums, metrics, strict=True)]
+        loss = weighed.loss(self._problem)
         found = {"loss": loss + float(self._decay.value())}
         found |= {metric.name: metric.value(total) for metric, total in zip(metrics, sums, strict=True)}
         return {f"{split}_{name}": value if math.isfinite(value) else None for name, value in found.items()}
 
-    def _batches(self, data: Data, prepared: bool) -> Iterator[tuple[Batch, float]]:
-        """Parts of a split as the model takes them, each with its weight in the loss."""
-        problem, rows = self._problem, row_count(data)
-        mean = getattr(problem.loss, "reduction", "mean") == "mean"
+    def _batches(self, data: Data, prepared: bool) -> Iterator[Batch]:
+        """Parts of a split as the model takes them."""
+        problem = self._problem
         if not is_batch(data):
             parts: list[Any] = list(data if prepared else problem.batch(data))
-            yield from ((part, len(part[1]) / rows if mean else 1.0) for part in parts)
+            yield from parts
             return
-        for start in range(0, rows, ROWS_AT_ONCE):
+        for start in range(0, row_count(data), ROWS_AT_ONCE):
             chosen = slice(start, start + ROWS_AT_ONCE)
             part: Any = (data[0][chosen], data[1][chosen]) if prepared else problem.batch(data, chosen)
-            yield part, len(part[1]) / rows if mean else 1.0
+            yield part
+
+
+class _Weighed:
+    """The loss of a split from those of its parts, by the rule of the objective (`chunk_weights`).
+
+    Of a loss that does not say what its mean divides by, the outputs of all parts are kept, and it gets them at once.
+    """
+
+    def __init__(self, loss: Any):
+        self._loss = loss
+        self._sums = getattr(loss, "reduction", None) == "sum"
+        self._known = self._sums or normalizer_is_known(loss)
+        self._parts: list[tuple[float, float]] = []
+        self._kept: list[tuple[Any, Any]] = []
+
+    def add(self, part: Tensor, outputs: Any, chunk: Chunk) -> None:
+        """The loss of one more part, and what it was made of."""
+        if self._known:
+            count = 1.0 if self._sums else loss_normalizer(self._loss, chunk, outputs)
+            self._parts.append((count, float(part)))
+        else:
+            self._parts.append((1.0, float(part)))
+            self._kept.append((outputs, chunk.targets))
+
+    def loss(self, problem: Problem) -> float:
+        """The loss of all parts."""
+        if len(self._parts) == 1:
+            return self._parts[0][1]
+        if not self._known:
+            outputs, targets = (joined(list(parts)) for parts in zip(*self._kept, strict=True))
+            return float(LossOfOutputs(problem.loss, call_model).loss_of(outputs, targets))
+        total = sum(count for count, _ in self._parts)
+        value = sum(count * part for count, part in self._parts if count)
+        return value if self._sums else value / total if total else math.nan
