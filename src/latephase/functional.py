@@ -75,8 +75,33 @@ class FunctionalModel:
     def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
         """Write buffers by name into the model."""
         with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
+            for own, value in self.writable_buffers(buffers):
+                own.copy_(value)
+
+    def writable_buffers(self, buffers: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The model's buffers, each with the value by its name that is to be written into it.
+
+        Left out is one whose elements share memory (an expanded tensor) and that stays as it is.
+
+        Raises:
+            ValueError: such a buffer moved: it cannot be written.
+        """
+        pairs = []
+        for name, buffer in self.model.named_buffers():
+            if not _shares_memory(buffer):
+                pairs.append((buffer, buffers[name]))
+            elif not torch.equal(buffer, buffers[name]):
+                raise ValueError(
+                    f"buffer {name!r} moves in the forward pass, but cannot be written, since several of its elements "
+                    "are one place in memory (it was made by expand); register buffer.clone() instead"
+                )
+        return pairs
+
+
+def _shares_memory(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

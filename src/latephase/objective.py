@@ -127,7 +127,7 @@ class Objective(FunctionalModel):
         self.reduce: Reduce = Local() if process_group is None else ProcessGroup(process_group)
         self.process_group = process_group
         self.weight_decay = WeightDecay(model, weight_decay)
-        self._seed: int | None = None
+        self.seed: int | None = None  # of the random numbers of the step's passes
 
     def __call__(self) -> Tensor:
         """Set `.grad` of the model's trainable parameters to the gradient and return the loss, detached."""
@@ -186,13 +186,13 @@ class Objective(FunctionalModel):
     def reseed(self) -> None:
         """Draw the random numbers of the coming passes anew; each second-order step does so once."""
         seed = draw_seed()
-        self._seed = draw_seed() if seed == self._seed else seed  # the first seed was only peeked at
+        self.seed = draw_seed() if seed == self.seed else seed  # the first seed was only peeked at
 
     def random_numbers(self, index: int) -> contextlib.AbstractContextManager[None]:
         """Within, torch's generators stand where chunk `index` of this step begins; afterwards, where they stood."""
-        if self._seed is None:
-            self._seed = peek_seed()
-        return forked(seed_of_chunk(self._seed, index, self.reduce.rank), cuda_devices(self.model))
+        if self.seed is None:
+            self.seed = peek_seed()
+        return forked(seed_of_chunk(self.seed, index, self.reduce.rank), cuda_devices(self.model))
 
     def space(self, parameters: Sequence[nn.Parameter] | None = None) -> ParameterSpace:
         """The space of the given parameters, matched with the model's by identity.

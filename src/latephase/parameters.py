@@ -67,6 +67,12 @@ class ParameterSpace:
         """Vector [P] -> tensors by parameter name, in each parameter's own dtype."""
         return dict(zip(self.names, self.unflatten(vector), strict=True))
 
+    def stored(self, vector: Tensor) -> Tensor:
+        """The vector [P] as the parameters would hold it, rounded to their dtypes."""
+        if all(p.dtype == self.dtype for p in self.parameters):
+            return vector
+        return self.flatten(self.unflatten(vector))
+
     def write(self, vector: Tensor) -> None:
         """Make the vector [P] the parameters' values."""
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """Random numbers that every pass over a chunk draws alike, without disturbing torch's generators."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,13 @@ def forked(seed: int, devices: list[int]) -> Iterator[None]:
 def generator_states(devices: list[int]) -> list[Tensor]:
     """States of the generators, to see whether a pass has drawn from them."""
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
+def set_generator_states(states: Sequence[Tensor], devices: Sequence[int]) -> None:
+    """Set what `generator_states` returned for the same devices."""
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
 
 
 def seed_of_chunk(seed: int, index: int, rank: int) -> int:

@@ -19,6 +19,8 @@ MAX_TRACES = 16
 """Traces kept for each model, the least recently used going first: batch and curvature batch, their last and smaller
 chunks, train and eval mode, twice."""
 
+Kept = tuple["OrderedDict[Hashable, _Entry]", list[tuple[Trace | None, str | None, int]]]
+
 Reference = Callable[[], tuple[Tensor, Callable[[Tensor], Tensor]]]
 """() -> loss and product of the same chunk by a second method."""
 
@@ -30,6 +32,20 @@ class _Entry:
         self.trace: Trace | None = None
         self.failure: str | None = None
         self.uses = 0
+
+
+def kept_traces(model: nn.Module) -> "Kept":
+    """What is known of a model's shapes, to be put back."""
+    known = _entries.get(model, OrderedDict())
+    return known.copy(), [(entry.trace, entry.failure, entry.uses) for entry in known.values()]
+
+
+def put_back(model: nn.Module, kept: "Kept") -> None:
+    """Know of a model's shapes what was known before."""
+    known, contents = kept
+    for entry, content in zip(known.values(), contents, strict=True):
+        entry.trace, entry.failure, entry.uses = content
+    _entries[model] = known
 
 
 _entries: "weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Entry]]" = weakref.WeakKeyDictionary()

@@ -27,8 +27,16 @@ class Carried:
 
     def __init__(self, state: dict[Any, Any], groups: Sequence[Mapping[str, Any]]):
         self._state = state
-        self._first: dict[str, Any] = state[next(p for group in groups for p in group["params"])]
+        self._key = next(p for group in groups for p in group["params"])
         self._initial_damping: float = groups[0]["damping"]
+
+    @property
+    def _first(self) -> Mapping[str, Any]:
+        """What is kept with the first parameter; reading it makes no entry."""
+        return self._state.get(self._key, {})
+
+    def _keep(self, name: str, value: Any) -> None:
+        self._state[self._key][name] = value
 
     @property
     def damping(self) -> float:
@@ -37,12 +45,12 @@ class Carried:
 
     @damping.setter
     def damping(self, value: float) -> None:
-        self._first["damping"] = float(value)
+        self._keep("damping", float(value))
 
     def count_rise(self, rose: bool) -> int:
         """How many steps in a row the damping has risen, this one included."""
         rises = self._first.get("rises", 0) + 1 if rose else 0
-        self._first["rises"] = rises
+        self._keep("rises", rises)
         return rises
 
     @property
@@ -52,33 +60,36 @@ class Carried:
 
     @iterations.setter
     def iterations(self, value: int) -> None:
-        self._first["iterations"] = value
+        self._keep("iterations", value)
 
     def start(self, space: ParameterSpace) -> Tensor | None:
         """The last solution of conjugate gradients [P], zero for parameters that have none; None if none has one."""
-        if not any("x0" in self._state[p] for p in space.parameters):
+        if not any("x0" in self._state.get(p, {}) for p in space.parameters):
             return None
-        return space.flatten([self._state[p].get("x0", torch.zeros_like(p)) for p in space.parameters])
+        return space.flatten([self._state.get(p, {}).get("x0", torch.zeros_like(p)) for p in space.parameters])
 
     def keep_start(self, space: ParameterSpace, solution: Tensor | None) -> None:
         """Keep a solution [P] in the dtype of the flat vectors; None forgets the last one."""
         for p in space.parameters:
-            self._state[p].pop("x0", None)
+            self._state.get(p, {}).pop("x0", None)
         if solution is not None:
             for p, x in zip(space.parameters, space.unflatten(solution, space.dtype), strict=True):
                 self._state[p]["x0"] = x
 
     def estimate(self, method: Preconditioner, curved: Linearization, blocks: list[int]) -> dict[str, Tensor]:
-        """The preconditioner's estimate, made anew when it is as old as the method allows or the blocks changed."""
-        kept = self._first.get("preconditioner")
-        if kept is None or kept["age"] >= method.every or kept["blocks"] != blocks:
-            kept = {"age": 0, "blocks": blocks, "estimate": method.estimate(curved, blocks)}
-        self._first["preconditioner"] = kept | {"age": kept["age"] + 1}
+        """The preconditioner's estimate, made anew when it is as old as the method allows, or not of this method.
+
+        What another method or other blocks left here, or a state from before owners were kept, is no estimate of it.
+        """
+        kept, owner = self._first.get("preconditioner"), _owner(method)
+        if kept is None or kept.get("owner") != owner or kept["age"] >= method.every or kept["blocks"] != blocks:
+            kept = {"age": 0, "blocks": blocks, "estimate": method.estimate(curved, blocks), "owner": owner}
+        self._keep("preconditioner", kept | {"age": kept["age"] + 1})
         return kept["estimate"]
 
     def forget_estimate(self) -> None:
         """Let the next step estimate anew."""
-        self._first.pop("preconditioner", None)
+        self._state.get(self._key, {}).pop("preconditioner", None)
 
     def saw(self, objective: Objective) -> bool:
         """Whether data of this form came before, so that a trace of it pays."""
@@ -88,7 +99,7 @@ class Carried:
         """Keep the form of the data."""
         form, known = _form(objective), self._first.get("forms", [])
         if form not in known:
-            self._first["forms"] = [*known, form][-MAX_TRACES:]
+            self._keep("forms", [*known, form][-MAX_TRACES:])
 
 
 def restore_dtypes(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
@@ -115,3 +126,8 @@ def _form(objective: Objective) -> int:
     """A number for the shapes of an objective's inputs: loading a torch optimizer's state mangles anything else."""
     leaves = [leaf for chunk in objective.chunks for leaf in tree_leaves(chunk.inputs) if is_tensor(leaf)]
     return zlib.crc32(repr(sorted({tuple(leaf.shape) for leaf in leaves})).encode())
+
+
+def _owner(method: Preconditioner) -> int:
+    """A number for a method and its settings."""
+    return zlib.crc32(repr((type(method).__qualname__, sorted(vars(method).items()))).encode())

@@ -22,8 +22,18 @@ from .adaptation import adapt_damping
 from .block_ranks import agreed
 from .carried import Carried, restore_dtypes
 from .local_model import LocalModel, solve
-from .options import FIXED_RATE, LATE_PHASE, blocks_of, check_groups, check_number, check_objective, per_parameter
+from .options import (
+    FIXED_RATE,
+    LATE_PHASE,
+    blocks_of,
+    check_groups,
+    check_number,
+    check_objective,
+    per_parameter,
+    the_objective,
+)
 from .report import StepReport
+from .transaction import Transaction
 from .trials import Outcome, judge
 
 FIRST_EXPECTED = 50
@@ -201,34 +211,45 @@ class HessianFree(Optimizer):
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        objective: Objective,
+        objective: Objective | None = None,
         evaluation: Objective | None = None,
         curvature_objective: Objective | None = None,
+        *,
+        closure: Objective | None = None,
     ) -> Tensor:
-        """Take one step.
+        """Take one step; an exception of any kind leaves everything as it was.
 
         Args:
             objective: gives loss and gradient.
             evaluation: gives the loss that chooses candidate, damping and step size. Default: the objective; better is
                 one on other data.
             curvature_objective: gives the curvature, on a part of the data for example. Default: the objective.
+            closure: the objective, by the name that wrappers of torch optimizers use.
 
         Returns:
             The objective's loss before the step, scalar.
 
         Raises:
-            TypeError: a plain closure in place of an Objective.
+            TypeError: a plain closure in place of an Objective, or none.
             ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
                 ranks with different parameters, or a global option that differs between groups.
+            RuntimeError: in inference mode.
         """
-        started = time.perf_counter()
+        objective = the_objective(objective, closure, "HessianFree")
         evaluation = objective if evaluation is None else evaluation
         curvature_objective = objective if curvature_objective is None else curvature_objective
         objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
         for each in objectives:
             check_objective(each, objective)
         check_groups(self.param_groups)
-        options = self.param_groups[0]
+        with Transaction(self, objectives) as transaction:
+            return self._step(objective, evaluation, curvature_objective, transaction)
+
+    def _step(
+        self, objective: Objective, evaluation: Objective, curvature_objective: Objective, transaction: Transaction
+    ) -> Tensor:
+        started, options = time.perf_counter(), self.param_groups[0]
+        objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
         if options["debias"] and evaluation is objective:
             raise ValueError(
                 "debias=True needs an evaluation objective on other data: "
@@ -246,7 +267,7 @@ class HessianFree(Optimizer):
         outcome = judge(model, objective, evaluation, options, per_parameter(self.param_groups, "lr", space))
         if self._block_group is not None:
             outcome = agreed(outcome, self._block_group, model.cg.solution)
-        self._settle(model, outcome, objective)
+        self._settle(model, outcome, objective, transaction)
         self._carried.remember(curvature_objective)
         self._carried.iterations = max(model.cg.iterations)
         self.report = StepReport(
@@ -314,16 +335,15 @@ class HessianFree(Optimizer):
             block_group=self._block_group,
         )
 
-    def _settle(self, model: LocalModel, outcome: Outcome, objective: Objective) -> None:
+    def _settle(self, model: LocalModel, outcome: Outcome, objective: Objective, transaction: Transaction) -> None:
         """Write parameters and buffers if the step is accepted; keep the damping and the start of the next step."""
         if outcome.vector is not None:
-            model.space.write(outcome.vector)
-            objective.write_buffers(model.buffers)
+            transaction.write(model.space, outcome.vector, objective, model.buffers)
         self._carried.keep_start(model.space, None if outcome.vector is None else model.cg.solution)
         if self.param_groups[0]["adapt_damping"] and model.damping > 0 and not math.isnan(outcome.ratio):
             warning = adapt_damping(self._carried, model.damping, outcome.ratio, self.param_groups[0])
             if warning is not None:
-                warnings.warn(warning, stacklevel=4)
+                warnings.warn(warning, stacklevel=5)
 
     @property
     def _carried(self) -> Carried:

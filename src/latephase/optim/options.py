@@ -152,6 +152,27 @@ def per_parameter(groups: Sequence[Mapping[str, Any]], name: str, space: Paramet
     return torch.tensor(values, dtype=space.dtype, device=space.device).repeat_interleave(sizes)
 
 
+def the_objective(objective: Any, closure: Any, optimizer: str) -> Any:
+    """The objective of a step, whichever way it is handed over: torch's wrappers call `step(closure=objective)`.
+
+    Raises:
+        TypeError: both are given, or neither.
+    """
+    if objective is not None and closure is not None and objective is not closure:
+        raise TypeError(
+            f"{optimizer}.step got an objective and a closure; give one, step(closure=objective) being the same"
+        )
+    if objective is None and closure is None:
+        raise TypeError(
+            f"{optimizer}.step needs an Objective, got none. Write\n"
+            "    objective = Objective(model, loss, (inputs, targets))\n"
+            "    optimizer.step(objective)\n"
+            "A wrapper that calls step() without one, as torch.amp.GradScaler.step does, cannot drive it: call it "
+            "yourself; there is no loss scale to take care of"
+        )
+    return closure if objective is None else objective
+
+
 def check_objective(objective: Any, first: Any, optimizer: str = "HessianFree") -> None:
     """Check that this is an objective, of the same model and the same ranks as the first one of a step.
 

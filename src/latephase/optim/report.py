@@ -21,8 +21,9 @@ class StepStatus(StrEnum):
     NONFINITE = "nonfinite"
     """A loss, gradient or product was infinite or not a number; the damping rises where it is adapted."""
     STATIONARY = "stationary"
-    """The parameters are at a minimum, as far as the loss can tell: the gradient is zero, or the predicted decrease is
-    within the rounding of the loss and no step lowers it. The damping stays."""
+    """The parameters are at a minimum, as far as the numbers can tell: the gradient is zero, or the predicted decrease
+    is within the rounding of the loss and no step lowers it, or the step is within the rounding of the parameters. The
+    damping stays."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class StepReport:
             it was needed, the objective's loss or gradient not being finite.
         new_evaluation_loss: the same after the step.
         gradient_norm: Euclidean norm of the gradient.
-        step_norm: Euclidean norm of the change of the parameters; 0.0 where the step was rejected.
+        step_norm: Euclidean norm of the change of the parameters as they are stored; 0.0 where the step was rejected.
         damping: lambda used in this step.
         predicted_change: change of the evaluation loss that the quadratic model predicts for the chosen candidate; not
             a number where something was not finite.

@@ -116,9 +116,11 @@ def judge(
     if alpha == 0:
         status = StepStatus.LINE_SEARCH_FAILED if telling else StepStatus.STATIONARY
         return Outcome(loss, loss, status, ratio, predicted, iteration)
-    step = alpha * direction
-    vector = trials.point(step)
-    return Outcome(loss, new_loss, StepStatus.TAKEN, ratio, predicted, iteration, alpha, float(step.norm()), vector)
+    vector = trials.point(alpha * direction)
+    length = float((model.space.stored(vector) - trials.theta).norm())
+    if length == 0:  # the step is below the rounding of the parameters
+        return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, predicted, iteration)
+    return Outcome(loss, new_loss, StepStatus.TAKEN, ratio, predicted, iteration, alpha, length, vector)
 
 
 class _Candidates:

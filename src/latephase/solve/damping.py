@@ -2,6 +2,9 @@
 
 import math
 
+LARGEST = 1e30
+"""Where a damping is not bounded otherwise: float32 can still hold it beside the curvature."""
+
 
 def reduction_ratio(change: float, predicted: float) -> float:
     """Actual change of the loss over the change that the quadratic model predicts, rho.
@@ -39,11 +42,11 @@ def levenberg_marquardt(
         bounds: least and greatest damping. Default none.
 
     Returns:
-        The damping times a factor, within the bounds.
+        The damping times a factor, within the bounds, and never above 1e30, from where it can still come back.
     """
     low, high = thresholds
     if ratio > high:
         damping *= factors[0]
     elif not ratio >= low:
         damping *= factors[1]
-    return min(max(damping, bounds[0]), bounds[1])
+    return min(max(damping, bounds[0]), bounds[1], LARGEST)

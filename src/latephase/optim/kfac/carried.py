@@ -27,16 +27,16 @@ class KFACCarried(Carried):
 
     def update(self, space: ParameterSpace) -> Tensor | None:
         """The last change of the parameters [P], zero for those that have none; None before the first step."""
-        if not any("update" in self._state[p] for p in space.parameters):
+        if not any("update" in self._state.get(p, {}) for p in space.parameters):
             return None
-        return space.flatten([self._state[p].get("update", torch.zeros_like(p)) for p in space.parameters])
+        return space.flatten([self._state.get(p, {}).get("update", torch.zeros_like(p)) for p in space.parameters])
 
     def taken(self, space: ParameterSpace, update: Tensor, factors: Factors) -> None:
         """Keep what a step that was taken leaves; the update in the dtype of the flat vectors."""
         for p, change in zip(space.parameters, space.unflatten(update, space.dtype), strict=True):
             self._state[p]["update"] = change
-        self._first["factors"] = factors
-        self._first["steps"] = self.steps + 1
+        self._keep("factors", factors)
+        self._keep("steps", self.steps + 1)
 
     def tensors(self, space: ParameterSpace) -> dict[str, Tensor]:
         """What must be equal on all ranks, by name."""

@@ -13,8 +13,9 @@ from ...curvature import Linearization, linearize
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import levenberg_marquardt, reduction_ratio
-from ..options import check_number, check_objective
+from ..options import check_number, check_objective, the_objective
 from ..report import StepStatus
+from ..transaction import Transaction
 from ..trials import ROUNDING
 from .carried import KFACCarried, restore
 from .factors import Factors, diagonal_layers, finite, renewed
@@ -133,40 +134,48 @@ class KFAC(Optimizer):
         self._ranks_compared = False
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, objective: Objective, evaluation: Objective | None = None
+        self,
+        objective: Objective | None = None,
+        evaluation: Objective | None = None,
+        *,
+        closure: Objective | None = None,
     ) -> Tensor:
-        """Take one step.
+        """Take one step; an exception of any kind leaves everything as it was.
 
         Args:
             objective: gives loss, gradient, factors and the exact quadratic model.
             evaluation: gives the actual change of the loss, by which the damping is adapted. Default: the objective.
+            closure: the objective, by the name that wrappers of torch optimizers use.
 
         Returns:
             The objective's loss before the step, scalar.
 
         Raises:
-            TypeError: a plain closure in place of an Objective.
+            TypeError: a plain closure in place of an Objective, or none.
             ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
                 ranks with different parameters, a loss that K-FAC cannot treat, or a global option that differs
                 between groups.
             ImportError: curvlinops is not installed.
+            RuntimeError: in inference mode.
         """
         started = time.perf_counter()
+        objective = the_objective(objective, closure, type(self).__name__)
         evaluation = objective if evaluation is None else evaluation
         objectives = {id(o): o for o in (objective, evaluation)}.values()
         for each in objectives:
             check_objective(each, objective, type(self).__name__)
         check_options(self.param_groups)
-        space = objective.space([p for group in self.param_groups for p in group["params"]])
-        self._compare_ranks(objective, space)
-        for each in objectives:
-            each.reseed()
-        loss, outcome = self._step(objective, evaluation, space)
-        self.report = KFACStepReport(**outcome, seconds=time.perf_counter() - started)
+        with Transaction(self, objectives) as transaction:
+            space = objective.space([p for group in self.param_groups for p in group["params"]])
+            self._compare_ranks(objective, space)
+            for each in objectives:
+                each.reseed()
+            loss, outcome = self._step(objective, evaluation, space, transaction)
+            self.report = KFACStepReport(**outcome, seconds=time.perf_counter() - started)
         return loss
 
     def _step(
-        self, objective: Objective, evaluation: Objective, space: ParameterSpace
+        self, objective: Objective, evaluation: Objective, space: ParameterSpace, transaction: Transaction
     ) -> tuple[Tensor, dict[str, Any]]:
         """Take the step, or leave everything as it was; the loss, and what the report says of it."""
         options, carried, damping = self.param_groups[0], self._carried, self.damping
@@ -194,7 +203,7 @@ class KFAC(Optimizer):
         stayed |= {"method": linear.method} if trial.products else {}
         if trial.step_norm == 0 and norm == 0:
             return linear.loss, stayed | {"status": StepStatus.STATIONARY, "reduction_ratio": None}
-        return linear.loss, self._settle(linear, trial, factors, evaluation, stayed, adapt, judged)
+        return linear.loss, self._settle(linear, trial, factors, evaluation, stayed, adapt, judged, transaction)
 
     def _settle(
         self,
@@ -205,6 +214,7 @@ class KFAC(Optimizer):
         stayed: dict[str, Any],
         adapt: bool,
         judged: bool,
+        transaction: Transaction,
     ) -> dict[str, Any]:
         """Write parameters, buffers and state if the update is good, adapt the damping; what the report says of it."""
         objective, space, carried = linear.objective, linear.space, self._carried
@@ -223,11 +233,13 @@ class KFAC(Optimizer):
             self._adapt(stayed["damping"], ratio)
         if not good:
             return stayed | {"reduction_ratio": ratio if adapt else None}
-        space.write(vector)
-        objective.write_buffers(linear.buffers)
+        length = float((space.stored(vector) - space.values()).norm())
+        if length == 0:  # the update is below the rounding of the parameters
+            return stayed | found | {"status": StepStatus.STATIONARY, "reduction_ratio": None}
+        transaction.write(space, vector, objective, linear.buffers)
         carried.taken(space, trial.update, factors)
         carried.remember(objective)
-        done = {"step_norm": trial.step_norm, "lr": trial.lr, "momentum": trial.momentum}
+        done = {"step_norm": length, "lr": trial.lr, "momentum": trial.momentum}
         return stayed | found | done | {"status": StepStatus.TAKEN, "accepted": True}
 
     def _losses(self, linear: Linearization, evaluation: Objective, vector: Tensor) -> tuple[float, float]:

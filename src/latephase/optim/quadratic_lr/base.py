@@ -49,6 +49,7 @@ def check_base(base: Any, options: Iterable[str]) -> None:
         raise TypeError(f"base must be a torch.optim.Optimizer, got {type(base).__name__}")
     arguments = list(inspect.signature(type(base).step).parameters.values())[1:]
     needed = [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+    needed += [a.name for a in arguments if a.name == "objective"]  # of this package's own, which take it as a closure
     if needed:
         raise TypeError(
             f"base must be a first-order optimizer whose step() works on .grad alone; {type(base).__name__}.step needs "

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ..options import check_number, check_objective
+from ..options import check_number, check_objective, the_objective
+from ..transaction import Transaction
 from .base import check_base
 from .line import Line, forms_with, line_of, moved, schedule
 from .options import CARRIED, QuadraticOptions, check_options, complete
@@ -129,30 +130,39 @@ class QuadraticLearningRate(Optimizer):
         self._carry(damping=float(value))
         self._ranks_compared = False
 
-    def step(self, objective: Objective) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step.
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, objective: Objective | None = None, *, closure: Objective | None = None
+    ) -> Tensor:
+        """Take one step; an exception of any kind leaves everything as it was.
 
         Args:
             objective: gives loss, gradient, curvature, and the loss where the step leads.
+            closure: the objective, by the name that wrappers of torch optimizers use.
 
         Returns:
             The objective's loss before the step, scalar.
 
         Raises:
-            TypeError: a plain closure in place of an Objective.
+            TypeError: a plain closure in place of an Objective, or none.
             ValueError: a parameter that is not the model's, data that is not finite, ranks with different parameters,
                 or an option that differs between groups.
+            RuntimeError: in inference mode.
         """
-        started = time.perf_counter()
+        objective = the_objective(objective, closure, type(self).__name__)
         check_objective(objective, objective, type(self).__name__)
         complete(self.param_groups, self.defaults)
         check_options(self.param_groups)
+        with Transaction(self, [objective]) as transaction:
+            return self._step(objective, transaction)
+
+    def _step(self, objective: Objective, transaction: Transaction) -> Tensor:
+        started = time.perf_counter()
         space = objective.space([p for group in self.param_groups for p in group["params"]])
         self._compare_ranks(objective, space)
         objective.reseed()
         damping = self.damping
         line = line_of(self.base, objective, space, self.param_groups[0])
-        outcome = self._settle(line, objective, space)
+        outcome = self._settle(line, objective, space, transaction)
         self._carry(forms=forms_with(objective, space, self.param_groups[0]))
         self.report = QuadraticStepReport(
             loss=float(line.loss),
@@ -166,7 +176,9 @@ class QuadraticLearningRate(Optimizer):
         )
         return line.loss
 
-    def _settle(self, line: Line, objective: Objective, space: ParameterSpace) -> dict[str, Any]:
+    def _settle(
+        self, line: Line, objective: Objective, space: ParameterSpace, transaction: Transaction
+    ) -> dict[str, Any]:
         """Take the step along the line, or leave everything as it was; what the report says of it."""
         options, loss = self.param_groups[0], float(line.loss)
         factors = options["damping_factors"]
@@ -175,13 +187,15 @@ class QuadraticLearningRate(Optimizer):
         curvature = averaged(options["curvature_average"], damped, options["curvature_ema"])
         if line.square == 0:
             status = QuadraticStepStatus.STATIONARY
+            if line.proposal is not None and line.gradient_norm > 0:  # a base that only sets up in its first step
+                line.proposal.accept()
             return stayed | {"status": status, "curvature": curvature, "predicted_change": 0.0}
         bent = abs(curvature) if options["absolute_curvature"] else curvature
         lr = learning_rate(line.slope, bent, options)
         taken = lr * schedule(options)
         bend = bent if options["reduction_ratio"] == "damped" else line.bend
         stayed |= {"curvature": curvature, "predicted_change": 0.5 * taken**2 * bend - taken * line.slope}
-        vector, step_norm = moved(line, lr, objective, space, self.param_groups)
+        vector, _ = moved(line, lr, objective, space, self.param_groups)
         if vector is None:
             if factors is not None and options["damping_rule"] == "decreasing_loss":
                 self._carry(damping=judged(loss, math.nan, math.nan, options)[1])
@@ -195,12 +209,16 @@ class QuadraticLearningRate(Optimizer):
         self._carry(damping=damping, curvature_average=curvature, lr_average=lr)
         if not accepted:
             return stayed | {"status": QuadraticStepStatus.REJECTED, "reduction_ratio": ratio}
-        space.write(vector)
-        objective.write_buffers(line.buffers)
+        length = float((space.stored(vector) - space.values()).norm())
+        if length == 0:  # the step is below the rounding of the parameters, or its rate is zero
+            if line.proposal is not None:
+                line.proposal.accept()
+            return stayed | {"status": QuadraticStepStatus.STATIONARY, "reduction_ratio": ratio}
+        transaction.write(space, vector, objective, line.buffers)
         if line.proposal is not None:
             line.proposal.accept()
         status = _status_of(line.slope, curvature, new_loss)
-        done = {"new_loss": new_loss, "step_norm": step_norm, "lr": taken, "reduction_ratio": ratio}
+        done = {"new_loss": new_loss, "step_norm": length, "lr": taken, "reduction_ratio": ratio}
         return stayed | done | {"status": status}
 
     def _warn_of(self, lr: float, line: Line, space: ParameterSpace) -> None:
@@ -222,7 +240,7 @@ class QuadraticLearningRate(Optimizer):
         else:
             return
         self._warned = True
-        warnings.warn(said, stacklevel=5)
+        warnings.warn(said, stacklevel=6)
 
     def _carry(self, **values: Any) -> None:
         """Set options of all groups; the damping stays here, since the base begins its state where it finds none."""

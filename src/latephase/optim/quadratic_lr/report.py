@@ -24,7 +24,8 @@ class QuadraticStepStatus(StrEnum):
     NONFINITE = "nonfinite"
     """The loss, the gradient, the direction or the learning rate was infinite or not a number."""
     STATIONARY = "stationary"
-    """The direction is zero in every parameter."""
+    """The direction is zero in every parameter, or the step within the parameters' rounding, or a schedule has set the
+    rate to zero. The base optimizer keeps what it learned of the gradient."""
 
     @property
     def accepted(self) -> bool:
