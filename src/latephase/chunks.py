@@ -17,11 +17,33 @@ ROWS_HINT = "dimension 0 of every input and of the targets counts the examples"
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of the data: inputs (a tensor or a tree of tensors) and targets, example by example along dimension 0."""
+    """Part of the data: inputs (a tensor or a tree of tensors) and targets, example by example along dimension 0.
+
+    Attributes:
+        inputs: a tensor or a tree of tensors.
+        targets: a tensor.
+        counted: the number of examples; or why they cannot be counted, which is no error as long as nobody asks.
+    """
 
     inputs: Any
     targets: Any
-    rows: int
+    counted: int | str
+
+    @property
+    def rows(self) -> int:
+        """The number of examples, asked for where a batch is cut, split, drawn from or weighed.
+
+        Raises:
+            ValueError: they cannot be counted.
+        """
+        if isinstance(self.counted, str):
+            raise ValueError(f"{self.counted}, which only a batch that stays whole may have")
+        return self.counted
+
+    @property
+    def extent(self) -> int:
+        """The number of examples, or of targets where they cannot be counted: for estimates of cost only."""
+        return len(self.targets.reshape(-1)) if isinstance(self.counted, str) else self.counted
 
 
 def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
@@ -51,6 +73,9 @@ def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
             "make a list of a DataLoader's batches first: Objective(model, loss, list(loader))"
         )
     chunks = [_read_batch(batch, index, len(batches)) for index, batch in enumerate(batches)]
+    if len(chunks) > 1:
+        for chunk in chunks:
+            _ = chunk.rows  # several batches are weighed
     if microbatch_size is None:
         return chunks
     return [
@@ -80,14 +105,17 @@ def _read_batch(batch: Any, index: int, count: int) -> Chunk:
     elif isinstance(inputs, Mapping):  # of any kind, such as a tokenizer's
         inputs = dict(inputs)
     lengths = [leaf.shape[0] for leaf in _batched(inputs)]
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
+        raise TypeError(f"{where} has no tensor among its inputs; torch.as_tensor makes tensors of arrays")
     if targets.dim() == 0 or not lengths:
-        raise ValueError(f"{where} has no examples to count: {ROWS_HINT}")
+        return Chunk(inputs, targets, f"{where} has no examples to count: {ROWS_HINT}")
     rows = targets.shape[0]
+    if rows == 0 or 0 in lengths:
+        raise ValueError(f"{where} is empty: it has no rows")
     for length in lengths:
         if length != rows:
-            raise ValueError(f"{where} has {length} rows of inputs but {rows} of targets; {ROWS_HINT}")
-    if rows == 0:
-        raise ValueError(f"{where} is empty: it has no rows")
+            message = f"{where} has {length} rows of inputs but {rows} of targets; {ROWS_HINT}"
+            return Chunk(inputs, targets, message)
     return Chunk(inputs, targets, rows)
 
 

@@ -91,7 +91,7 @@ class LossOfOutputs:
             outputs = cast(self.forward(model, cast(chunk.inputs, inner)), outer)
         outputs = self._seen(outputs)
         if self._widens:
-            outputs = tree_map(lambda leaf: leaf.float() if is_narrow(leaf) else leaf, outputs)
+            outputs = _widened(outputs)
         if between is not None:
             outputs = between(outputs)
         return scalar(self.loss_of(outputs, chunk.targets)), outputs
@@ -101,7 +101,9 @@ class LossOfOutputs:
         return outputs.outputs if isinstance(outputs, WithHidden) else outputs
 
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:
-        """The loss of given outputs."""
+        """The loss of given outputs; targets are widened as outputs are, since some losses want both in one dtype."""
+        if self._widens:
+            targets = _widened(targets)
         if isinstance(self.loss, nn.GaussianNLLLoss) and isinstance(outputs, tuple) and len(outputs) == 2:
             return self.loss(outputs[0], targets, outputs[1])  # torch's order: mean, target, variance
         return self.loss(outputs, targets)
@@ -130,6 +132,10 @@ class FreeForm:
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"forward must return a pair (loss, outputs), got {type(result).__name__}")
         return scalar(result[0]), result[1]
+
+
+def _widened(tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.float() if is_narrow(leaf) else leaf, tree)
 
 
 def is_narrow(leaf: Any) -> bool:

@@ -169,16 +169,15 @@ def test_an_optimizers_foreign_parameter_is_named(unchanged):
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), [
     (("model", "loss", (X, Y)), {}, TypeError, "model must be a torch.nn.Module"),
     ((None, 3, (X, Y)), {}, TypeError, "loss must be a callable"),
-    ((None, "loss", (X, Y[:5])), {}, ValueError, "8 rows of inputs but 5 of targets"),
     ((None, "loss", [(X, Y), (X[:3], Y)]), {}, ValueError, "chunk 1 has 3 rows of inputs but 8 of targets"),
-    ((None, "loss", ((X, X[:4]), Y)), {}, ValueError, "4 rows of inputs but 8"),
+    ((None, "loss", [(X, Y), ((X, X[:4]), Y)]), {}, ValueError, "4 rows of inputs but 8"),
     ((None, "loss", (X[:0], Y[:0])), {}, ValueError, "empty"),
     ((None, "loss", [(X, Y), (X[:0], Y[:0])]), {}, ValueError, "chunk 1 is empty"),
     ((None, "loss", []), {}, ValueError, "empty"),
     ((None, "loss", X), {}, TypeError, "pair"),
     ((None, "loss", (X, X, Y)), {}, TypeError, "pair"),
     ((None, "loss", {"inputs": X}), {}, TypeError, "pair"),
-    ((None, "loss", (X, Y[0])), {}, ValueError, "dimension 0"),
+    ((None, "loss", [(X, Y), (X, Y[0])]), {}, ValueError, "dimension 0"),
     ((None, "loss", (X.numpy(), Y)), {}, (TypeError, ValueError), "inputs|examples"),
     ((None, "loss", (X, Y)), {"microbatch_size": 0}, ValueError, "microbatch_size must be"),
     ((None, "loss", (X, Y)), {"microbatch_size": 2.5}, (TypeError, ValueError), "microbatch_size must be"),
@@ -193,6 +192,19 @@ def test_an_objective_checks_what_it_is_given(arguments, options, error, message
     model, loss, data = arguments
     with pytest.raises(error, match=message):
         Objective(model or normalized(), nn.CrossEntropyLoss() if loss == "loss" else loss, data, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [((X, Y[:5]), "8 rows of inputs but 5 of targets"), ((X, Y[0]), "no examples to count: dimension 0")],
+)
+def test_rows_are_counted_where_a_batch_is_cut(data, message):
+    objective = Objective(normalized(), nn.CrossEntropyLoss(), data)
+    for ask in (lambda: objective.split(2), lambda: objective.subsample(2)):
+        with pytest.raises(ValueError, match=message):
+            ask()
+    with pytest.raises(ValueError, match=message):
+        Objective(normalized(), nn.CrossEntropyLoss(), data, microbatch_size=2)
 
 
 def test_from_forward_needs_a_function():

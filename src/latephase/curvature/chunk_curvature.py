@@ -105,7 +105,7 @@ class ChunkCurvature:
     def _trace(self) -> TracedPass | None:
         """The pass of the products by a trace; None where there is none, with the reason."""
         objective, chunk, *_ = self.arguments
-        at_once = self._at_once or trace_pays(objective.model, self.space, chunk.rows)
+        at_once = self._at_once or trace_pays(objective.model, self.space, chunk.extent)
         found = traced_pass(*self.arguments, self._hessian, self.dtype, self._reference, at_once)
         if not isinstance(found, str):
             return found

@@ -122,7 +122,7 @@ def record(
         moved = {name: next(parts).clone() for name in inputs.buffers}
         data = [next(parts) if isinstance(leaf, Tensor) else leaf for leaf in leaves_of_data]
         new_inputs, new_targets = tree_unflatten(data, structure)
-        new_chunk = Chunk(new_inputs, new_targets, chunk.rows)
+        new_chunk = Chunk(new_inputs, new_targets, chunk.counted)
         one_pass = _Pass(objective, new_chunk, space, constants, moved, dtype)
         derive = one_pass.hessian if hessian else one_pass.gauss_newton
         loss, gradient, product, form = derive(leaves, list(parts))

@@ -95,7 +95,7 @@ class Retained:
             return [self.method]
         if self.hessian or forward.random:  # tracing would draw the random numbers anew
             return ["double_backward"]
-        traces = trace_pays(forward.objective.model, forward.space, forward.chunk.rows)
+        traces = trace_pays(forward.objective.model, forward.space, forward.chunk.extent)
         return ["linearize", "double_backward"] if traces else ["double_backward", "linearize"]
 
 

@@ -152,7 +152,7 @@ def per_parameter(groups: Sequence[Mapping[str, Any]], name: str, space: Paramet
     return torch.tensor(values, dtype=space.dtype, device=space.device).repeat_interleave(sizes)
 
 
-def the_objective(objective: Any, closure: Any, optimizer: str) -> Any:
+def the_objective(objective: Objective | None, closure: Any, optimizer: str) -> Objective:
     """The objective of a step, whichever way it is handed over: torch's wrappers call `step(closure=objective)`.
 
     Raises:
