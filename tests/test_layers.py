@@ -32,6 +32,7 @@ LAYERS = {
     "weight_decay": 1,
     "structural_damping": 1,
     "strict_json": 1,
+    "visible": 1,
     "functional": 1,
     "factory": 1,
 }

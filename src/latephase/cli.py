@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .study.tune.command import tune
+from .visible import PlainConsole
 
 app = typer.Typer(
     help="Second-order training for PyTorch, above all of its late phase.",
@@ -17,8 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 app.command()(tune)
 
 

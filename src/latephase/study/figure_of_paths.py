@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..visible import as_label
 from .results import Results, Run
 from .style import panels, styles
 
@@ -52,7 +53,7 @@ def paths(results: Results, checkpoint_epoch: int, *, narrow: bool = False) -> F
             axes.plot(*points[:1].T, marker="s", color="#333333", markersize=5, linestyle="none")
             end: dict[str, Any] = {"marker": "x"} if is_cut else {"marker": "o", "fillstyle": "none"}
             axes.plot(*points[-1:].T, color=colour, markersize=9, linestyle="none", **end)
-        axes.set_title(strategy.label)
+        axes.set_title(as_label(strategy.label))
     return figure
 
 

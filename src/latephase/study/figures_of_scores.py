@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..visible import as_label
 from .measures import UNITS, Measure, amount_text
 from .plan import Strategy
 from .profiles import TARGETS, Standing, standings, target_times
@@ -44,7 +45,9 @@ def relative_performance(
             axes.plot(x + shift, values, linestyle="none", alpha=0.5, **dots)
             means = [values[x == place].mean() if (x == place).any() else math.nan for place in places.values()]
             centres = [place + shift for place in places.values()]
-            axes.plot(centres, means, color=style.colour, linestyle=style.line, label=strategy.label, **style.marks)
+            axes.plot(
+                centres, means, color=style.colour, linestyle=style.line, label=as_label(strategy.label), **style.marks
+            )
         axes.set(title=f"Best {measure.name}", xlabel="checkpoint (epoch)", ylim=(-0.05, 1.05))
         axes.set_xlim(-0.5, len(places) - 0.5)
         axes.set_xticks(list(places.values()), [str(epoch) for epoch in places])
@@ -73,7 +76,7 @@ def target_bars(results: Results, scores: Sequence[Score], epoch: int, *, narrow
         axes.set(title=f"Target in {measure.name}", xlabel=f"{UNITS[results.plan.unit]} to the target")
         axes.set(xlim=(0, (1.8 if narrow else 1.42) * results.budget), ylim=(len(strategies) - 0.4, -0.6))
         axes.axvline(results.budget, color="#555555", linewidth=1, linestyle=":")
-        axes.set_yticks(range(len(strategies)), [strategy.label for strategy in strategies])
+        axes.set_yticks(range(len(strategies)), [as_label(strategy.label) for strategy in strategies])
         axes.grid(visible=False, axis="y")
         if narrow:
             axes.xaxis.set_major_locator(MaxNLocator(3))
@@ -88,7 +91,7 @@ def performance_profile(results: Results, scores: Sequence[Score], *, narrow: bo
     for measure, column in _targets(results):
         times = target_times(results, scores, column)
         found.append((measure.name, standings(times, results.plan.baseline) if times else []))
-    labels = {strategy.name: strategy.label for strategy in results.plan.strategies}
+    labels = {strategy.name: as_label(strategy.label) for strategy in results.plan.strategies}
     return draw_profile(found, labels, styles(results.plan), narrow=narrow)
 
 

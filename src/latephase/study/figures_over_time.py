@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ..visible import as_label
 from .measures import TRAIN_LOSS, UNITS, Measure, measures_of
 from .results import Results, Run, finite, finite_values
 from .statistics import bootstrap_interval
@@ -73,7 +74,7 @@ def over_budget(results: Results, checkpoint_epoch: int, *, narrow: bool = False
             lower, upper = np.clip((lower, upper), -far, far)  # up to the edge where runs are not finite
             every = max(1, len(spent) // 6)
             marks = {**style.marks, "markevery": (number % every, every)}
-            axes.plot(spent, middle, color=style.colour, linestyle=style.line, label=strategy.label, **marks)
+            axes.plot(spent, middle, color=style.colour, linestyle=style.line, label=as_label(strategy.label), **marks)
             axes.fill_between(spent, lower, upper, color=style.colour, alpha=0.16, linewidth=0)
             for place, value in _early_ends(runs, measure, results.budget):
                 axes.plot(place, value, marker="x", markersize=9, markeredgewidth=2, color=style.colour)
@@ -100,7 +101,9 @@ def over_updates(results: Results, checkpoint_epoch: int, *, narrow: bool = Fals
             style, runs = table[strategy.name], results.concluded(checkpoint_epoch, strategy)
             _, values, _, _ = _band(runs, measure)
             _, updates, _, _ = _band(runs, Measure("step", False), beside=measure)
-            axes.plot(updates, values, color=style.colour, linestyle=style.line, label=strategy.label, **style.marks)
+            axes.plot(
+                updates, values, color=style.colour, linestyle=style.line, label=as_label(strategy.label), **style.marks
+            )
             drawn += list(values)
         axes.set(title=measure.heading, xlabel="updates")
         axes.set_xscale("symlog", linthresh=1)
@@ -128,7 +131,7 @@ def learning_rates(results: Results, epochs: Sequence[int], *, narrow: bool = Fa
             if not rates:
                 continue
             style, name = table[run.strategy.name], run.strategy.name
-            label = None if name in labelled else run.strategy.label
+            label = None if name in labelled else as_label(run.strategy.label)
             labelled.add(name)
             x, y = zip(*rates, strict=True)
             drops = len(set(y)) <= len(y) // 2  # a schedule that holds and drops, not one that glides
@@ -152,7 +155,7 @@ def step_reports(results: Results, checkpoint_epoch: int, *, narrow: bool = Fals
     for axes, (title, column) in zip(row, columns, strict=True):
         drawn: list[float] = []
         for strategy in results.plan.strategies:
-            style, label = table[strategy.name], strategy.label
+            style, label = table[strategy.name], as_label(strategy.label)
             for run in results.concluded(checkpoint_epoch, strategy):
                 points = [(step["spent"], value) for step in run.steps if (value := column(step)) is not None]
                 if not points:
@@ -196,7 +199,9 @@ def overfitting(results: Results, checkpoint_epoch: int, *, narrow: bool = False
                 labels[number] = None
                 drawn += values[np.isfinite(values)].tolist()
         batch = "same batch" if strategy.judges_on_its_own_batch else "disjoint batch"
-        axes.set(title=f"{strategy.label}\n({batch})", xlabel=_budget_label(results), xlim=(0, results.budget))
+        axes.set(
+            title=f"{as_label(strategy.label)}\n({batch})", xlabel=_budget_label(results), xlim=(0, results.budget)
+        )
     for axes in row:
         limit(axes, drawn, drawn[0] if drawn else 0.0, TRAIN_LOSS)
     row[0].set_ylabel("loss on the judging batch")

@@ -6,6 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..visible import visible
+
 LINE_EVERY = 60.0
 """Seconds between plain lines."""
 
@@ -20,7 +22,7 @@ class StudyProgress:
     def __init__(self, console: Console):
         self._console = console
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -56,7 +58,7 @@ class StudyProgress:
         """So many units are done; `detail` says what just ended."""
         self._done = done
         left = self._left()
-        description = f"{self._what}: {detail}" if detail else self._what
+        description = f"{self._what}: {visible(detail)}" if detail else self._what
         self._bar.update(self._task, completed=done, description=description, left=left)
         now = time.monotonic()
         if now - self._said >= LINE_EVERY or (done == self._total and not self._ended):

@@ -15,7 +15,7 @@ from typing import Any
 
 from .measures import Measure, main_measures, measures_of
 from .plan import Plan, Strategy, read_plan, run_id
-from .store import read_journal, read_json
+from .store import read_chained, read_journal, read_json
 
 CONCLUDED = ("finished", "failed")
 """The statuses of a run that will not go on: only these enter means and figures."""
@@ -179,6 +179,8 @@ def _read_training(path: Path, plan: Plan, problem: dict[str, Any]) -> tuple[dic
     except ValueError as error:
         what_to_do = "start the study anew in another folder"
         raise ValueError(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
+    if any(finite(row.get("epoch")) is None for row in rows):
+        raise ValueError(f"{path} is damaged: an evaluation without its epoch; start the study anew in another folder")
     for epoch in plan.checkpoints:
         at = [row for row in rows if row.get("epoch") == epoch]
         if not at or any(finite(at[-1].get(measure.key)) is None for measure in measures_of(problem["metrics"])):
@@ -192,10 +194,15 @@ def _read_run(root: Path, epoch: int, strategy: Strategy, seed: int, budget: flo
     record = _read_object(folder / "status.json", damage)
     own = finite(_read_object(folder / "run.json", damage).get("budget"))
     budget = budget if own is None else own
-    rows = _read_rows(folder / "rows.jsonl", damage)
-    clocks = _read_rows(folder / "clocks.jsonl", damage)
+    rows, of_rows = _read_rows(folder / "rows.jsonl", damage)
+    clocks, of_clocks = _read_rows(folder / "clocks.jsonl", damage)
     status = record.get("status", "running" if rows else "missing")
-    if status not in (*CONCLUDED, "running", "missing"):
+    chains = record.get("chains") if isinstance(record.get("chains"), dict) else {}
+    for name, found in (("rows", of_rows), ("clocks", of_clocks)):
+        if status in CONCLUDED and not damage and found != chains.get(name) and (found is not None or name in chains):
+            problem = "rows at its end are missing: it is not what the run had written when it ended"
+            damage.append(Damage(folder / f"{name}.jsonl", problem))
+    if not isinstance(status, str) or status not in (*CONCLUDED, "running", "missing"):
         damage.append(Damage(folder / "status.json", f"unknown status {status!r}"))
     evaluations = tuple(row for row in rows if row.get("event") == "evaluation")
     if status == "finished" and not evaluations and not damage:
@@ -220,13 +227,16 @@ def _read_object(path: Path, damage: list[Damage]) -> dict[str, Any]:
         return {}
 
 
-def _read_rows(path: Path, damage: list[Damage]) -> list[dict[str, Any]]:
-    """The rows of a journal; none where it is damaged: a line that is no object, no number spent, rows out of order."""
+def _read_rows(path: Path, damage: list[Damage]) -> tuple[list[dict[str, Any]], int | None]:
+    """The rows of a journal and their checksum.
+
+    None where it is damaged: a line that is no object, no number spent, rows out of order.
+    """
     try:
-        rows = read_journal(path)
+        rows, chain = read_chained(path)
     except (ValueError, OSError) as error:
         damage.append(Damage(path, _why(path, error)))
-        return []
+        return [], None
     last: dict[str, float] = {}
     for row in rows:
         event, spent = str(row.get("event")), finite(row.get("spent"))
@@ -234,6 +244,6 @@ def _read_rows(path: Path, damage: list[Damage]) -> list[dict[str, Any]]:
             continue
         if spent is None or spent < last.get(event, -math.inf) or (event != "step" and spent == last.get(event)):
             damage.append(Damage(path, f"rows out of order or without what was spent, at {event} {row.get('spent')}"))
-            return []
+            return [], None
         last[event] = spent
-    return rows
+    return rows, chain

@@ -169,6 +169,7 @@ class ActiveRun:
     def record(self) -> dict[str, Any]:
         """What the status file says of a run that ended; counts are of the steps within the budget."""
         return self.within | {
+            "chains": {"rows": self.journal.chain, "clocks": self.clocks.chain},
             "spent": self.spent,
             "overshoot": max(0.0, self.spent - self.conditions.budget),
             "scored_seconds": self.clock.seconds,

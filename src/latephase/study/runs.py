@@ -6,10 +6,11 @@ from pathlib import Path
 from ..problems.sampling import permutation
 from .config import Study
 from .plan import run_id
-from .store import read_journal, read_json, set_aside
+from .store import read_chained, read_json, set_aside
 from .strategy_config import StrategyConfig
 
-FILES = ("run.json", "status.json", "rows.jsonl", "clocks.jsonl")
+JOURNALS = ("rows", "clocks")
+FILES = ("run.json", "status.json", *(f"{name}.jsonl" for name in JOURNALS))
 """Of a run; what else lies in its folder is for readers."""
 
 
@@ -49,10 +50,15 @@ def status_of(directory: Path, study: Study, key: RunKey) -> str:
     """
     folder = directory / "runs" / key.run_id
     try:
-        status = (read_json(folder / "status.json") or {}).get("status", "to run")
+        record = read_json(folder / "status.json") or {}
+        status = record.get("status", "to run")
+        if not isinstance(status, str):
+            return "damaged"
         if status == "finished":
-            rows = [row for row in read_journal(folder / "rows.jsonl") if row.get("event") == "evaluation"]
-            clocks = read_journal(folder / "clocks.jsonl")
+            (rows, of_rows), (clocks, of_clocks) = (read_chained(folder / f"{name}.jsonl") for name in JOURNALS)
+            if record.get("chains") != {"rows": of_rows, "clocks": of_clocks}:
+                return "damaged"
+            rows = [row for row in rows if row.get("event") == "evaluation"]
             if not len(rows) == len(clocks) == study.evaluations + 1 or not read_json(folder / "run.json"):
                 return "damaged"
     except ValueError:

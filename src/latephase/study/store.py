@@ -3,12 +3,61 @@
 import errno
 import json
 import os
+import stat
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..strict_json import finite
+
+LARGEST = 1e308
+"""A number beyond this is no measure of anything, and no float."""
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a regular file; what could hang a reader, or is something else, is refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no regular file, or no text, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError(f"{path} is damaged: it is no regular file")
+            return file.read().decode("utf-8")
+    except FileNotFoundError:
+        raise
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: not text in UTF-8 ({error.reason})") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def parsed(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or has a number that no float can hold.
+    """
+    try:
+        return json.loads(text, parse_int=_integer, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _integer(digits: str) -> int:
+    value = int(digits) if len(digits) < 400 else None
+    if value is None or abs(value) > LARGEST:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -24,27 +73,50 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         The rows after the last start, in the order written; an empty list where there is no journal.
 
     Raises:
-        ValueError: A whole line is not a JSON object, so the file is damaged and not merely torn.
+        ValueError: The file is damaged and not merely torn: a whole line is not a JSON object, or a row is not the one
+            that was written after the row before it.
     """
+    return read_chained(path)[0]
+
+
+def read_chained(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int | None]:
+    """The rows of `read_journal`, and the sum that the last of them carries; None where they carry none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = read_text(path).split("\n")
     except FileNotFoundError:
-        return []
+        return [], None
     rows: list[dict[str, Any]] = []
+    chain: int | None = None
     for number, line in enumerate(lines, start=1):
+        if number == len(lines):  # what follows the last line's end: nothing, or a torn line
+            break
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # what follows the last line's end: nothing, or a torn line
-                break
+            row = parsed(line)
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: not a JSON object")
-        if row.get("event") == "start":
+        said = row.pop(CHAIN, None)
+        starts = row.get("event") == "start"
+        if (said is None) != (chain is None) and not starts:
+            raise ValueError(f"{path}, line {number}: a row without its checksum, or with one that others lack")
+        if said is not None and said != chained(row, 0 if starts else chain or 0):
+            raise ValueError(f"{path}, line {number}: changed since it was written, or rows before it are missing")
+        chain = said
+        if starts:
             rows.clear()
         else:
             rows.append(row)
-    return rows
+    return rows, chain
+
+
+CHAIN = "chain"
+"""The field of a journal's row with the checksum of it and of all rows of its attempt before it."""
+
+
+def chained(row: dict[str, Any], before: int) -> int:
+    """The checksum of a row and of those before it."""
+    return zlib.crc32(json.dumps(row, allow_nan=False).encode(), before)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -60,11 +132,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         ValueError: the file is damaged.
     """
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = parsed(read_text(path))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: not JSON ({error})") from error
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path} is damaged: not JSON ({error})") from error
     if not isinstance(table, dict):
         raise ValueError(f"{path} is damaged: not a JSON object")
     return table
@@ -98,6 +170,10 @@ class Journal:
     Args:
         path: The journal; its folder is made where it is missing. A line torn by a crash is removed first.
         kept: Rows that this attempt takes over; written with its start in one piece.
+
+    Attributes:
+        attempt: number of this attempt, from one.
+        chain: checksum of the rows of this attempt, which the record of its end repeats.
     """
 
     def __init__(self, path: str | os.PathLike[str], kept: Sequence[dict[str, Any]] = ()):
@@ -110,7 +186,7 @@ class Journal:
             if torn:  # the torn line goes: a journal holds whole rows only
                 os.truncate(path, text.rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
-        self.attempt = attempts + 1
+        self.attempt, self.chain = attempts + 1, 0
         self._append([{"event": "start", "attempt": self.attempt}, *kept])
 
     def write(self, event: str, **fields: Any) -> None:
@@ -118,8 +194,14 @@ class Journal:
         self._append([{"event": event} | fields])
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._file.write("".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows))
+        lines, chain = [], self.chain
+        for row in rows:
+            row = finite({key: value for key, value in row.items() if key != CHAIN})
+            chain = chained(row, chain)
+            lines.append(json.dumps(row | {CHAIN: chain}, allow_nan=False) + "\n")
+        self._file.write("".join(lines))
         self._file.flush()
+        self.chain = chain
 
     def close(self) -> None:
         """Write the rows through to the disk and close the file."""
@@ -144,7 +226,7 @@ def set_aside(path: str | os.PathLike[str]) -> Path | None:
         The new name, `NAME.damaged` or with a number behind it; None where there is no such file.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_symlink() and not path.exists():
         return None
     aside, number = path.with_name(f"{path.name}.damaged"), 1
     while aside.exists():

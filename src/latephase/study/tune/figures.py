@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from ...visible import as_label
 from ..measures import Measure
 from ..style import DPI, FINAL, INITIAL, freeze, house_style, legend, logarithmic, panels
 from .config import Search, Tuning
@@ -212,7 +213,7 @@ def importance(tuning: Tuning, shares: dict[str, dict[str, float]]) -> Figure:
     """Draw how much each value mattered, a panel for each strategy; see `importances`."""
     most = max(len(entries) for entries in shares.values())
     figure, row = panels(len(shares), narrow=False, height=1.1 + 0.3 * most)
-    labels = {strategy.name: strategy.label for strategy in tuning.study.strategies}
+    labels = {strategy.name: as_label(strategy.label) for strategy in tuning.study.strategies}
     for axes, (name, entries) in zip(row, shares.items(), strict=True):
         axes.barh(range(len(entries)), list(entries.values()), height=0.62, color=INITIAL, alpha=0.8)
         axes.set_yticks(range(len(entries)), [label_of(path) for path in entries])
