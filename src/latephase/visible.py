@@ -30,9 +30,7 @@ def as_label(text: str) -> str:
 class PlainConsole(Console):
     """A console that prints every string as it is: no markup, no emoji codes, nothing that steers the terminal."""
 
-    def __init__(self, **options: Any):
-        super().__init__(**({"markup": False, "emoji": False} | options))
-
-    def render_str(self, text: str, **options: Any) -> Text:
+    def render_str(self, text: str, **options: Any) -> Text:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A string as text; everything printed, and every cell of a table, comes through here."""
-        return super().render_str(visible(text), **(options | {"markup": False, "emoji": False}))
+        options.update(markup=False, emoji=False)
+        return super().render_str(visible(text), **options)

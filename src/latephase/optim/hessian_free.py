@@ -21,6 +21,7 @@ from ..reduce import ProcessGroup
 from .adaptation import adapt_damping
 from .block_ranks import agreed
 from .carried import Carried, restore_dtypes
+from .loading import VERSION, completed
 from .local_model import LocalModel, solve
 from .options import (
     FIXED_RATE,
@@ -350,10 +351,21 @@ class HessianFree(Optimizer):
         return Carried(self.state, self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; vectors of conjugate gradients and preconditioners keep their dtype, which may be wider."""
+        """Load a state; vectors of conjugate gradients and preconditioners keep their dtype, which may be wider.
+
+        Options that came after the state was written stay as they are here.
+
+        Raises:
+            ValueError: the state is damaged, or of a later version; nothing is loaded then.
+        """
+        state_dict = completed(self, state_dict, check_groups)
         super().load_state_dict(state_dict)
         restore_dtypes(self.state, self.param_groups, state_dict)
         self._ranks_compared = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the version of its form."""
+        return super().state_dict() | {"version": VERSION}
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report and the preconditioner."""

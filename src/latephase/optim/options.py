@@ -170,7 +170,8 @@ def the_objective(objective: Objective | None, closure: Any, optimizer: str) -> 
             "A wrapper that calls step() without one, as torch.amp.GradScaler.step does, cannot drive it: call it "
             "yourself; there is no loss scale to take care of"
         )
-    return closure if objective is None else objective
+    given: Any = closure if objective is None else objective
+    return given  # `check_objective` looks at what it is
 
 
 def check_objective(objective: Any, first: Any, optimizer: str = "HessianFree") -> None:

@@ -197,7 +197,8 @@ def _read_run(root: Path, epoch: int, strategy: Strategy, seed: int, budget: flo
     rows, of_rows = _read_rows(folder / "rows.jsonl", damage)
     clocks, of_clocks = _read_rows(folder / "clocks.jsonl", damage)
     status = record.get("status", "running" if rows else "missing")
-    chains = record.get("chains") if isinstance(record.get("chains"), dict) else {}
+    said = record.get("chains")
+    chains: dict[str, Any] = said if isinstance(said, dict) else {}
     for name, found in (("rows", of_rows), ("clocks", of_clocks)):
         if status in CONCLUDED and not damage and found != chains.get(name) and (found is not None or name in chains):
             problem = "rows at its end are missing: it is not what the run had written when it ended"

@@ -13,6 +13,7 @@ from ...curvature import Linearization, linearize
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import levenberg_marquardt, reduction_ratio
+from ..loading import VERSION, completed
 from ..options import check_number, check_objective, the_objective
 from ..report import StepStatus
 from ..transaction import Transaction
@@ -102,7 +103,10 @@ class KFAC(Optimizer):
         weight_sharing: str = "expand",
     ):
         options = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
-        super().__init__(params, options | {"lr": 1.0 if lr is None else lr, "exact_lr": lr is None})
+        super().__init__(
+            params,
+            options | {"lr": 1.0 if lr is None else lr, "exact_lr": lr is None, "exact_momentum": momentum is None},
+        )
         check_options(self.param_groups)
 
     @classmethod
@@ -272,10 +276,21 @@ class KFAC(Optimizer):
         return KFACCarried(self.state, self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; its tensors keep their dtype, which may be wider than the parameters'."""
+        """Load a state; its tensors keep their dtype, which may be wider than the parameters'.
+
+        Options that came after the state was written stay as they are here.
+
+        Raises:
+            ValueError: the state is damaged, or of a later version; nothing is loaded then.
+        """
+        state_dict = completed(self, state_dict, check_options)
         super().load_state_dict(state_dict)
         restore(self.state, self.param_groups, state_dict)
         self._ranks_compared = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the version of its form."""
+        return super().state_dict() | {"version": VERSION}
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report."""

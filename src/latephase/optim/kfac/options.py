@@ -25,6 +25,9 @@ GLOBAL = (
 """Options that all param groups have in common; `lr` may differ."""
 _CHOICES = {"reduction_ratio": ("undamped", "damped"), "weight_sharing": WEIGHT_SHARING}
 
+LEAST_FACTOR = 1e-6
+"""The damping changes by no more in one adaptation."""
+
 ADAPTIVE: dict[str, Any] = {"damping": 1.0, "adapt_period": 1, "damping_decay": 0.9, "inverse_period": 1}
 UNADAPTIVE: dict[str, Any] = {
     "lr": 1e-3,
@@ -57,13 +60,23 @@ def check_options(groups: Sequence[Mapping[str, Any]]) -> None:
         check_whole(name, options[name])
     check_whole("adapt_period", options["adapt_period"], least=0)
     if options["momentum"] is not None:
+        if options["exact_momentum"]:
+            raise ValueError(
+                f"momentum was exact (None), and has become {options['momentum']!r}: OneCycleLR and CyclicLR do that "
+                "unless they are made with cycle_momentum=False. For a momentum that a schedule sets, give "
+                "KFAC(momentum=...) a number"
+            )
         check_number("momentum", options["momentum"])
     for name in ("damping_decay", "factor_decay"):
         check_number(name, options[name])
         if options[name] >= 1:
             raise ValueError(f"{name} must be below 1: with 1 nothing would ever move; got {options[name]!r}")
-    if options["damping_decay"] == 0:
-        raise ValueError("damping_decay must be above 0: the damping could never come back; adapt_period=0 keeps it")
+    if options["damping_decay"] ** options["adapt_period"] < LEAST_FACTOR:
+        raise ValueError(
+            f"damping_decay ** adapt_period must be at least {LEAST_FACTOR}: one factor on the damping would take it "
+            f"out of reach of the next; got {options['damping_decay']!r} ** {options['adapt_period']!r}. "
+            "adapt_period=0 keeps the damping"
+        )
     _check_damping(options["damping"], options["damping_range"])
 
 

@@ -1,0 +1,150 @@
+"""State dicts: without options that came later, of later versions, damaged."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective
+from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal
+
+X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+
+def trained(make, steps: int = 3):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    optimizer = make(model.parameters())
+    for _ in range(steps):
+        optimizer.step(Objective(model, nn.CrossEntropyLoss(), (X, Y)))
+    return model, optimizer
+
+
+MAKERS = {
+    "hessian_free": HessianFree,
+    "nystrom": lambda params: HessianFree(params, preconditioner="nystrom"),
+    "kfac": KFAC,
+    "adam_qlr": AdamQLR,
+    "sgd_qlr": SGDQLR,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_state_from_before_an_option_existed_loads_and_goes_on_alike(name):
+    if name == "kfac":
+        pytest.importorskip("curvlinops")
+    model, optimizer = trained(MAKERS[name])
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved.pop("version", None)
+    for group in saved["param_groups"]:
+        for option in ("debias", "ratio_data", "max_step_norm", "exact_momentum", "reduction_ratio", "step_clip"):
+            group.pop(option, None)
+    other = copy.deepcopy(model)
+    resumed = MAKERS[name](other.parameters())
+    resumed.load_state_dict(saved)
+    for one, its in ((model, optimizer), (other, resumed)):
+        torch.manual_seed(1)
+        for _ in range(2):
+            its.step(Objective(one, nn.CrossEntropyLoss(), (X, Y)))
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)  # float32; one is traced where the other is not
+
+
+DAMAGES = {
+    "no groups": lambda d: d.pop("param_groups"),
+    "later": lambda d: d.update(version=99),
+    "damping": lambda d: d["state"][0].update(damping=math.nan),
+    "damping of text": lambda d: d["state"][0].update(damping="much"),
+    "an option": lambda d: d["param_groups"][0].update(cg_max_iter=-3),
+    "a shape": lambda d: d["state"][0].update(x0=torch.zeros(3)),
+    "a number": lambda d: d["state"][0].update(x0=torch.full((5, 4), math.inf)),
+    "a count": lambda d: d["state"][0].update(iterations=-1),
+    "an estimate": lambda d: d["state"][0].update(preconditioner={"age": 1}),
+    "a state": lambda d: d.update(state=[]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_named_and_nothing_of_it_loaded(damage):
+    model, optimizer = trained(HessianFree)
+    saved = copy.deepcopy(optimizer.state_dict())
+    DAMAGES[damage](saved)
+    fresh = HessianFree(model.parameters(), damping=0.5)
+    with pytest.raises(ValueError, match="state dict of HessianFree"):
+        fresh.load_state_dict(saved)
+    assert fresh.damping == 0.5
+    assert not fresh.state
+    assert fresh.state_dict()["version"] == 1
+
+
+def test_an_estimate_belongs_to_its_method():
+    """Loaded into another one, whether or not the names of its tensors fit, it is made anew."""
+    model, optimizer = trained(lambda params: HessianFree(params, preconditioner=EmpiricalFisher(every=5)), 1)
+    for method in (GGNDiagonal(every=5), "nystrom", EmpiricalFisher(exponent=0.5, every=5)):
+        other = copy.deepcopy(model)
+        resumed = HessianFree(other.parameters(), preconditioner=method)
+        resumed.load_state_dict(optimizer.state_dict())
+        fresh_model = copy.deepcopy(model)
+        fresh = HessianFree(fresh_model.parameters(), preconditioner=method)
+        plain = copy.deepcopy(optimizer.state_dict())
+        for entry in plain["state"].values():
+            entry.pop("preconditioner", None)
+        fresh.load_state_dict(plain)
+        for one, its in ((other, resumed), (fresh_model, fresh)):
+            torch.manual_seed(1)
+            its.step(Objective(one, nn.CrossEntropyLoss(), (X, Y)))
+        for p, q in zip(other.parameters(), fresh_model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_reading_the_damping_makes_no_state(name):
+    optimizer = MAKERS[name](nn.Linear(2, 2).parameters())
+    assert optimizer.damping >= 0
+    assert not optimizer.state
+
+
+@pytest.mark.filterwarnings("ignore:Linear is not traced")
+def test_dampings_stay_where_they_can_come_back_from():
+    with pytest.raises(ValueError, match="damping_decay"):
+        KFAC(nn.Linear(2, 2).parameters(), damping_decay=1e-200)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+
+    def rising(outputs, targets):  # every step makes it worse
+        rising.calls += 1
+        return outputs.square().mean() * 2.0**rising.calls
+
+    rising.calls = 0
+    optimizer = SGDQLR(model.parameters(), damping=1e29, damping_factors=(0.5, 1e6))
+    for _ in range(6):
+        optimizer.step(Objective(model, rising, (X, Y)))
+        assert math.isfinite(optimizer.damping)
+
+
+def test_a_momentum_that_a_schedule_sets_is_told():
+    model = nn.Linear(4, 3)
+    optimizer = KFAC(model.parameters())
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
+    with pytest.raises(ValueError, match="cycle_momentum=False"):
+        optimizer.step(Objective(model, nn.CrossEntropyLoss(), (X, Y)))
+
+
+def test_inference_mode_is_told():
+    model, optimizer = trained(HessianFree, 1)
+    objective = Objective(model, nn.CrossEntropyLoss(), (X, Y))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference mode"):
+        optimizer.step(objective)
+
+
+def test_a_step_takes_an_objective_as_its_closure():
+    ends = []
+    for call in (lambda o, f: o.step(f), lambda o, f: o.step(closure=f)):
+        model, optimizer = trained(HessianFree, 1)
+        call(optimizer, Objective(model, nn.CrossEntropyLoss(), (X, Y)))
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-7)  # float32, as above
+    with pytest.raises(TypeError, match="needs an Objective"):
+        optimizer.step()
