@@ -91,11 +91,25 @@ class FunctionalModel:
             if not _shares_memory(buffer):
                 pairs.append((buffer, buffers[name]))
             elif not torch.equal(buffer, buffers[name]):
-                raise ValueError(
-                    f"buffer {name!r} moves in the forward pass, but cannot be written, since several of its elements "
-                    "are one place in memory (it was made by expand); register buffer.clone() instead"
-                )
+                raise ValueError(f"buffer {name!r} moves in the forward pass, but {_UNWRITABLE}")
         return pairs
+
+    def check_buffers(self) -> None:
+        """See that the buffers of modules in training mode can be written, before a pass that moves them in place.
+
+        Raises:
+            ValueError: one shares memory with itself.
+        """
+        for prefix, module in self.model.named_modules():
+            for name, buffer in module.named_buffers(recurse=False) if module.training else ():
+                if _shares_memory(buffer):
+                    raise ValueError(f"buffer {f'{prefix}.{name}'.lstrip('.')!r} may move, but {_UNWRITABLE}")
+
+
+_UNWRITABLE = (
+    "cannot be written, since several of its elements are one place in memory (it was made by expand); register "
+    "buffer.clone() instead"
+)
 
 
 def _shares_memory(tensor: Tensor) -> bool:

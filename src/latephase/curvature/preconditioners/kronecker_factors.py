@@ -192,6 +192,7 @@ def _of_chunk(
         num_data=count,
     )
     buffers = objective.buffers()
+    objective.check_buffers()  # the model itself runs, and moves its own
     try:
         with torch.enable_grad(), differentiable_kernels(objective.model), _hooks_removed(objective.model):
             kfac.compute_kronecker_factors()
