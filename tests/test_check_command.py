@@ -91,6 +91,12 @@ def test_a_defect_ends_with_status_1(run):
     assert "Not ready for second-order steps: 1 defect (reduction)." in said(result)
 
 
+def test_a_batch_whose_examples_cannot_be_counted_is_said_to_be_one(run):
+    result = run("own_problem:mismatched")
+    assert result.exit_code == 1
+    assert "30 rows of inputs but 5 of targets" in said(result)
+
+
 def test_chunks_and_device_are_options(run):
     result = run("own_problem:good", "--microbatch-size", 10, "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -109,7 +115,6 @@ def test_chunks_and_device_are_options(run):
         (["own_problem:pair"], "must return (model, loss, batch) or an Objective, got tuple of 2"),
         (["own_problem:number"], "must return (model, loss, batch) or an Objective, got int"),
         (["own_problem:mistaken"], "own_problem:mistaken fails: NameError: name 'undefined_name' is not defined"),
-        (["own_problem:mismatched"], "30 rows of inputs but 5 of targets"),
         (["own_problem:ready", "--device", "cpu"], "returns an Objective, which is checked as it is"),
         (["own_problem:good", "--device", "nowhere"], "nothing can be moved to 'nowhere'"),
     ],

@@ -24,6 +24,7 @@ LAYERS = {
     "reduce": 1,
     "chunk_weights": 1,
     "chunks": 1,
+    "held": 1,
     "copies": 1,
     "program": 1,
     "randomness": 1,

@@ -194,13 +194,16 @@ def _setting(loss: Any, name: str, default: Any) -> Any:
 
 def _is_one_of(loss: Any, kinds: Sequence[Any]) -> bool:
     if isinstance(loss, functools.partial):
-        return _is_one_of(loss.func, kinds)
+        changed = loss.args or {"size_average", "reduce"} & loss.keywords.keys()
+        return not changed and _is_one_of(loss.func, kinds)
     return any(_is_of(loss, kind) if isinstance(kind, type) else loss is kind for kind in kinds)
 
 
 def _is_of(loss: Any, kind: type) -> bool:
     """Whether this is a loss of that class, computing what the class computes."""
-    return isinstance(loss, kind) and type(loss).forward is kind.forward  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(loss, kind) or "forward" in vars(loss) or loss._forward_hooks or loss._forward_pre_hooks:
+        return False
+    return type(loss).forward is kind.forward  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def loss_reduction(loss: Any) -> str:
@@ -210,7 +213,8 @@ def loss_reduction(loss: Any) -> str:
         ValueError: the loss does not say, or says something else.
     """
     functional = any(_is_one_of(loss, (kind,)) for kind in _ELEMENTS + _CLASSES if not isinstance(kind, type))
-    reduction = _setting(loss, "reduction", "mean" if functional else None)
+    counts = functional or _declared(loss) is not None  # who says what a mean divides by has one
+    reduction = _setting(loss, "reduction", "mean" if counts else None)
     if reduction in ("mean", "sum"):
         return reduction
     if reduction == "batchmean":
@@ -224,7 +228,17 @@ def loss_reduction(loss: Any) -> str:
 
 def normalizer_is_known(loss: Any) -> bool:
     """Whether what the loss's mean divides by is known of torch's own losses, or declared by the loss."""
-    return _declared(loss) is not None or _is_one_of(loss, (*_ELEMENTS, *_CLASSES, *_ROWS))
+    return _declared(loss) is not None or is_torchs(loss)
+
+
+def is_elementwise(loss: Any) -> bool:
+    """Whether this is one of torch's losses that compare outputs and targets element by element."""
+    return _is_one_of(loss, _ELEMENTS)
+
+
+def is_torchs(loss: Any) -> bool:
+    """Whether this is one of torch's losses, whose mean and sum are known."""
+    return _is_one_of(loss, (*_ELEMENTS, *_CLASSES, *_ROWS))
 
 
 def wants_outputs(loss: Any) -> bool:
@@ -232,11 +246,12 @@ def wants_outputs(loss: Any) -> bool:
     declared = _declared(loss)
     if declared is None or declared is len:
         return False
-    required = [
-        p
-        for p in inspect.signature(declared).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
-    ]
+    try:
+        parameters = inspect.signature(declared).parameters.values()
+    except (TypeError, ValueError):  # of a builtin, such as torch.numel
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.kind in kinds and p.default is p.empty]
     return len(required) > 1
 
 

@@ -1,6 +1,7 @@
 """A model as a function of parameters and buffers that are given by name."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .chunks import Chunk
+from .held import moving_buffers
 from .kernels import differentiable_kernels
-from .program import Between, Bound
+from .program import Between, Bound, scalar
+from .randomness import cuda_devices, forked
 
 
 class FunctionalModel:
@@ -45,14 +48,55 @@ class FunctionalModel:
             between: applied to the outputs before the loss gets them; not with `from_forward`.
         """
         places = self._places
-        swap = {place: tensor for source in (at, buffers) for name, tensor in source.items() for place in places[name]}
+        named = [(name, tensor) for source in (at, buffers) for name, tensor in source.items()]
+        swap = {place: tensor for name, tensor in named if name in places for place in places[name]}
         bound = Bound(self.model, self.program)
         own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         precision = None if dtype is None else (dtype, own)
-        with differentiable_kernels(self.model):  # every pass of a step, so that losses differ by their parameters only
+        of_loss = {} if dtype else {name: buffers[name] for name in self._buffers_of_loss() if name in buffers}
+        # The kernels in every pass of a step, so that losses differ by their parameters only.
+        with differentiable_kernels(self.model), self._loss_on(of_loss) as moved:
             result = functional_call(bound, swap, (chunk, precision, between), tie_weights=False)
-        buffers.update({name: buffer for name, buffer in bound.buffers_after.items() if name in buffers})
+        after = bound.buffers_after | (moved if of_loss else {})
+        buffers.update({name: buffer for name, buffer in after.items() if name in buffers})
         return result
+
+    def evaluate_loss(self, outputs: Any, targets: Any, seed: int | None = 0) -> Tensor:
+        """The loss of given outputs, without side effect; on torch's generators where no seed is given."""
+        numbers = contextlib.nullcontext() if seed is None else forked(seed, cuda_devices(self.model))
+        with torch.enable_grad(), numbers, self._loss_on({}):
+            return scalar(self.program.loss_of(outputs, targets))
+
+    @contextlib.contextmanager
+    def _loss_on(self, buffers: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Within, modules that the loss holds have the given buffers, and copies of their own where none is given.
+
+        Yields:
+            Filled at the end: the buffers as they were left.
+        """
+        places = self._buffers_of_loss()
+        own = {name: module._buffers[key] for name, (module, key) in places.items()}
+        after: dict[str, Tensor] = {}
+        try:
+            for name, (module, key) in places.items():
+                value = own[name]
+                module._buffers[key] = buffers[name] if name in buffers or value is None else value.detach().clone()
+            yield after
+        finally:
+            for name, (module, key) in places.items():
+                value = module._buffers[key]
+                if value is not None:
+                    after[name] = value.detach()
+                module._buffers[key] = own[name]
+
+    def _buffers_of_loss(self) -> dict[str, tuple[nn.Module, str]]:
+        """Where buffers hang that a pass may move outside the model, in modules that loss or `forward` hold."""
+        return {name: (module, key) for name, (module, key) in self._held_by_loss.items() if module.training}
+
+    @cached_property
+    def _held_by_loss(self) -> dict[str, tuple[nn.Module, str]]:
+        found = moving_buffers((self.program.loss, self.program.forward), self.model)
+        return {f"loss: {name}": place for name, place in found.items()}
 
     @cached_property
     def _places(self) -> dict[str, list[str]]:
@@ -69,17 +113,22 @@ class FunctionalModel:
         return places
 
     def buffers(self) -> dict[str, Tensor]:
-        """Copies of the model's buffers by name."""
-        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        """Copies of the buffers that a pass may move, by name: the model's, and of modules that the loss holds."""
+        return {name: buffer.clone() for name, buffer in self._live_buffers().items()}
+
+    def _live_buffers(self) -> dict[str, Tensor]:
+        of_loss = {name: module._buffers[key] for name, (module, key) in self._buffers_of_loss().items()}
+        held = {name: buffer.detach() for name, buffer in of_loss.items() if buffer is not None}
+        return dict(self.model.named_buffers()) | held
 
     def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
-        """Write buffers by name into the model."""
+        """Write buffers by name into the model, and into modules that the loss holds."""
         with torch.no_grad():
             for own, value in self.writable_buffers(buffers):
                 own.copy_(value)
 
     def writable_buffers(self, buffers: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """The model's buffers, each with the value by its name that is to be written into it.
+        """The buffers of the model, and of the loss's modules, each with the value that is to be written into it.
 
         Left out is one whose elements share memory (an expanded tensor) and that stays as it is.
 
@@ -87,7 +136,7 @@ class FunctionalModel:
             ValueError: such a buffer moved: it cannot be written.
         """
         pairs = []
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in self._live_buffers().items():
             if not _shares_memory(buffer):
                 pairs.append((buffer, buffers[name]))
             elif not torch.equal(buffer, buffers[name]):

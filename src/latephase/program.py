@@ -1,5 +1,7 @@
 """What one pass over one chunk computes, (model, chunk) -> (loss, outputs), and the model as the program sees it."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from .chunk_weights import check_apart
 from .chunks import Chunk, cast
 from .copies import Copies
 
@@ -66,13 +69,21 @@ class Bound(nn.Module):
 
 
 class LossOfOutputs:
-    """The program of the ordinary objective: outputs = forward(model, inputs), then loss(outputs, targets)."""
+    """The program of the ordinary objective: outputs = forward(model, inputs), then loss(outputs, targets).
+
+    Attributes:
+        several: whether there are several chunks or ranks, so that the examples must stand apart.
+
+    Raises:
+        TypeError: the loss wants other arguments.
+    """
 
     def __init__(self, loss: Callable[[Any, Any], Tensor], forward: Callable[[nn.Module, Any], Any]):
+        _check_arguments(loss)
         self.loss = loss
         self.forward = forward
-        held = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
-        self._widens = not any(is_narrow(tensor) for tensor in held)
+        self.several = False
+        self._widens = not any(is_narrow(tensor) for tensor in _settings_of(loss))
 
     def __call__(
         self, model: nn.Module, chunk: Chunk, precision: Precision | None = None, between: Between | None = None
@@ -86,7 +97,13 @@ class LossOfOutputs:
             between: applied to the outputs; the loss gets its result, which is also what is returned. Default none.
         """
         copies = Copies(model, (self.loss, self.forward), (chunk.inputs, chunk.targets))
-        result = self._pass(model, *copies.trees, precision, between)
+        inputs, targets = copies.trees
+        try:
+            result = self._pass(model, inputs, targets, precision, between)
+        except Exception as error:
+            if isinstance(chunk.counted, str):  # of which no one has complained before
+                error.add_note(chunk.counted)
+            raise
         copies.judge()
         return result
 
@@ -111,8 +128,10 @@ class LossOfOutputs:
 
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:
         """The loss of given outputs; targets are widened as outputs are, since some losses want both in one dtype."""
+        if self.several:
+            check_apart(self.loss, outputs, targets)
         if self._widens:
-            targets = _widened(targets)
+            targets = _as_wide(targets, outputs)
         if isinstance(self.loss, nn.GaussianNLLLoss) and isinstance(outputs, tuple) and len(outputs) == 2:
             return self.loss(outputs[0], targets, outputs[1])  # torch's order: mean, target, variance
         return self.loss(outputs, targets)
@@ -143,8 +162,63 @@ class FreeForm:
         return scalar(result[0]), result[1]
 
 
+def _check_arguments(loss: Any) -> None:
+    """Refuse a loss that cannot be called with outputs and targets alone.
+
+    Raises:
+        TypeError: it wants other arguments.
+    """
+    if isinstance(loss, (nn.CrossEntropyLoss, nn.MSELoss, nn.GaussianNLLLoss)):  # reading a signature takes its time
+        return
+    module = isinstance(loss, nn.Module) and type(loss).__call__ is nn.Module.__call__
+    try:
+        signature = inspect.signature(loss.forward if module else loss)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise TypeError(
+            f"the loss is called as loss(outputs, targets), but {name} takes {signature} ({error}); give a function of "
+            f"outputs and targets that adds the rest: def loss(outputs, targets): return {name}(outputs, targets, "
+            "...). What differs from example to example, such as lengths, it finds in the outputs if `forward` or "
+            "the model returns them there, or in columns of the targets"
+        ) from error
+
+
+def _settings_of(loss: Any) -> list[Any]:
+    """The tensors that a loss module holds, or that a functools.partial sets."""
+    if isinstance(loss, functools.partial):
+        return [*loss.args, *loss.keywords.values(), *_settings_of(loss.func)]
+    return [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
+
+
+def _as_wide(targets: Any, outputs: Any) -> Any:
+    """Floating-point targets in the outputs' dtype where theirs is narrower, which changes no value."""
+    floating = [x.dtype for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
+
+    def widened(leaf: Any) -> Any:
+        if not floating or not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return leaf.to(floating[0]) if torch.promote_types(leaf.dtype, floating[0]) == floating[0] else leaf
+
+    return tree_map(widened, targets)
+
+
 def _widened(tree: Any) -> Any:
     return tree_map(lambda leaf: leaf.float() if is_narrow(leaf) else leaf, tree)
+
+
+def name_of(loss: Any) -> str:
+    """A loss as its author calls it, or "the loss"."""
+    if loss is None:  # of an objective made by from_forward
+        return "the loss"
+    if isinstance(loss, nn.Module):
+        return type(loss).__name__
+    inner = getattr(loss, "func", loss)  # of a functools.partial
+    name = getattr(inner, "__name__", type(inner).__name__)
+    return "the loss" if name == "<lambda>" else name
 
 
 def is_narrow(leaf: Any) -> bool:

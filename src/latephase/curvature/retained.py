@@ -79,8 +79,8 @@ class Retained:
                 self._push, self.method = push, method
                 return tangents
         raise RuntimeError(
-            f"{_culprit(forward)} can be differentiated neither twice nor in forward mode: {failures[0]}. Replace that "
-            "layer, or leave its parameters out of the optimizer"
+            f"{_culprit(forward)} can be differentiated neither twice nor in forward mode: {failures[0]}. Replace it, "
+            "or leave its parameters out of the optimizer"
         ) from failures[0]
 
     def _build(self, method: str) -> Push:
@@ -116,7 +116,7 @@ def _culprit(forward: ForwardPass) -> str:
     for name, module, arguments in calls:
         if not _differentiates_twice(module, arguments):
             return f"layer {name!r} ({type(module).__name__})"
-    return f"{type(model).__name__} has a layer that"
+    return f"A layer of {type(model).__name__}, or the loss,"
 
 
 def _differentiates_twice(module: torch.nn.Module, arguments: tuple[Any, ...]) -> bool:

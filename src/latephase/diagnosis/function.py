@@ -46,9 +46,20 @@ def check_data(subject: Subject) -> None:
     else:
         count = len(subject.objective.chunks)
         message = f"{subject.rows:,} examples{f' in {count} chunks' if count > 1 else ''}, all values finite."
-        subject.find("data", "ok", message, subject.rows)
+        counted = subject.largest.counted
+        if isinstance(counted, str):
+            message = f"All values are finite. {sentence(counted)}: fit for one whole batch, and not to be cut."
+        subject.find("data", "note" if isinstance(counted, str) else "ok", message, subject.rows)
     if subject.ranks > 1:
         subject.find("ranks", "note", f"Of {subject.ranks} ranks, this one's share of the data was checked, alone.")
+
+
+def excuse_data(subject: Subject) -> None:
+    """Values that are not finite are no defect where loss and gradient are: the loss or the model leaves them out."""
+    found = next((finding for finding in subject.findings if finding.name == "data"), None)
+    if found is not None and found.severity == "defect":
+        message = f"{sentence(found.value)}. The loss and its gradient are finite all the same: they are left out."
+        subject.revise("data", "note", message)
 
 
 def check_weights(subject: Subject) -> None:
@@ -118,6 +129,7 @@ def _uses_batch(module: nn.Module) -> bool:
 def check_determinism(subject: Subject) -> bool:
     """Whether the loss is the same twice on the same random numbers."""
     drawn: list[str] = []
+    before = subject.versions()
     with draws_outside_torch(drawn):
         first = subject.value()
     again = [subject.value(), subject.value()]
@@ -132,12 +144,20 @@ def check_determinism(subject: Subject) -> bool:
             message += f" But {source}; draw with torch, which each step repeats."
         subject.find("determinism", "note" if difference or drawn else "ok", message, difference)
         return True
-    if not drawn:
+    written = [f"a tensor of shape {list(x.shape)}" for x, version in before if x._version != version]
+    advice = "Draw random numbers with torch, which each step repeats, and read nothing that changes. "
+    if written:
+        advice = ""
+        source = (
+            f"in each pass {some(written)} that the function holds is written in place; let it work on a copy, as "
+            "x = x.clone() gives one"
+        )
+    elif not drawn:
         source = "something outside torch is read: a clock, a counter, another generator"
     message = (
         f"On the same parameters, data and seed the loss is {first:.6g}, then {furthest:.6g}. What "
         f"changes is {_where_it_differs(subject)}. "
-        f"{sentence(source)}. Draw random numbers with torch, which each step repeats, and read nothing that changes. "
+        f"{sentence(source)}. {advice}"
         "Products, reduction and costs were not checked."
     )
     subject.find("determinism", "defect", message, difference)
@@ -174,6 +194,8 @@ def check_gradient(subject: Subject) -> Tensor | None:
         subject.find("gradient", "defect", message, difference)
     else:
         subject.find("gradient", "ok", f"Equal to that of an ordinary call; norm {norm:.3g}.", difference)
+    if useful:
+        excuse_data(subject)
     if unused:
         message = (
             f"{len(unused)} of {len(subject.space.names)} tensors get no gradient, because the loss does not depend on "

@@ -26,6 +26,10 @@ def check_reduction(subject: Subject) -> None:
     program = subject.objective.program
     if not isinstance(program, LossOfOutputs):
         return
+    if isinstance(subject.largest.counted, str):
+        message = "Not checked: the examples cannot be counted, so that the batch cannot be cut."
+        subject.find("reduction", "note", message)
+        return
     if subject.largest.rows < 2:
         subject.find("reduction", "note", "One example cannot be parted, so mean and sum cannot be told apart.")
         return
@@ -63,7 +67,10 @@ def _find_missing(subject: Subject, fits: list[str]) -> None:
     if fits:
         message += f"It behaves as a {fits[0]}: loss.reduction = {fits[0]!r} says so."
     else:
-        message += "It is neither a mean nor a sum over examples, so keep batches whole."
+        message += (
+            "It is neither a mean nor a sum over examples, so keep batches whole, or say what its mean divides by "
+            "(loss.normalizer)."
+        )
     subject.find("reduction", "note", message, fits[0] if fits else None)
 
 
@@ -76,8 +83,8 @@ def _find_wrong(subject: Subject, said: str, fits: list[str], parts: Parts, alon
         message += f": it behaves as a {fits[0]}. Set loss.reduction = {fits[0]!r}."
     elif alone:
         message += (
-            ". It divides by something else than the number of examples (or couples them), so chunks and ranks are "
-            "weighed wrongly. Divide by the examples, or keep batches whole."
+            ". It divides by something else than the number of examples (or couples them), so chunks and ranks cannot "
+            "be weighed. Say what it divides by (loss.normalizer), divide by the examples, or keep batches whole."
         )
     else:
         message += ". Chunks and ranks are weighed wrongly: the loss or the model couples the examples."
@@ -105,14 +112,18 @@ def _loss_alone(subject: Subject) -> Parts | None:
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.dim() > 0]
     if not leaves or any(leaf.shape[0] != chunk.rows for leaf in leaves):
         return None
-    program = LossOfOutputs(subject.objective.program.loss, _as_they_are)
+    drawn = []
     devices = cuda_devices(subject.model)
-    with torch.no_grad(), subject.objective.random_numbers(0):
-        before = generator_states(devices)
-        measured = _parted(
-            subject, Chunk(outputs, chunk.targets, chunk.rows), lambda part: program(subject.model, part)[0]
-        )
-        return measured if all(map(torch.equal, before, generator_states(devices))) else None
+
+    def loss(part: Chunk) -> tuple[Tensor, Any]:
+        with subject.objective.random_numbers(0):
+            before = generator_states(devices)
+            found = subject.objective.evaluate_loss(part.inputs, part.targets.clone(), seed=None).detach()
+            drawn.append(not all(map(torch.equal, before, generator_states(devices))))
+        return found, part.inputs
+
+    measured = _parted(subject, Chunk(outputs, chunk.targets, chunk.rows), loss)
+    return None if any(drawn) else measured
 
 
 def _model_and_loss(subject: Subject) -> Parts | None:
@@ -120,18 +131,16 @@ def _model_and_loss(subject: Subject) -> Parts | None:
     vars(subject).pop("draws", None)  # of the mode before
     draws = subject.draws
     vars(subject).pop("draws", None)
-    return None if draws else _parted(subject, subject.largest, lambda part: subject.run(part)[0])
+    return None if draws else _parted(subject, subject.largest, subject.run)
 
 
 def _parted(subject: Subject, chunk: Chunk, loss: Any) -> Parts | None:
     third = max(chunk.rows // 3, 1)
     parts = [cut(chunk, 0, third), cut(chunk, third, chunk.rows)]
     try:
-        losses = [float(loss(part)) for part in parts]
+        pairs = [loss(part) for part in parts]
     except (RuntimeError, ValueError, IndexError):  # a loss or model that wants the batch whole
         return None
-    return float(loss(chunk)), losses, [loss_normalizer(subject.objective.program.loss, part) for part in parts]
-
-
-def _as_they_are(model: Any, outputs: Any) -> Any:
-    return outputs
+    own = subject.objective.program.loss
+    counts = [loss_normalizer(own, part, outputs) for part, (_, outputs) in zip(parts, pairs, strict=True)]
+    return float(loss(chunk)[0]), [float(part) for part, _ in pairs], counts

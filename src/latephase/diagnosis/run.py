@@ -35,9 +35,9 @@ def check(
     ordinary autograd and finite differences), at the curvature products (method, symmetry, sign, second method), at
     memory and at time. That costs one or two hundred gradients on the batch; give one of the size that steps will use.
 
-    The model stays as it is: parameters, buffers, gradients, modes, and the generators of torch, NumPy and Python. What
-    a model keeps elsewhere, in attributes of its own, moves as in any forward pass. Of several ranks, each checks its
-    own share of the data.
+    The model stays as it is: parameters, buffers, gradients, modes, and the generators of torch, NumPy and Python; so
+    do the data, and modules and tensors that the loss and `forward` hold. What a model keeps elsewhere, in attributes
+    of its own, moves as in any forward pass. Of several ranks, each checks its own share of the data.
 
     Args:
         model: the module that is to be trained, in the mode in which it will be; or a ready `Objective`, alone.
@@ -67,7 +67,7 @@ def check(
             options: Any = {"forward": forward, "weight_decay": weight_decay, "microbatch_size": microbatch_size}
             objective = Objective(model, loss, batch, **options)
     subject = Subject(objective)
-    with untouched(subject.model), warnings.catch_warnings(record=True) as caught:
+    with untouched(subject.model, subject.held), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _look(subject, whole, say)
     products.said_by_torch(subject, [str(warning.message) for warning in caught])

@@ -1,6 +1,5 @@
 """What is checked: an objective of its own, and what the checks ask of it without side effects."""
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from ..chunks import Chunk, loss_reduction
+from ..chunks import Chunk
+from ..held import walk_held
 from ..kernels import differentiable_kernels
 from ..microbatch import recut
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from ..program import FreeForm
+from ..program import FreeForm, name_of
 from ..randomness import cuda_devices, generator_states
 from ..reduce import Local
 from .report import Finding, Severity
@@ -45,6 +45,11 @@ class Subject:
         self.findings: list[Finding] = []
         self.numbers: dict[str, Any] = {}
 
+    def revise(self, name: str, severity: Severity, message: str) -> None:
+        """Say another thing of what was found before."""
+        place = next(i for i, finding in enumerate(self.findings) if finding.name == name)
+        self.findings[place] = Finding(name, severity, message, self.findings[place].value)
+
     def find(self, name: str, severity: Severity, message: str, value: Any = None) -> None:
         """Write down a finding."""
         self.findings.append(Finding(name, severity, message, value))
@@ -59,6 +64,17 @@ class Subject:
         """Whether the objective was made by `from_forward`, and thus has no data."""
         return isinstance(self.objective.program, FreeForm)
 
+    @cached_property
+    def held(self) -> list[nn.Module | Tensor]:
+        """Modules and tensors that loss and forward function hold beside the model."""
+        program = self.objective.program
+        own = {id(each) for each in (*self.model.modules(), *self.model.parameters(), *self.model.buffers())}
+        return [each for each in walk_held((program.loss, program.forward)) if id(each) not in own]
+
+    def versions(self) -> list[tuple[Tensor, int]]:
+        """The tensors that loss and forward function hold, with what changes when they are written in place."""
+        return [(x, x._version) for x in self.held if isinstance(x, Tensor) and not x.is_inference()]
+
     @property
     def loss_name(self) -> str:
         """The loss as its author calls it."""
@@ -67,18 +83,21 @@ class Subject:
     @property
     def largest(self) -> Chunk:
         """The chunk of the most rows."""
-        return max(self.objective.chunks, key=lambda chunk: chunk.rows)
+        return max(self.objective.chunks, key=lambda chunk: chunk.extent)
 
     @property
     def rows(self) -> int:
         """Of all chunks."""
-        return sum(chunk.rows for chunk in self.objective.chunks)
+        return sum(chunk.extent for chunk in self.objective.chunks)
 
     def use_chunks(self, rows: int) -> None:
         """Go on with chunks of at most so many rows, where the loss can be weighed."""
-        with contextlib.suppress(ValueError):
-            loss_reduction(self.objective.program.loss)
-            self._replace(recut(self.objective.chunks, rows))
+        before = self.objective.chunks
+        try:
+            self._replace(recut(before, rows))
+            _ = self.objective.weights
+        except Exception:  # of the user's loss and model, too
+            self._replace(before)
 
     def use_first_chunk(self) -> None:
         """Go on with the first chunk alone."""
@@ -111,10 +130,9 @@ class Subject:
     def draws(self) -> bool:
         """Whether the forward pass draws random numbers from torch's generators."""
         devices = cuda_devices(self.model)
-        point = {name: p.detach() for name, p in self.model.named_parameters()}
-        with torch.no_grad(), self.objective.random_numbers(0):
+        with self.objective.random_numbers(0):
             before = generator_states(devices)
-            self.objective.forward_pass(self.largest, point, self.objective.buffers())
+            self._pass(self.largest)
             return not all(map(torch.equal, before, generator_states(devices)))
 
     @property
@@ -134,9 +152,15 @@ class Subject:
 
     def run(self, chunk: Chunk, index: int = 0) -> tuple[Tensor, Any]:
         """Loss and outputs of a chunk at the current parameters, without a graph."""
+        with self.objective.random_numbers(index):
+            return self._pass(chunk)
+
+    def _pass(self, chunk: Chunk) -> tuple[Tensor, Any]:
+        # Constants record no graph; yet a forward that differentiates (a physics-informed loss) works.
         point = {name: p.detach() for name, p in self.model.named_parameters()}
-        with torch.no_grad(), self.objective.random_numbers(index):
-            return self.objective.forward_pass(chunk, point, self.objective.buffers())
+        with torch.enable_grad():
+            loss, outputs = self.objective.forward_pass(chunk, point, self.objective.buffers())
+        return loss.detach(), tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
 
     def value(self, vector: Tensor | None = None) -> float:
         """The objective at a vector [P], or at the current parameters."""
@@ -200,14 +224,3 @@ class _Dtypes(TorchDispatchMode):
         leaves = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         self.dtypes.update(leaf.dtype for leaf in leaves if leaf.is_floating_point())
         return result
-
-
-def name_of(loss: Any) -> str:
-    """A loss as its author calls it, or "the loss"."""
-    if loss is None:  # of an objective made by from_forward
-        return "the loss"
-    if isinstance(loss, nn.Module):
-        return type(loss).__name__
-    inner = getattr(loss, "func", loss)  # of a functools.partial
-    name = getattr(inner, "__name__", type(inner).__name__)
-    return "the loss" if name == "<lambda>" else name

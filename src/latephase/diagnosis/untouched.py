@@ -3,25 +3,31 @@
 import contextlib
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..curvature import traces
 from ..randomness import cuda_devices
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module, held: Sequence[nn.Module | Tensor] = ()) -> Iterator[None]:
     """Within, a model may be run in any way; afterwards all that a forward pass or a product moves is as before.
 
     That is: buffers, modes, gradients, the global generators of torch, Python and NumPy, and the traces kept for the
     model, so that the next step is the one that it would have been. Parameters are not copied: nothing here writes
     them.
+
+    Args:
+        model: the model.
+        held: modules that are kept in the same way, and tensors whose values are.
     """
-    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    modules = {id(m): m for root in (model, *held) if isinstance(root, nn.Module) for m in root.modules()}.values()
+    buffers = [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]
+    tensors = [(x, x.detach().clone()) for x in held if isinstance(x, Tensor) and not isinstance(x, nn.Parameter)]
     values = {id(buffer): buffer.clone() for _, _, buffer in buffers if buffer is not None}
     gradients = [(p, p.grad) for p in model.parameters()]
     kept = traces._entries.pop(model, None)
@@ -29,10 +35,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
     devices = cuda_devices(model)
     on_devices = [torch.cuda.get_rng_state(device) for device in devices]
     try:
-        with modes_kept(model):
+        with contextlib.ExitStack() as modes:
+            for module in (model, *(each for each in held if isinstance(each, nn.Module))):
+                modes.enter_context(modes_kept(module))
             yield
     finally:
         with torch.no_grad():
+            for tensor, value in tensors:
+                if not _same(tensor, value):
+                    tensor.copy_(value)
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
                 if buffer is not None and not _same(buffer, values[id(buffer)]):

@@ -3,17 +3,17 @@
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..chunk_weights import joined
-from ..chunks import Chunk, loss_normalizer, normalizer_is_known
+from ..chunk_weights import Evaluate, check_sum, joined
+from ..chunks import Chunk, _setting, is_torchs, loss_normalizer, normalizer_is_known
 from ..problems import Problem, Splits
 from ..problems.problem import Batch, Data, is_batch, row_count
 from ..problems.sampling import Stream, generator
-from ..program import LossOfOutputs, call_model
 from ..randomness import cuda_devices, forked
 from ..weight_decay import WeightDecay
 
@@ -63,15 +63,17 @@ class Evaluator:
     def _measure(self, split: str, data: Data, prepared: bool = False) -> dict[str, float | None]:
         metrics = [metric for metric in self._problem.metrics if split != "train" or metric.on_train]
         sums, weighed = [torch.zeros((), dtype=torch.float64)] * len(metrics), _Weighed(self._problem.loss)
+        objective = None
         for batch in self._batches(data, prepared):
             objective = self._problem.objective(self._model, [batch])
             chunk = objective.chunks[0]
+            objective.program.several = len(batch[1]) < row_count(data)
             with torch.enable_grad():  # constants record no graph, but a forward pass that differentiates needs it
                 part, outputs = objective.forward_pass(chunk, self._constants, {})
             weighed.add(part, outputs, chunk)
             sums = [total + metric.sums(outputs, batch[1]) for total, metric in zip(sums, metrics, strict=True)]
-        loss = weighed.loss(self._problem)
-        found = {"loss": loss + float(self._decay.value())}
+        assert objective is not None
+        found = {"loss": weighed.loss(objective.evaluate_loss) + float(self._decay.value())}
         found |= {metric.name: metric.value(total) for metric, total in zip(metrics, sums, strict=True)}
         return {f"{split}_{name}": value if math.isfinite(value) else None for name, value in found.items()}
 
@@ -96,10 +98,10 @@ class _Weighed:
 
     def __init__(self, loss: Any):
         self._loss = loss
-        self._sums = getattr(loss, "reduction", None) == "sum"
-        self._known = self._sums or normalizer_is_known(loss)
+        self._sums = _setting(loss, "reduction", None) == "sum"
+        self._known = is_torchs(loss) if self._sums else normalizer_is_known(loss)
         self._parts: list[tuple[float, float]] = []
-        self._kept: list[tuple[Any, Any]] = []
+        self._kept: list[tuple[Any, Chunk]] = []
 
     def add(self, part: Tensor, outputs: Any, chunk: Chunk) -> None:
         """The loss of one more part, and what it was made of."""
@@ -108,15 +110,22 @@ class _Weighed:
             self._parts.append((count, float(part)))
         else:
             self._parts.append((1.0, float(part)))
-            self._kept.append((outputs, chunk.targets))
+            self._kept.append((outputs, replace(chunk, inputs=None)))
 
-    def loss(self, problem: Problem) -> float:
-        """The loss of all parts."""
+    def loss(self, evaluate: Evaluate) -> float:
+        """The loss of all parts.
+
+        Raises:
+            ValueError: what calls itself a sum is none, or the parts cannot be joined.
+        """
         if len(self._parts) == 1:
             return self._parts[0][1]
         if not self._known:
-            outputs, targets = (joined(list(parts)) for parts in zip(*self._kept, strict=True))
-            return float(LossOfOutputs(problem.loss, call_model).loss_of(outputs, targets))
+            outputs, chunks = zip(*self._kept, strict=True)
+            if self._sums:
+                check_sum(evaluate, outputs, chunks)
+            else:
+                return float(evaluate(joined(outputs), joined([chunk.targets for chunk in chunks])).detach())
         total = sum(count for count, _ in self._parts)
         value = sum(count * part for count, part in self._parts if count)
         return value if self._sums else value / total if total else math.nan
