@@ -1,5 +1,6 @@
 """Models in bfloat16 and float16 train with every loss, whatever the dtype of the targets."""
 
+import functools
 import warnings
 
 import pytest
@@ -72,3 +73,23 @@ def test_a_batch_that_stays_whole_is_whatever_the_loss_takes():
 def both(model: nn.Module, inputs: Tensor) -> tuple:
     loss = nn.MultiMarginLoss()  # a mean over rows, which must be counted
     return model, loss, [(inputs, inputs.reshape(-1)), (inputs, inputs.reshape(-1))]
+
+
+@pytest.mark.parametrize("kind", [nn.HuberLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.CrossEntropyLoss])
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float32])
+def test_targets_narrower_than_outputs_in_float64_are_widened_too(kind, narrow):
+    torch.manual_seed(0)
+    model, (inputs, targets) = nn.Linear(4, 3).double(), batch("share", narrow)
+    objective = Objective(model, kind(), (inputs.double(), targets), microbatch_size=3)
+    expected = kind()(model(inputs.double()), targets.double())
+    torch.testing.assert_close(objective.value(), expected.detach())
+    HessianFree(model.parameters()).step(objective)
+
+
+def test_settings_of_a_partial_in_a_narrow_dtype_meet_outputs_of_theirs():
+    torch.manual_seed(0)
+    model, weight = nn.Linear(4, 3).bfloat16(), torch.ones(3, dtype=torch.bfloat16)
+    inputs, labels = batch("real", torch.bfloat16)[0], torch.arange(8) % 3
+    loss = functools.partial(nn.functional.cross_entropy, weight=weight)
+    value = Objective(model, loss, (inputs, labels)).value()
+    torch.testing.assert_close(value, loss(model(inputs), labels).detach())

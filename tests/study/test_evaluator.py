@@ -1,5 +1,7 @@
 """A study measures the function that is trained: parts of a split weigh what chunks of an objective weigh."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,3 +55,38 @@ def test_the_loss_of_a_split_is_that_of_all_its_rows(loss):
     found = Evaluator(problem, model, splits)(model.state_dict())
     whole = float(Objective(model, loss, splits.train).value())
     assert found["train_loss"] == pytest.approx(whole, rel=1e-5)  # float32 sums of some thousand rows in another order
+
+
+def total(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, ignore_index=-100, reduction="sum")
+
+
+def no_total(outputs: Tensor, targets: Tensor) -> Tensor:
+    return own(outputs, targets)
+
+
+total.reduction = no_total.reduction = "sum"  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@pytest.mark.parametrize("loss", [total, functools.partial(F.cross_entropy, reduction="sum"), no_total])
+def test_a_sum_over_the_rows_is_one_or_refused(loss):
+    problem = Problem(
+        name="summed",
+        version=1,
+        title="Summed",
+        description="Targets that do not count.",
+        model=lambda: nn.Linear(4, 3),
+        loss=loss,
+        load=_labelled,
+        training=TrainingSetting(lr=0.1, batch_size=None, epochs=1),
+        metrics=(),
+    )
+    torch.manual_seed(1)
+    model, splits = problem.model(), _labelled()
+    evaluate = Evaluator(problem, model, splits)
+    if loss is no_total:
+        with pytest.raises(ValueError, match="no sum over the rows"):
+            evaluate(model.state_dict())
+        return
+    whole = float(Objective(model, loss, splits.train).value())
+    assert evaluate(model.state_dict())["train_loss"] == pytest.approx(whole, rel=1e-5)

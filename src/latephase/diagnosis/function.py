@@ -175,8 +175,17 @@ def _where_it_differs(subject: Subject) -> str:
 
 def check_gradient(subject: Subject) -> Tensor | None:
     """The gradient [P] against that of an ordinary call, and parameters that get none; None where it is of no use."""
-    gradient = linearize(subject.objective, products=False).gradient
-    plain, unused = subject.plain_gradient()
+    try:
+        gradient = linearize(subject.objective, products=False).gradient
+        plain, unused = subject.plain_gradient()
+    except Exception as error:  # of the user's model
+        message = (
+            f"The pass with its graph fails with {type(error).__name__}: {first_line(error)}. A loss that "
+            "differentiates one output in another cannot, since each output stands for itself; do it in `forward`, "
+            "and return the derivative as an output."
+        )
+        subject.find("gradient", "defect", message)
+        return None
     norm = float(gradient.norm())
     subject.numbers["gradient_norm"] = norm
     difference = float((gradient - plain).norm()) / max(float(plain.norm()), norm, 1e-300)
