@@ -39,6 +39,9 @@ _TRUSTED = frozenset(
 )
 """Packages whose own functions compute from their arguments and from torch's settings, which a trace's key holds."""
 
+_OF_PASSES = frozenset(f"{__name__.split('.')[0]}.{name}" for name in ("chunk_weights", "chunks", "copies", "program"))
+"""Our own modules that call the user's code in each pass: what they keep decides how it is called, not what it gives."""
+
 _CONTEXT = frozenset(["open", "input", "eval", "exec", "compile", "globals", "locals", "vars", "__import__", "id"])
 """Builtins that read what no reader of code can see."""
 
@@ -144,7 +147,7 @@ def _named(path: str, value: Any, names: Names, seen: set[int]) -> Iterator[tupl
 def is_trusted(value: Any) -> bool:
     """Whether this is code of a package whose functions read their arguments only."""
     if isinstance(value, (type, types.FunctionType)):
-        return _root(value.__module__) in _TRUSTED
+        return _is_home(value.__module__)
     if isinstance(value, types.BuiltinFunctionType):
         owner = value.__self__
         home = owner.__name__ if isinstance(owner, types.ModuleType) else getattr(owner, "__module__", None)
@@ -161,7 +164,7 @@ def of_class(kind: type, made: bool = False, names: frozenset[str] | None = None
         names: only methods of these names, and special ones. Default: all.
     """
     for owner in kind.__mro__:
-        if _root(owner.__module__) in _TRUSTED:
+        if _is_home(owner.__module__):
             continue
         for name, value in vars(owner).items():
             special = name.startswith("__")
@@ -201,3 +204,8 @@ def methods_reached(kinds: set[type]) -> dict[type, frozenset[str]]:
 
 def _root(module: str | None) -> str:
     return (module or "").split(".")[0]
+
+
+def _is_home(module: str | None) -> bool:
+    """Whether code of this module reads nothing that matters beside its arguments."""
+    return _root(module) in _TRUSTED or module in _OF_PASSES
