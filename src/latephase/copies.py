@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
 from torch.utils._pytree import tree_leaves, tree_map
 
 _judged: "weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]]" = weakref.WeakKeyDictionary()
@@ -71,7 +72,7 @@ def _copy(leaf: Any) -> Any:
 
 def _is_plain(tensors: list[Tensor]) -> bool:
     """Whether these are tensors with values and versions, outside function transforms and recorders."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
         return False
     return all(type(x) in (Tensor, nn.Parameter) and not x.is_inference() for x in tensors)
 
