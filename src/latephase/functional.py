@@ -55,7 +55,8 @@ class FunctionalModel:
         precision = None if dtype is None else (dtype, own)
         of_loss = {} if dtype else {name: buffers[name] for name in self._buffers_of_loss() if name in buffers}
         # The kernels in every pass of a step, so that losses differ by their parameters only.
-        with differentiable_kernels(self.model), self._loss_on(of_loss) as moved:
+        held = self._loss_on(of_loss) if self._held_by_loss else contextlib.nullcontext(dict[str, Tensor]())
+        with differentiable_kernels(self.model), held as moved:
             result = functional_call(bound, swap, (chunk, precision, between), tie_weights=False)
         after = bound.buffers_after | (moved if of_loss else {})
         buffers.update({name: buffer for name, buffer in after.items() if name in buffers})

@@ -31,9 +31,10 @@ class Objective(FunctionalModel):
 
     The weights are w_c = n_c / sum n, with n_c what the loss's own mean divides by on the chunk; with reduction "sum"
     they are one. Of torch's losses that is known. A loss of one's own says it as `loss.normalizer(outputs, targets)`
-    or `loss.normalizer(targets)`, beside `loss.reduction = "mean"`; where it does not, a mean over the rows is tried on
-    the data, at one more forward pass, and refused where the whole says otherwise. The loss is asked only where there
-    is more than one chunk or rank: any callable will do for one batch.
+    or `loss.normalizer(targets)`; the first costs one more forward pass, and must not change with the parameters. Where
+    it does not, but says `loss.reduction = "mean"`, a mean over the rows is tried on the data, at one more forward
+    pass, and refused where the whole says otherwise; so is "sum". The loss is asked only where there is more than one
+    chunk or rank: any callable will do for one batch.
 
     Randomness: the passes of one second-order step over a chunk all draw the same random numbers (dropout masks), in a
     forked generator; `reseed` draws new ones. The plain closure uses torch's generators as any forward pass does.
@@ -44,7 +45,8 @@ class Objective(FunctionalModel):
             reach it in float32, since damping and line search tell apart losses that those cannot; unless the loss
             is a module with tensors that narrow itself.
         data: one batch (inputs, targets), or a sequence of batches (chunks). Inputs may be a tensor, a tuple of tensors
-            (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples.
+            (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples
+            where the data is cut, split or weighed. Where a pass works in place on the data, it gets copies.
         microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole. Values
             and gradients then need the memory of one chunk. "auto" measures the memory of a gradient, once for each
             model and shape of the data, and takes the largest chunks, of equal size, whose step fits `memory_limit`.
