@@ -24,7 +24,6 @@ LAYERS = {
     "reduce": 1,
     "chunk_weights": 1,
     "chunks": 1,
-    "copies": 1,
     "program": 1,
     "randomness": 1,
     "kernels": 1,

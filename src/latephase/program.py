@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from .chunks import Chunk, cast
-from .copies import Copies
 
 Precision = tuple[torch.dtype, torch.dtype]
 """The dtype in which a model runs, and the one in which the loss gets its outputs."""
@@ -85,25 +84,17 @@ class LossOfOutputs:
             precision: the dtypes of model and loss. Default: as they are.
             between: applied to the outputs; the loss gets its result, which is also what is returned. Default none.
         """
-        copies = Copies(model, (self.loss, self.forward), (chunk.inputs, chunk.targets))
-        result = self._pass(model, *copies.trees, precision, between)
-        copies.judge()
-        return result
-
-    def _pass(
-        self, model: nn.Module, inputs: Any, targets: Any, precision: Precision | None, between: Between | None
-    ) -> tuple[Tensor, Any]:
         if precision is None:
-            outputs = self.forward(model, inputs)
+            outputs = self.forward(model, chunk.inputs)
         else:
             inner, outer = precision
-            outputs = cast(self.forward(model, cast(inputs, inner)), outer)
+            outputs = cast(self.forward(model, cast(chunk.inputs, inner)), outer)
         outputs = self._seen(outputs)
         if self._widens:
             outputs = _widened(outputs)
         if between is not None:
             outputs = between(outputs)
-        return scalar(self.loss_of(outputs, targets)), outputs
+        return scalar(self.loss_of(outputs, chunk.targets)), outputs
 
     def _seen(self, outputs: Any) -> Any:
         """What counts as outputs of what the model returned."""
