@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from .files import Damaged
 from .study.tune.command import tune
 from .visible import PlainConsole
 
@@ -57,16 +58,21 @@ def study(
     Trains the study's problem with its first-order setting, saves checkpoints, and from chosen ones lets every strategy
     go on under the same budget. What is finished is not run again.
     """
+    from .problems import ProblemError
     from .problems.data import DataError
+    from .study.called import announcement
     from .study.conduct import ExecutorError, StudyError, conduct, resolve
-    from .study.config import ConfigError, read_study, scaled, with_seconds
+    from .study.config import ConfigError, parse_study, scaled, study_table, with_seconds
     from .study.dry_run import check_executor, describe, parse_shard
     from .study.progress import StudyProgress
 
     try:
         part = parse_shard(shard)
         check_executor(executor)
-        config = read_study(name_or_file)
+        table, source = study_table(name_or_file)
+        for line in announcement(table, source, now=not dry_run):
+            out.print(line, soft_wrap=True, highlight=False)
+        config = parse_study(table, source, call=not dry_run)
         config = config if scale == 1.0 else scaled(config, scale)
         changes = {"jobs": jobs, "device": device, "seeds": None if seeds is None else list(range(seeds))}
         config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
@@ -78,7 +84,7 @@ def study(
         config = resolve(config)
         with StudyProgress(out) as progress:
             page, _ = conduct(config, directory, progress, executor, part)
-    except (ConfigError, StudyError, ExecutorError, DataError, OSError, ValueError) as error:
+    except (ConfigError, StudyError, ExecutorError, ProblemError, DataError, Damaged, OSError) as error:
         raise _fail(error) from error
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
@@ -97,9 +103,9 @@ def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder
 
     try:
         if not (directory / "study.toml").is_file():
-            raise ValueError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
+            raise Damaged(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
         page = write_report(directory)
-    except (OSError, ValueError) as error:
+    except (OSError, Damaged) as error:
         raise _fail(error) from error
     _say_scores(directory)
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..files import Damaged, open_regular
+
 
 def checkpoint_path(directory: Path, epoch: int) -> Path:
     """Where the checkpoint of an epoch lies in a study's folder."""
@@ -20,7 +22,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     aside, whole = path.with_suffix(".tmp"), io.BytesIO()
     torch.save(state, whole)  # not into the file: torch's own error of a full disk does not say so
     try:
-        with aside.open("wb") as file:
+        aside.unlink(missing_ok=True)  # of an attempt that was killed, or a link that somebody laid there
+        with aside.open("xb") as file:
             file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
@@ -34,17 +37,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; tensors and plain values only, so that a file from elsewhere runs no code.
 
     Raises:
-        ValueError: the file is damaged; says which and what to do.
+        Damaged: the file is damaged, or a link; says which and what to do.
     """
     try:
-        with zipfile.ZipFile(path) as parts:  # torch does not compare checksums
-            if (damaged := parts.testzip()) is not None:
-                raise ValueError(f"checksum of {damaged}")
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
+        with open_regular(path) as file:
+            with zipfile.ZipFile(file) as parts:  # torch does not compare checksums
+                if (damaged := parts.testzip()) is not None:
+                    raise ValueError(f"checksum of {damaged}")
+            file.seek(0)
+            return torch.load(file, weights_only=True, map_location="cpu")
+    except (FileNotFoundError, Damaged):
         raise
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({error}); run the study again, which sets it aside") from error
+        raise Damaged(f"{path} is damaged ({error}); run the study again, which sets it aside") from error
 
 
 def random_states() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from ..files import Damaged, refuse_links
 from ..problems import get
 from ..problems.problem import row_count
 from .config import ConfigError, Study, check_fit
@@ -20,7 +21,7 @@ from .progress import StudyProgress
 from .report import write_report
 from .run import Conditions
 from .runs import RunKey, plan_runs, set_damaged_aside, status_of
-from .store import is_full, read_journal, read_json, read_or_set_aside, write_json, write_text_atomic
+from .store import is_full, read_journal, read_json, read_or_set_aside, read_text, write_json, write_text_atomic
 from .train import is_whole, problem_record, training_status
 
 FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs", "curves")
@@ -82,11 +83,13 @@ def conduct(
 
     Raises:
         ConfigError: the folder holds another study, or another process works on it.
+        Damaged: links lead out of the folder.
         StudyError: training died, or the disk is full.
         ExecutorError: the executor is not installed.
     """
     part, parts = shard
     try:
+        refuse_links(directory)
         check_folder(study, directory)
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory, part, parts):
@@ -132,10 +135,10 @@ def check_folder(study: Study, directory: Path) -> None:
     path = directory / "study.toml"
     # Listed before the file is looked for: another shard may write it in between, and it is the first of its files.
     filled = directory.exists() and any(not entry.name.startswith(UNCLAIMED) for entry in directory.iterdir())
-    if path.exists():
+    if path.exists() or path.is_symlink():
         try:
-            old = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            old = tomllib.loads(read_text(path))
+        except (tomllib.TOMLDecodeError, Damaged, RecursionError) as error:
             raise ConfigError(
                 f"{path} is damaged ({error}), so that it cannot be known what the results beside it are of; restore "
                 "it, or choose another folder with --out"

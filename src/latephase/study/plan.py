@@ -1,12 +1,38 @@
 """What a study set out to do, as its resolved ``study.toml`` says. Imports no torch."""
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import Damaged, open_regular
+
 SECOND_ORDER = ("hessian_free", "adamqlr", "sgdqlr", "kfac", "lbfgs")
 """The kinds of strategies that use curvature; a chain with such a part is one too."""
+
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
+"""What a name may be that files and folders are called by."""
+
+_KINDS_OF_VALUES: dict[str, Any] = {
+    "name": str,
+    "description": str,
+    "problem": str,
+    "problem_version": int,
+    "problem_options": dict,
+    "checkpoints": list,
+    "seeds": list,
+    "strategies": list,
+    "scale": (int, float),
+    "fresh_weights": bool,
+    "training": dict,
+    "budget": dict,
+    "budget.share": (int, float),
+    "budget.amount": (int, float),
+    "budget.unit": str,
+}
+_OPTIONAL = ("description", "problem_options", "scale", "fresh_weights", "budget.share", "budget.amount")
 
 
 @dataclass(frozen=True)
@@ -83,16 +109,67 @@ def read_plan(path: Path) -> Plan:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or not of this version; the message names it and says what to do.
+        Damaged: It is damaged, or not of this version; the message names it and says what to do.
     """
+    with open_regular(path) as file:
+        content = file.read()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
         table = tomllib.loads(text)
-        return _plan(table, text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); start the study anew in another folder") from error
-    except KeyError as error:
-        raise ValueError(f"{path} has no key {error}: it is not the plan of a study of this version") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise Damaged(f"{path} is damaged ({what}); start the study anew in another folder") from error
+    if wrong := _what_is_wrong(table):
+        raise Damaged(f"{path} {wrong}: it is not the plan of a study of this version")
+    return _plan(table, text)
+
+
+def _what_is_wrong(table: dict[str, Any]) -> str:
+    """What keeps a table from being a plan, nothing where it is one; names lead nowhere but to folders of runs."""
+    for place, kinds in _KINDS_OF_VALUES.items():
+        *parents, key = place.split(".")
+        inner = table[parents[0]] if parents else table
+        if key not in inner and place not in _OPTIONAL:
+            return f"has no key {place!r}"
+        if key in inner and (not isinstance(inner[key], kinds) or (kinds is not bool and isinstance(inner[key], bool))):
+            return f"has {inner[key]!r} for {place!r}"
+    for key in ("checkpoints", "seeds"):
+        if not table[key] or any(type(n) is not int or not 0 <= n < 2**63 for n in table[key]):
+            return f"has {table[key]!r} for {key!r}"
+    for entry in table["strategies"]:
+        if wrong := _what_is_wrong_with_a_strategy(entry):
+            return wrong
+    names = [entry["name"] for entry in table["strategies"]]
+    known = {
+        "baseline": names,
+        "target": names,
+        "curves": ("mean", "median"),
+        "budget.unit": ("seconds", "steps", "gradients"),
+    }
+    for place, values in known.items():
+        *parents, key = place.split(".")
+        value = (table[parents[0]] if parents else table).get(key, values[0] if values else None)
+        if value not in values:
+            return f"has {value!r} for {place!r}"
+    return ""
+
+
+def _what_is_wrong_with_a_strategy(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return f"has {entry!r} as a strategy"
+    for key in ("name", "kind"):
+        if not isinstance(entry.get(key), str):
+            return f"has a strategy with {entry.get(key)!r} for its {key}"
+    if not re.fullmatch(NAME, entry["name"]) or entry["name"].endswith("\n"):
+        return f"has a strategy with the name {entry['name']!r}, which names no folder of runs"
+    parts = entry.get("parts", [])
+    if not isinstance(parts, list) or not all(
+        isinstance(p, dict) and isinstance(p.get("strategy"), dict) for p in parts
+    ):
+        return f"has a strategy {entry['name']!r} with {parts!r} for its parts"
+    if not isinstance(entry.get("label", ""), str) or not isinstance(entry.get("options", {}), dict):
+        return f"has a strategy {entry['name']!r} without a text as label or a table of options"
+    return ""
 
 
 def _plan(table: dict[str, Any], text: str) -> Plan:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..files import Damaged, refuse_links
 from .measures import Measure, main_measures, measures_of
 from .plan import Plan, Strategy, read_plan, run_id
 from .store import read_chained, read_journal, read_json
@@ -136,16 +137,20 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
 
     Raises:
         FileNotFoundError: There is no ``study.toml``.
-        ValueError: A file of the study or of its training cannot be read; or the training is not finished, or has no
+        Damaged: A file of the study or of its training cannot be read; or the training is not finished, or has no
             finite evaluation at a checkpoint of the plan: there is no budget or no state to start from, so nothing can
             be compared yet.
     """
     root = Path(directory)
+    refuse_links(root)
     plan = read_plan(root / "study.toml")
     problem = _read_needed(root / "problem.json", ("metrics",))
+    if not _is_a_problem(problem):
+        what_to_do = "delete it and run the same study command again"
+        raise Damaged(f"{root / 'problem.json'} is damaged: it does not describe a problem; {what_to_do}")
     status = _read_needed(root / "training" / "status.json", ("status",), absent_is_empty=True)
     if status.get("status") != "finished" or finite(status.get("seconds")) is None:
-        raise ValueError(f"{root}: the training is not finished, so there is no budget and no run to compare")
+        raise Damaged(f"{root}: the training is not finished, so there is no budget and no run to compare")
     training = _read_training(root / "training" / "rows.jsonl", plan, problem)
     budget = plan.budget_amount
     if budget is None:
@@ -163,13 +168,26 @@ def _read_needed(path: Path, keys: Sequence[str], *, absent_is_empty: bool = Fal
         table = read_json(path)
     except ValueError as error:
         what_to_do = "delete it and run the same study command again"
-        raise ValueError(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
+        raise Damaged(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
     if table is None and absent_is_empty:
         return {}
     if table is None or any(key not in table for key in keys):
         wrong = "is missing" if table is None else f"does not hold {', '.join(keys)}"
-        raise ValueError(f"{path} {wrong}; run the same study command again")
+        raise Damaged(f"{path} {wrong}; run the same study command again")
     return table
+
+
+def _is_a_problem(table: dict[str, Any]) -> bool:
+    """Whether the description of a problem has what readers count on, in the kinds that it is written in."""
+    metrics, rows = table["metrics"], table.get("rows", {"train": 0})
+    named = isinstance(metrics, list) and all(isinstance(m, dict) and isinstance(m.get("name"), str) for m in metrics)
+    counted = isinstance(rows, dict) and isinstance(rows.get("train"), int)
+    return (
+        named
+        and all("higher_is_better" in m for m in metrics)
+        and counted
+        and isinstance(table.get("parameters", 0), int)
+    )
 
 
 def _read_training(path: Path, plan: Plan, problem: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -178,13 +196,13 @@ def _read_training(path: Path, plan: Plan, problem: dict[str, Any]) -> tuple[dic
         rows = tuple(row for row in read_journal(path) if row.get("event") == "evaluation")
     except ValueError as error:
         what_to_do = "start the study anew in another folder"
-        raise ValueError(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
+        raise Damaged(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
     if any(finite(row.get("epoch")) is None for row in rows):
-        raise ValueError(f"{path} is damaged: an evaluation without its epoch; start the study anew in another folder")
+        raise Damaged(f"{path} is damaged: an evaluation without its epoch; start the study anew in another folder")
     for epoch in plan.checkpoints:
         at = [row for row in rows if row.get("epoch") == epoch]
         if not at or any(finite(at[-1].get(measure.key)) is None for measure in measures_of(problem["metrics"])):
-            raise ValueError(f"{path}: the training has no finite evaluation at the checkpoint of epoch {epoch}")
+            raise Damaged(f"{path}: the training has no finite evaluation at the checkpoint of epoch {epoch}")
     return rows
 
 

@@ -1,11 +1,7 @@
 """One run: a strategy from a checkpoint with a seed, under the budget."""
 
-import contextlib
 import dataclasses
 import time
-import traceback
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,7 @@ from .context import StrategyContext
 from .evaluate import Evaluator
 from .identity import code_version, identity_of
 from .runs import RunKey
-from .store import Journal, is_full, read_journal, set_aside, write_json
+from .store import Journal, is_full, read_journal, set_aside, told, warnings_into, write_json
 from .strategies import start_strategy
 from .strategy import Strategy, copied
 from .strategy_config import Chain, HessianFreeSteps, StrategyConfig
@@ -102,27 +98,13 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
     except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
         if is_full(error):
             raise
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        record = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        record = {"status": "failed", "error": told(error, folder)}
     else:
         record = {"status": "finished"}
     finally:
         run.close()
     write_json(folder / "status.json", record | run.record())
     return record["status"]
-
-
-@contextlib.contextmanager
-def warnings_into(path: Path) -> Iterator[None]:
-    """Write warnings to a file, one after the other, in place of the terminal, where those of all runs would mix."""
-
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{category.__name__}: {message}\n")
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
 
 
 def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:

@@ -1,16 +1,19 @@
 """The files of a study: append-only journals, JSON records, atomic writes. Imports no torch."""
 
+import contextlib
 import errno
 import json
 import os
-import stat
-import tempfile
+import traceback
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import Damaged, open_regular, open_to_append, write_atomic
 from ..strict_json import finite
+from ..visible import without_passwords
 
 LARGEST = 1e308
 """A number beyond this is no measure of anything, and no float."""
@@ -21,20 +24,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no regular file, or no text, or cannot be read.
+        Damaged: it is no regular file, or no text, or cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError(f"{path} is damaged: it is no regular file")
+        with open_regular(path) as file:
             return file.read().decode("utf-8")
-    except FileNotFoundError:
-        raise
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: not text in UTF-8 ({error.reason})") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise Damaged(f"{path} is damaged: not text in UTF-8 ({error.reason})") from error
 
 
 def parsed(text: str) -> Any:
@@ -73,7 +69,7 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         The rows after the last start, in the order written; an empty list where there is no journal.
 
     Raises:
-        ValueError: The file is damaged and not merely torn: a whole line is not a JSON object, or a row is not the one
+        Damaged: The file is damaged and not merely torn: a whole line is not a JSON object, or a row is not the one
             that was written after the row before it.
     """
     return read_chained(path)[0]
@@ -93,15 +89,15 @@ def read_chained(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], in
         try:
             row = parsed(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            raise Damaged(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object")
+            raise Damaged(f"{path}, line {number}: not a JSON object")
         said = row.pop(CHAIN, None)
         starts = row.get("event") == "start"
         if (said is None) != (chain is None) and not starts:
-            raise ValueError(f"{path}, line {number}: a row without its checksum, or with one that others lack")
+            raise Damaged(f"{path}, line {number}: a row without its checksum, or with one that others lack")
         if said is not None and said != chained(row, 0 if starts else chain or 0):
-            raise ValueError(f"{path}, line {number}: changed since it was written, or rows before it are missing")
+            raise Damaged(f"{path}, line {number}: changed since it was written, or rows before it are missing")
         chain = said
         if starts:
             rows.clear()
@@ -129,16 +125,16 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         The object, or None where there is no such file.
 
     Raises:
-        ValueError: the file is damaged.
+        Damaged: the file is damaged.
     """
     try:
         table = parsed(read_text(path))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path} is damaged: not JSON ({error})") from error
+        raise error if isinstance(error, Damaged) else Damaged(f"{path} is damaged: not JSON ({error})") from error
     if not isinstance(table, dict):
-        raise ValueError(f"{path} is damaged: not a JSON object")
+        raise Damaged(f"{path} is damaged: not a JSON object")
     return table
 
 
@@ -149,19 +145,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
         path: The file; its folder is made where it is missing.
         text: The whole content, written as UTF-8 with line ends as they are.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from colleagues
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomic(path, text.encode("utf-8"))
 
 
 class Journal:
@@ -177,16 +161,19 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str], kept: Sequence[dict[str, Any]] = ()):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attempts, torn = 0, False
-        if path.exists():
-            text = path.read_bytes()
-            attempts, torn = text.count(b'{"event": "start"'), bool(text) and not text.endswith(b"\n")
-            if torn:  # the torn line goes: a journal holds whole rows only
-                os.truncate(path, text.rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
-        self.attempt, self.chain = attempts + 1, 0
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        text = b""
+        try:
+            with open_regular(path) as file:
+                text = file.read()
+        except FileNotFoundError:
+            pass
+        except Damaged:  # a link, or what could hang us
+            set_aside(path)
+        self._file = open_to_append(path)
+        if text and not text.endswith(b"\n"):  # the torn line goes: a journal holds whole rows only
+            self._file.truncate(text.rfind(b"\n") + 1)
+        self.attempt, self.chain = text.count(b'{"event": "start"') + 1, 0
         self._append([{"event": "start", "attempt": self.attempt}, *kept])
 
     def write(self, event: str, **fields: Any) -> None:
@@ -243,3 +230,24 @@ def read_or_set_aside(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     except ValueError:
         set_aside(path)
         return None
+
+
+def told(error: BaseException, folder: Path) -> str:
+    """What a run's record says of the error that ended it; the traceback goes into `error.txt`, passwords nowhere."""
+    text = without_passwords("".join(traceback.format_exception(error)))
+    write_atomic(folder / "error.txt", text.encode("utf-8", "backslashreplace"))
+    return without_passwords(f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def warnings_into(path: Path) -> Iterator[None]:
+    """Write warnings to a file, one after the other, in place of the terminal, where those of all runs would mix."""
+    path.unlink(missing_ok=True)
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        with open_to_append(path) as file:
+            file.write(without_passwords(f"{category.__name__}: {message}\n"))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,10 +1,12 @@
 """How the figures of a study look: the style of each strategy, panels, legends and limits. Imports no torch."""
 
+import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from ..files import write_atomic
 from .measures import Measure
 from .plan import Plan
 
@@ -128,6 +131,17 @@ def freeze(figure: Figure) -> None:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and PDF, each whole or not at all; the same figure gives the same bytes."""
+    paths = []
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, dpi=DPI, metadata=metadata)
+        paths.append(folder / f"{name}.{suffix}")
+        write_atomic(paths[-1], content.getvalue())
+    return paths
 
 
 def legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:

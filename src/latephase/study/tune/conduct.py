@@ -15,6 +15,7 @@ import optuna
 import tomli_w
 from filelock import FileLock
 
+from ...files import refuse_links
 from ...problems import get
 from ...problems.problem import row_count
 from ..conduct import NO_ROOM, StudyError, resolve
@@ -24,6 +25,7 @@ from ..execute import ALLOCATOR, DISK_FULL, INTERRUPTED, in_process
 from ..progress import StudyProgress
 from ..run import Conditions
 from ..store import is_full, write_text_atomic
+from .address import without_its_password
 from .config import Tuning
 from .figures import draw
 from .outcome import Outcome, outcomes, write_best, write_table
@@ -79,8 +81,10 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
 
     Raises:
         ConfigError: the storage holds another tuning of the name, or more trials; or something does not fit.
+        Damaged: links lead out of the folder.
         StudyError: the disk is full, or the storage is gone; the message says how to go on.
     """
+    refuse_links(directory)
     study, rows = resolve_tuning(tuning)
     directory.mkdir(parents=True, exist_ok=True)
     os.environ.update(ALLOCATOR)  # for the processes that are started from here on
@@ -103,7 +107,8 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
             draw(tuning, found, directory / "figures")
         return found
     except optuna.exceptions.StorageInternalError as error:
-        raise StudyError(f"the storage fails ({error}); nothing in it is lost, and the same command goes on") from error
+        said = without_its_password(str(error), storage or "")
+        raise StudyError(f"the storage fails ({said}); nothing in it is lost, and the same command goes on") from error
     except OSError as error:
         raise StudyError(NO_ROOM if is_full(error) else f"{error}; mend it and give the same command") from error
 

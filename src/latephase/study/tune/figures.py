@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from ...visible import as_label
 from ..measures import Measure
-from ..style import DPI, FINAL, INITIAL, freeze, house_style, legend, logarithmic, panels
+from ..style import FINAL, INITIAL, freeze, house_style, legend, logarithmic, panels, save
 from .config import Search, Tuning
 from .outcome import Outcome, best_of
 
@@ -56,9 +56,7 @@ def draw(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> list[Path]:
     with house_style():
         for name, figure in build(tuning, found):
             freeze(figure)
-            for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-                paths.append(folder / f"{name}.{suffix}")
-                figure.savefig(paths[-1], dpi=DPI, metadata=metadata)
+            paths += save(figure, folder, name)
     return paths
 
 

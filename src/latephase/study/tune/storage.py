@@ -7,6 +7,7 @@ many workers there were.
 """
 
 import json
+import re
 import time
 import uuid
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ STALE_AFTER = 60.0
 
 COUNTED = ("finished", "stopped", "diverged", "failed")
 """What a trial can come to. Beside these it may be lost (with its worker), or surplus (its place was another's)."""
+
+_NAME_OF_A_WORKER = re.compile("[0-9a-f]{32}")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -192,7 +195,7 @@ class Trials:
         worker, now = str(trial.user_attrs.get("worker")), time.monotonic()
         if worker in self._dead:
             return True
-        if (self._workers / worker).exists():
+        if _NAME_OF_A_WORKER.fullmatch(worker) and (self._workers / worker).exists():
             try:
                 with FileLock(self._workers / worker, timeout=0):
                     self._dead.add(worker)
@@ -231,7 +234,10 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(url, engine_kwargs=patient)
         except Exception as error:  # drivers raise what they like; two workers may make the tables at once
             if attempt == 4:
-                raise ConfigError(f"cannot open the storage {url}: {error}") from error
+                shown = _without_its_password(url, url)
+                raise ConfigError(
+                    f"cannot open the storage {shown}: {_without_its_password(str(error), url)}"
+                ) from None
             time.sleep(0.2 * 2**attempt)
     raise AssertionError
 

@@ -1,7 +1,6 @@
 """One trial: a training of the problem from its initialisation, by a strategy, under the budget; in a process."""
 
 import os
-import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -13,9 +12,9 @@ from ...randomness import forked
 from ..context import StrategyContext
 from ..evaluate import Evaluator
 from ..execute import DISK_FULL
-from ..run import ActiveRun, Conditions, fresh_start, warnings_into
+from ..run import ActiveRun, Conditions, fresh_start
 from ..runs import RunKey
-from ..store import is_full, write_json
+from ..store import is_full, told, warnings_into, write_json
 
 APART = 2**31
 """Between the seeds of studies and those of trials: a study repeats what was chosen with other weights and orders.
@@ -82,8 +81,7 @@ def perform_trial(conditions: Conditions, key: TrialKey, metric: str, points: li
         except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
             if is_full(error):
                 raise
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            record = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
+            record = {"outcome": "failed", "error": told(error, folder)}
         finally:
             run.close()
         record |= {"start": run.start, "value": run.value, "at": run.at} | run.record()
