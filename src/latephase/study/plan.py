@@ -32,6 +32,7 @@ _KINDS_OF_VALUES: dict[str, Any] = {
     "budget.amount": (int, float),
     "budget.unit": str,
 }
+_UNITS = ("seconds", "steps", "gradients")
 _OPTIONAL = ("description", "problem_options", "scale", "fresh_weights", "budget.share", "budget.amount")
 
 

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ..config import ConfigError
 from ..environment import describe_environment
 from ..identity import code_version
+from .address import without_its_password
 from .config import Tuning
 from .sampler import SamplerByPlace, suggest
 
@@ -234,10 +235,8 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(url, engine_kwargs=patient)
         except Exception as error:  # drivers raise what they like; two workers may make the tables at once
             if attempt == 4:
-                shown = _without_its_password(url, url)
-                raise ConfigError(
-                    f"cannot open the storage {shown}: {_without_its_password(str(error), url)}"
-                ) from None
+                what = without_its_password(f"{url}: {error}", url)
+                raise ConfigError(f"cannot open the storage {what}") from None  # the cause would tell the password
             time.sleep(0.2 * 2**attempt)
     raise AssertionError
 
