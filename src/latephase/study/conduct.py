@@ -14,14 +14,14 @@ from ..problems import get
 from ..problems.problem import row_count
 from .config import ConfigError, Study, check_fit
 from .environment import describe_environment
-from .execute import ALLOCATOR, DISK_FULL, EXECUTORS, FULL, INTERRUPTED, ExecutorError, start_training
+from .execute import ALLOCATOR, EXECUTORS, ExecutorError, in_process
 from .identity import training_identity
 from .progress import StudyProgress
 from .report import write_report
 from .run import Conditions
 from .runs import RunKey, plan_runs, set_damaged_aside, status_of
-from .store import is_full, read_journal, read_json, read_or_set_aside, write_json, write_text_atomic
-from .train import is_whole, problem_record, training_status
+from .store import is_full, read_journal, read_json, read_or_set_aside, remove_leftovers, write_json, write_text_atomic
+from .train import is_whole, problem_record, train, training_status
 
 FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs", "curves")
 """Keys that may change when a study goes on: a run's identity says whether its result still holds."""
@@ -30,7 +30,6 @@ SAME_MACHINE = ("cpu", "torch", "latephase", "threads", "device")
 """What must be as before when a study in seconds goes on: seconds on one machine are not seconds on another."""
 
 NO_ROOM = "the disk is full: nothing that was written is damaged; make room, and the same command goes on from there"
-
 
 LOCKED_AT_MOST = 10.0
 """Seconds."""
@@ -90,6 +89,8 @@ def conduct(
         check_folder(study, directory)
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory, part, parts):
+            if parts == 1:  # nobody else writes here
+                remove_leftovers(directory)
             os.environ.update(ALLOCATOR)  # for the processes that are started from here on
             environment = describe_environment(study.threads, study.jobs, study.device)
             with FileLock(directory / ".lock", timeout=LOCKED_AT_MOST):  # of several parts one after the other
@@ -101,9 +102,14 @@ def conduct(
     except Timeout as error:
         raise ConfigError(f"another process works on {directory}; wait for it, or stop it") from error
     except OSError as error:
-        if is_full(error):
-            raise StudyError(NO_ROOM) from error
-        raise StudyError(f"{error}: nothing that was written is lost; mend it and give the same command") from error
+        raise StudyError(stopped_by(error)) from error
+
+
+def stopped_by(error: OSError) -> str:
+    """What an error of the system means for a study or a tuning, and how to go on."""
+    if is_full(error):
+        return f"{NO_ROOM} ({error})"
+    return f"{error}: nothing that was written is lost; mend it and give the same command"
 
 
 def claim_machine(directory: Path, environment: dict[str, Any], study: Study) -> None:
@@ -198,19 +204,15 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
     epochs = study.training.epochs
     with _one_trains(directory):
         _claim_training(study, directory)
-        if not is_whole(directory, study):
+        if not is_whole(directory, study, progress.note):
             progress.begin("training, epochs", epochs, _epochs_done(directory))
-            process = start_training(directory, study)
-            while process.join(1.0) or process.is_alive():
+            worker = in_process(train, directory, study, threads=study.threads)
+            while worker.process.join(1.0) or worker.process.is_alive():
                 progress.advance(_epochs_done(directory))
-            if process.exitcode == INTERRUPTED:  # the interrupt reached the worker first
-                raise KeyboardInterrupt
-            if process.exitcode == DISK_FULL:
-                raise StudyError(NO_ROOM)
-            if process.exitcode != 0:
+            if how := worker.ended():
                 raise StudyError(
-                    f"training ended with status {process.exitcode} (its error is above; -9: killed or out of memory); "
-                    "nothing that was written is lost, and the same command goes on from there"
+                    f"training was {how}; an error of its own is above; nothing that was written is lost, and the same "
+                    "command goes on from there"
                 )
             progress.advance(epochs)
         status = training_status(directory)
@@ -261,8 +263,6 @@ def _perform(conditions: Conditions, keys: list[RunKey], progress: StudyProgress
         for key, outcome in outcomes:
             done += 1
             progress.advance(done, f"{key.run_id} {outcome}")
-            if outcome == FULL:
-                raise StudyError(NO_ROOM)
             if outcome not in ("finished", "failed"):
                 error = f"its worker was {outcome}; the same command tries it again"
                 broken.append(f"{key.run_id}: {error}")

@@ -74,9 +74,9 @@ def identity_of(
     )
 
 
-def training_identity(study: Study) -> str:
-    """The identity of a training, likewise."""
-    return _hash(_common(study, None))
+def training_identity(study: Study, code: str | None = None) -> str:
+    """The identity of a training and of its checkpoints, likewise."""
+    return _hash(_common(study, code))
 
 
 def _common(study: Study, code: str | None) -> dict[str, Any]:

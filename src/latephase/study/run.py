@@ -1,11 +1,8 @@
 """One run: a strategy from a checkpoint with a seed, under the budget."""
 
-import contextlib
 import dataclasses
 import time
 import traceback
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,9 @@ from .clock import Clock
 from .config import Study
 from .context import StrategyContext
 from .evaluate import Evaluator
-from .identity import code_version, identity_of
+from .identity import code_version, identity_of, training_identity
 from .runs import RunKey
-from .store import Journal, is_full, read_journal, set_aside, write_json
+from .store import Journal, is_ours, read_journal, set_aside, warnings_into, write_json, write_text_atomic, writing
 from .strategies import start_strategy
 from .strategy import Strategy, copied
 from .strategy_config import Chain, HessianFreeSteps, StrategyConfig
@@ -66,7 +63,7 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
         "finished" or "failed".
 
     Raises:
-        OSError: the disk is full; the run counts as broken and is retried when the study goes on.
+        OSError: a file of the run cannot be written, or the disk is full; the run is retried when the study goes on.
     """
     folder = conditions.directory / "runs" / key.run_id
     strategy = key.strategy
@@ -93,16 +90,17 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
     write_json(folder / "environment.json", conditions.environment)
     write_json(folder / "status.json", {"status": "running"})
     for name in ("error.txt", "warnings.txt"):
-        (folder / name).unlink(missing_ok=True)
+        with writing(folder / name):
+            (folder / name).unlink(missing_ok=True)
     run = ActiveRun(conditions, key)
     record: dict[str, Any]
     try:
         with warnings_into(folder / "warnings.txt"):
             run.go()
     except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
-        if is_full(error):
+        if isinstance(error, OSError) and is_ours(error):
             raise
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        write_text_atomic(folder / "error.txt", traceback.format_exc())
         record = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     else:
         record = {"status": "finished"}
@@ -110,19 +108,6 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
         run.close()
     write_json(folder / "status.json", record | run.record())
     return record["status"]
-
-
-@contextlib.contextmanager
-def warnings_into(path: Path) -> Iterator[None]:
-    """Write warnings to a file, one after the other, in place of the terminal, where those of all runs would mix."""
-
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{category.__name__}: {message}\n")
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
 
 
 def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:
@@ -152,7 +137,12 @@ class ActiveRun:
     def __init__(self, conditions: Conditions, key: RunKey):
         self.conditions, self.key, self.unit = conditions, key, conditions.study.budget.unit
         folder = conditions.directory / "runs" / key.run_id
-        self.journal, self.clocks = Journal(folder / "rows.jsonl"), Journal(folder / "clocks.jsonl")
+        self.journal = Journal(folder / "rows.jsonl")
+        try:
+            self.clocks = Journal(folder / "clocks.jsonl")
+        except BaseException:
+            self.journal.close()
+            raise
         self.clock, self.evaluation_clock = Clock(conditions.study.device), Clock(conditions.study.device)
         self.steps, self.warmup_seconds, self.spent = 0, 0.0, 0.0
         self.within: dict[str, float] = {}
@@ -206,7 +196,9 @@ class ActiveRun:
         """What the strategy starts from: the checkpoint, or weights of the seed's own."""
         if self.conditions.study.fresh_weights and self.key.checkpoint_epoch == 0:
             return fresh_start(problem, self.key.seed)
-        return load_checkpoint(checkpoint_path(self.conditions.directory, self.key.checkpoint_epoch))
+        conditions, epoch = self.conditions, self.key.checkpoint_epoch
+        identity = training_identity(conditions.study, conditions.code)
+        return load_checkpoint(checkpoint_path(conditions.directory, epoch), identity, epoch)
 
     def evaluator(self, problem: Problem, model: nn.Module, splits: Splits) -> Evaluator:
         """What is measured."""

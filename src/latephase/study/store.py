@@ -1,10 +1,13 @@
 """The files of a study: append-only journals, JSON records, atomic writes. Imports no torch."""
 
+import contextlib
 import errno
 import json
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +73,66 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return table
 
 
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part.
+class WriteError(OSError):
+    """A file of ours cannot be written: errno, text and file as in any OSError. It is never the fault of a strategy."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file where the system refuses to write it, and tell such an error from all others.
+
+    Raises:
+        WriteError: it does.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part.
 
     Args:
         path: The file; its folder is made where it is missing.
-        text: The whole content, written as UTF-8 with line ends as they are.
+        content: The whole content.
+
+    Raises:
+        WriteError: it cannot be written; the old content stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from colleagues
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from colleagues
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the error that is under way says more
+                Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file as `write_atomic` does, as UTF-8 with line ends as they are."""
+    write_atomic(path, text.encode("utf-8"))
+
+
+LEFTOVER = re.compile(r"\.(?!lock).+\.[a-z0-9_]{8}")
+"""Name of what `write_atomic` renames at its end, which stays where the process is killed before."""
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes had not written to its end; for a folder in which nobody else writes."""
+    for path in directory.rglob(".*"):
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 class Journal:
@@ -97,33 +140,40 @@ class Journal:
 
     Args:
         path: The journal; its folder is made where it is missing. A line torn by a crash is removed first.
-        kept: Rows that this attempt takes over; written with its start in one piece.
+        kept: Rows that this attempt takes over. They are there together with its start or not at all: a start with a
+            part of them would make the earlier attempt's rows count as lost.
+
+    Raises:
+        WriteError: it cannot be written; what it held stays. `write` and `close` raise it as well.
     """
 
     def __init__(self, path: str | os.PathLike[str], kept: Sequence[dict[str, Any]] = ()):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attempts, torn = 0, False
-        if path.exists():
-            text = path.read_bytes()
-            attempts, torn = text.count(b'{"event": "start"'), bool(text) and not text.endswith(b"\n")
-            if torn:  # the torn line goes: a journal holds whole rows only
-                os.truncate(path, text.rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
-        self.attempt = attempts + 1
-        self._append([{"event": "start", "attempt": self.attempt}, *kept])
+        self._path = path = Path(path)
+        with writing(path):
+            old = path.read_bytes() if path.exists() else b""
+        whole = old[: old.rfind(b"\n") + 1]  # the torn line goes: a journal holds whole rows only
+        self.attempt = whole.count(b'{"event": "start"') + 1
+        begun = self._lines([{"event": "start", "attempt": self.attempt}, *kept])
+        write_atomic(path, whole + begun.encode("utf-8"))
+        with writing(path):
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one row; numbers that are not finite become null."""
         self._append([{"event": event} | fields])
 
+    @staticmethod
+    def _lines(rows: Sequence[dict[str, Any]]) -> str:
+        return "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows)
+
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._file.write("".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows))
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(self._lines(rows))
+            self._file.flush()
 
     def close(self) -> None:
         """Write the rows through to the disk and close the file."""
-        with self._file:
+        with writing(self._path), self._file:
             os.fsync(self._file.fileno())
 
 
@@ -135,6 +185,11 @@ def write_json(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
 def is_full(error: BaseException) -> bool:
     """Whether an error says that there is no room: the disk is full, or a quota or a limit of file sizes is reached."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_ours(error: OSError) -> bool:
+    """Whether an error stops the study and not only one run: a file of ours, or nobody's, can be written."""
+    return isinstance(error, WriteError) or is_full(error)
 
 
 def set_aside(path: str | os.PathLike[str]) -> Path | None:
@@ -150,7 +205,8 @@ def set_aside(path: str | os.PathLike[str]) -> Path | None:
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.damaged-{number}")
-    path.rename(aside)
+    with writing(path):
+        path.rename(aside)
     return aside
 
 
@@ -161,3 +217,27 @@ def read_or_set_aside(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     except ValueError:
         set_aside(path)
         return None
+
+
+@contextlib.contextmanager
+def warnings_into(path: Path) -> Iterator[None]:
+    """Write warnings to a file, one after the other, in place of the terminal, where those of all runs would mix.
+
+    Raises:
+        WriteError: one could not be written. It is raised at the end: whoever warns may take any error for one of its
+            own, and go on in another way.
+    """
+    refused: list[WriteError] = []
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        try:
+            with writing(path), path.open("a", encoding="utf-8") as file:
+                file.write(f"{category.__name__}: {message}\n")
+        except WriteError as error:
+            refused.append(error)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+    if refused:
+        raise refused[0]

@@ -1,5 +1,6 @@
 """The first-order training of a study: the problem's setting, with checkpoints that the strategies start from."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .clock import Clock
 from .config import Study
 from .context import StrategyContext, epochs_of_batches
 from .evaluate import Evaluator
+from .identity import training_identity
 from .store import Journal, read_journal, read_json, set_aside, write_json
 
 WARM_UP_STEPS = 5
@@ -22,28 +24,43 @@ def latest_path(directory: Path) -> Path:
     return directory / "training" / "latest.pt"
 
 
-def is_whole(directory: Path, study: Study) -> bool:
+Say = Callable[[str], None]
+"""Told what a user should know."""
+
+
+def _nobody(line: str) -> None:
+    """Tell nobody."""
+
+
+def is_whole(directory: Path, study: Study, say: Say = _nobody) -> bool:
     """Whether a training is finished with its rows and the checkpoints that strategies start from.
 
-    Damaged files are set aside.
+    Damaged files, and checkpoints of another training, are set aside.
+
+    Args:
+        directory: the study's folder.
+        study: the study.
+        say: told of each checkpoint that is set aside. Default: nobody is.
     """
     finished = training_status(directory).get("status") == "finished"
-    return finished and _has_rows(_rows(directory), study, study.training.epochs) and not _lost(directory, study)
+    return finished and _has_rows(_rows(directory), study, study.training.epochs) and not _lost(directory, study, say)
 
 
-def _lost(directory: Path, study: Study) -> list[int]:
-    """Epochs of the checkpoints that are not there; damaged ones are set aside first."""
-    lost = []
-    for epoch in study.checkpoints:
-        path = checkpoint_path(directory, epoch)
-        try:
-            load_checkpoint(path)
-        except FileNotFoundError:
-            lost.append(epoch)
-        except ValueError:
-            set_aside(path)
-            lost.append(epoch)
-    return lost
+def _lost(directory: Path, study: Study, say: Say = _nobody) -> list[int]:
+    """Epochs of the checkpoints that are not there; damaged and foreign ones are set aside first."""
+    checkpoints = {epoch: checkpoint_path(directory, epoch) for epoch in study.checkpoints}
+    return [epoch for epoch, path in checkpoints.items() if _own(path, study, epoch, say) is None]
+
+
+def _own(path: Path, study: Study, epoch: int | None = None, say: Say = _nobody) -> dict[str, Any] | None:
+    """A state of this training; None where there is none, what is no such state being set aside."""
+    try:
+        return load_checkpoint(path, training_identity(study), epoch)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        say(f"{error}; it is {aside} now" if (aside := set_aside(path)) else str(error))
+        return None
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:
@@ -119,6 +136,7 @@ class _Training:
 
     def __init__(self, directory: Path, study: Study, finished: bool):
         self.directory, self.study, self.setting = directory, study, study.training
+        self.identity = training_identity(study)
         self.problem: Problem = get(study.problem, **study.problem_options)
         self.splits: Splits = self.problem.load().to(study.device)
         torch.manual_seed(self.setting.seed)
@@ -144,17 +162,14 @@ class _Training:
 
     def _resume(self, rows: list[dict[str, Any]]) -> None:
         """Load the latest state up to which rows and checkpoints are complete."""
-        candidates = [latest_path(self.directory)]
-        candidates += [checkpoint_path(self.directory, epoch) for epoch in sorted(self.study.checkpoints, reverse=True)]
-        for path in candidates:
-            try:
-                state = load_checkpoint(path)
-            except FileNotFoundError:
+        epochs = sorted(self.study.checkpoints, reverse=True)
+        candidates = [(latest_path(self.directory), None)]
+        candidates += [(checkpoint_path(self.directory, epoch), epoch) for epoch in epochs]
+        for path, epoch in candidates:
+            state = _own(path, self.study, epoch)
+            if state is None:
                 continue
-            except ValueError:
-                set_aside(path)
-                continue
-            before = [epoch for epoch in self.study.checkpoints if epoch <= state["epoch"]]
+            before = [epoch for epoch in epochs if epoch <= state["epoch"]]
             kept = all(checkpoint_path(self.directory, epoch).exists() for epoch in before)
             if kept and _has_rows(rows, self.study, state["epoch"]):
                 self._load(state)
@@ -169,6 +184,7 @@ class _Training:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "identity": self.identity,
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
