@@ -1,5 +1,6 @@
 """Figures of a tuning: the metric against each value that was searched for, and how much each of them mattered."""
 
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from ...visible import as_label
 from ..measures import Measure
+from ..store import write_atomic
 from ..style import DPI, FINAL, INITIAL, freeze, house_style, legend, logarithmic, panels
 from .config import Search, Tuning
 from .outcome import Outcome, best_of
@@ -51,14 +53,15 @@ def draw(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> list[Path]:
     Returns:
         The files: ``sensitivity-STRATEGY`` for each tuned strategy, and ``importance`` where there are enough trials.
     """
-    folder.mkdir(exist_ok=True)
     paths = []
     with house_style():
         for name, figure in build(tuning, found):
             freeze(figure)
             for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
                 paths.append(folder / f"{name}.{suffix}")
-                figure.savefig(paths[-1], dpi=DPI, metadata=metadata)
+                content = io.BytesIO()
+                figure.savefig(content, format=suffix, dpi=DPI, metadata=metadata)
+                write_atomic(paths[-1], content.getvalue())
     return paths
 
 
