@@ -84,7 +84,7 @@ def whole_files(directory):
 
 
 def refused_then_performed(name, undisturbed, folder, monkeypatch, at, refusal):
-    """Refuse the call, look at the words and the files, and go on with a disk that works."""
+    """Refuse the call, look at the words and the files, and go on elsewhere with a disk that works."""
     directory, perform = folder / f"{at}-{refusal['number']}", SUBJECTS[name]
     disk = FailingDisk(directory, folder / f"log-{at}-{refusal['number']}", at, **refusal)
     with disk.installed(), pytest.raises((StudyError, OSError)) as raised:
@@ -101,6 +101,7 @@ def refused_then_performed(name, undisturbed, folder, monkeypatch, at, refusal):
         assert not directory.exists()  # refused before there was anything
     if directory.exists():
         whole_files(directory)
+        directory = directory.rename(folder / f"moved-{at}-{refusal['number']}")
     assert perform(directory, monkeypatch) == undisturbed[name][0]
 
 

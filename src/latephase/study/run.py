@@ -18,7 +18,7 @@ from .context import StrategyContext
 from .evaluate import Evaluator
 from .identity import code_version, identity_of, training_identity
 from .runs import RunKey
-from .store import Journal, is_ours, read_journal, set_aside, warnings_into, write_json, write_text_atomic, writing
+from .store import Journal, is_ours, read_journal, set_aside, using, warnings_into, write_json, write_text_atomic
 from .strategies import start_strategy
 from .strategy import Strategy, copied
 from .strategy_config import Chain, HessianFreeSteps, StrategyConfig
@@ -90,7 +90,7 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
     write_json(folder / "environment.json", conditions.environment)
     write_json(folder / "status.json", {"status": "running"})
     for name in ("error.txt", "warnings.txt"):
-        with writing(folder / name):
+        with using(folder / name):
             (folder / name).unlink(missing_ok=True)
     run = ActiveRun(conditions, key)
     record: dict[str, Any]
@@ -198,7 +198,9 @@ class ActiveRun:
             return fresh_start(problem, self.key.seed)
         conditions, epoch = self.conditions, self.key.checkpoint_epoch
         identity = training_identity(conditions.study, conditions.code)
-        return load_checkpoint(checkpoint_path(conditions.directory, epoch), identity, epoch)
+        path = checkpoint_path(conditions.directory, epoch)
+        with using(path):  # the folder may have been moved
+            return load_checkpoint(path, identity, epoch)
 
     def evaluator(self, problem: Problem, model: nn.Module, splits: Splits) -> Evaluator:
         """What is measured."""
