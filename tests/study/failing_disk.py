@@ -5,7 +5,7 @@ import errno
 import io
 import multiprocessing
 import os
-import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,20 @@ class FailingDisk:
         fork = multiprocessing.get_context("fork")
         with contextlib.ExitStack() as patches:
             for name in WRITES:
-                patches.enter_context(mock.patch.object(os, name, _checked(disk, plain[name])))
+                patches.enter_context(mock.patch.object(os, name, _checked(disk, name, plain[name])))
             patches.enter_context(mock.patch.object(os, "open", opened_low))
-            for where in (io, "builtins"):
-                target = mock.patch.object(where, "open", opened) if where is io else mock.patch("builtins.open", opened)
-                patches.enter_context(target)
-            patches.enter_context(mock.patch.object(tempfile._os, "open", opened_low))
-            patches.enter_context(mock.patch.object(execute.multiprocessing, "get_context", lambda method: fork))
+            patches.enter_context(mock.patch.object(io, "open", opened))
+            patches.enter_context(mock.patch("builtins.open", opened))
+            patches.enter_context(mock.patch.object(execute.multiprocessing, "get_context", return_value=fork))
+            patches.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("default")  # those of this process, which workers are forked with, are errors
             yield self
 
 
-def _checked(disk: FailingDisk, call: Any) -> Any:
+def _checked(disk: FailingDisk, name: str, call: Any) -> Any:
     def checked(path: Any, *arguments: Any, **options: Any) -> Any:
-        disk.check(path if isinstance(path, int) else os.fspath(path))
+        if name != "mkdir" or not os.path.exists(path):  # a folder that is there is not written
+            disk.check(path if isinstance(path, int) else os.fspath(path))
         return call(path, *arguments, **options)
 
     return checked

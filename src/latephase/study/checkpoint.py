@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that it is there whole or not at all.
 
     Raises:
-        WriteError: it cannot be written; says where.
+        StudyFileError: it cannot be written; says where.
     """
     whole = io.BytesIO()
     torch.save(state, whole)  # not into the file: torch's own error of a full disk does not say so

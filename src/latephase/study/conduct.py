@@ -14,7 +14,7 @@ from ..problems import get
 from ..problems.problem import row_count
 from .config import ConfigError, Study, check_fit
 from .environment import describe_environment
-from .execute import ALLOCATOR, EXECUTORS, ExecutorError, in_process
+from .execute import ALLOCATOR, EXECUTORS, ExecutorError, how_ended, in_process
 from .files import DamagedFile, read_attempt, read_toml, sealed_toml
 from .identity import own_code, training_identity
 from .progress import StudyProgress
@@ -217,10 +217,11 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
             worker = in_process(train, directory, study, threads=study.threads)
             while worker.process.join(1.0) or worker.process.is_alive():
                 progress.advance(_epochs_done(directory))
-            if how := worker.ended():
+            how = worker.ended()
+            if how or training_status(directory).get("status") != "finished":
                 raise StudyError(
-                    f"training was {how}; an error of its own is above; nothing that was written is lost, and the same "
-                    "command goes on from there"
+                    f"training was {how or how_ended(0)}; an error of its own is above; nothing that was written is "
+                    "lost, and the same command goes on from there"
                 )
             progress.advance(epochs)
         status = training_status(directory)

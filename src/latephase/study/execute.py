@@ -17,7 +17,7 @@ import torch
 from .identity import code_version
 from .run import Conditions, perform_run
 from .runs import RunKey, status_of
-from .store import WriteError, is_ours
+from .store import StudyFileError, is_ours
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Settings of glibc's allocator for all runs alike: it keeps freed memory instead of handing it back at every step.
@@ -74,7 +74,7 @@ class Worker:
             said = self.errors.recv() if self.errors.poll() else None
         self.errors.close()
         if said is not None:
-            raise WriteError(*said)
+            raise StudyFileError(*said)
         if self.process.exitcode == INTERRUPTED:
             raise KeyboardInterrupt
         return "" if self.process.exitcode == 0 else how_ended(self.process.exitcode)

@@ -25,10 +25,10 @@ from .store import (
     is_ours,
     set_aside,
     set_aside_unless_file,
+    using,
     warnings_into,
     write_json,
     write_text_atomic,
-    writing,
 )
 from .strategies import start_strategy
 from .strategy import Strategy, copied
@@ -110,7 +110,7 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
     write_json(folder / "environment.json", conditions.environment)
     write_json(folder / "status.json", {"status": "running"})
     for name in ("error.txt", "warnings.txt"):
-        with writing(folder / name):
+        with using(folder / name):
             (folder / name).unlink(missing_ok=True)
     run = ActiveRun(conditions, key)
     record: dict[str, Any]
@@ -219,7 +219,9 @@ class ActiveRun:
             return fresh_start(problem, self.key.seed)
         conditions, epoch = self.conditions, self.key.checkpoint_epoch
         identity = training_identity(conditions.study, conditions.code)
-        return load_checkpoint(checkpoint_path(conditions.directory, epoch), identity, epoch)
+        path = checkpoint_path(conditions.directory, epoch)
+        with using(path):  # the folder may have been moved
+            return load_checkpoint(path, identity, epoch)
 
     def evaluator(self, problem: Problem, model: nn.Module, splits: Splits) -> Evaluator:
         """What is measured."""

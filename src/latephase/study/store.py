@@ -17,23 +17,23 @@ from .files import read_journal as read_journal
 from .files import read_json as read_json
 
 
-class WriteError(OSError):
-    """A file of ours cannot be written: errno, text and file as in any OSError. It is never the fault of a strategy."""
+class StudyFileError(OSError):
+    """A file of a study cannot be written or read, for which no strategy is to blame; arguments as of any OSError."""
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Name the file where the system refuses to write it, and tell such an error from all others.
+def using(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file where the system refuses it, and tell such an error from those of strategies.
 
     Raises:
-        WriteError: it does.
+        StudyFileError: it does.
     """
     try:
         yield
-    except WriteError:
+    except StudyFileError:
         raise
     except OSError as error:
-        raise WriteError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        raise StudyFileError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
@@ -44,10 +44,10 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
         content: The whole content.
 
     Raises:
-        WriteError: it cannot be written; the old content stays.
+        StudyFileError: it cannot be written; the old content stays.
     """
     path = Path(path)
-    with writing(path):
+    with using(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -90,12 +90,12 @@ class Journal:
             part of them would make the earlier attempt's rows count as lost.
 
     Raises:
-        WriteError: it cannot be written; what it held stays. `write` and `close` raise it as well.
+        StudyFileError: it cannot be written; what it held stays. `write` and `close` raise it as well.
     """
 
     def __init__(self, path: str | os.PathLike[str], kept: Sequence[dict[str, Any]] = ()):
         self._path = path = Path(path)
-        with writing(path):
+        with using(path):
             old = path.read_bytes() if path.exists() else b""
         whole = old[: old.rfind(b"\n") + 1]  # the torn line goes: a journal holds whole rows only
         self.attempt = whole.count(b'{"event": "start"') + 1
@@ -103,7 +103,7 @@ class Journal:
         of = "/".join(path.absolute().parts[-2:])
         begun = self._lines([{"event": "start", "attempt": self.attempt, "of": of}, *kept])
         write_atomic(path, whole + begun.encode("utf-8"))
-        with writing(path):
+        with using(path):
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, **fields: Any) -> None:
@@ -124,13 +124,13 @@ class Journal:
         return {"rows": self._rows, CHECK: f"{self._running:08x}"}
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
-        with writing(self._path):
+        with using(self._path):
             self._file.write(self._lines(rows))
             self._file.flush()
 
     def close(self) -> None:
         """Write the rows through to the disk and close the file."""
-        with writing(self._path), self._file:
+        with using(self._path), self._file:
             os.fsync(self._file.fileno())
 
 
@@ -149,8 +149,8 @@ def is_full(error: BaseException) -> bool:
 
 
 def is_ours(error: OSError) -> bool:
-    """Whether an error stops the study and not only one run: a file of ours, or nobody's, can be written."""
-    return isinstance(error, WriteError) or is_full(error)
+    """Whether an error stops the study and not only one run: a file of ours is refused, or the disk is full."""
+    return isinstance(error, StudyFileError) or is_full(error)
 
 
 def set_aside(path: str | os.PathLike[str]) -> Path | None:
@@ -166,7 +166,7 @@ def set_aside(path: str | os.PathLike[str]) -> Path | None:
     while os.path.lexists(aside):
         number += 1
         aside = path.with_name(f"{path.name}.damaged-{number}")
-    with writing(path):
+    with using(path):
         path.rename(aside)
     return aside
 
@@ -193,16 +193,16 @@ def warnings_into(path: Path) -> Iterator[None]:
     """Write warnings to a file, one after the other, in place of the terminal, where those of all runs would mix.
 
     Raises:
-        WriteError: one could not be written. It is raised at the end: whoever warns may take any error for one of its
-            own, and go on in another way.
+        StudyFileError: one could not be written. It is raised at the end: whoever warns may take any error for one of
+            its own, and go on in another way.
     """
-    refused: list[WriteError] = []
+    refused: list[StudyFileError] = []
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
         try:
-            with writing(path), path.open("a", encoding="utf-8") as file:
+            with using(path), path.open("a", encoding="utf-8") as file:
                 file.write(f"{category.__name__}: {message}\n")
-        except WriteError as error:
+        except StudyFileError as error:
             refused.append(error)
 
     with warnings.catch_warnings():
