@@ -15,8 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
+from ..visible import visible, without_passwords
 from .comparison import Comparison
 from .ending import ending_headline, ending_measures, endings
 from .figures import draw_results, render
@@ -152,12 +154,18 @@ def render_page(results: Results, scores: list[Score], pictures: dict[str, Pictu
     environment = Environment(
         loader=PackageLoader("latephase.study"),
         autoescape=True,
+        finalize=_letters,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(duration=duration_text, word=number_word)
     return environment.get_template("report.html.jinja").render(_context(results, scores, pictures))
+
+
+def _letters(value: Any) -> Any:
+    """What an expression of the page says, with nothing that would steer the reader's browser; then it is escaped."""
+    return visible(without_passwords(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]) -> dict[str, Any]:

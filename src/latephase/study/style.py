@@ -1,6 +1,7 @@
 """How the figures of a study look: the style of each strategy, panels, legends and limits. Imports no torch."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,8 +91,12 @@ def _line_and_marker(place: int) -> tuple[Any, str]:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's defaults and our settings, whatever the user's matplotlibrc says; undone at the end."""
-    with matplotlib.style.context(["default", _RC]):
+    """Matplotlib's defaults and our settings, whatever the user's matplotlibrc says; undone at the end.
+
+    A label's letter that the font does not have is drawn as a box, without a word: it stands in page and tables.
+    """
+    with matplotlib.style.context(["default", _RC]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
 
 
