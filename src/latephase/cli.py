@@ -78,12 +78,13 @@ def study(
         config = resolve(config)
         with StudyProgress(out) as progress:
             page, _ = conduct(config, directory, progress, executor, part)
+        failed, damaged = _say_scores(directory)
     except (ConfigError, StudyError, ExecutorError, DataError, OSError, ValueError) as error:
         raise _fail(error) from error
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
         raise typer.Exit(130) from None
-    failed = _say_scores(directory)
+    failed += damaged
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
     if failed:
         err.print("\n".join(failed), style="red", highlight=False, soft_wrap=True, markup=False)
@@ -99,10 +100,13 @@ def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder
         if not (directory / "study.toml").is_file():
             raise ValueError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
         page = write_report(directory)
+        _, damaged = _say_scores(directory)
     except (OSError, ValueError) as error:
         raise _fail(error) from error
-    _say_scores(directory)
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
+    if damaged:
+        err.print("\n".join(damaged), style="red", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -238,8 +242,12 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _say_scores(directory: Path) -> list[str]:
-    """Print the mean scores over seeds, one line per checkpoint and strategy; returns a line for each broken run."""
+def _say_scores(directory: Path) -> tuple[list[str], list[str]]:
+    """Print the mean scores over seeds, one line per checkpoint and strategy.
+
+    Returns:
+        A line for each run that failed, and one for each damaged file.
+    """
     from .study.results import load_results
     from .study.score import score_results, summarize
 
@@ -264,4 +272,11 @@ def _say_scores(directory: Path) -> list[str]:
         for run in results.runs
         for damage in run.damage
     ]
-    return failed + damaged
+    if not results.plan.sealed:
+        err.print(
+            f"latephase: {directory} was written by an earlier version, whose files carry no checksums: whether values "
+            "in them were changed cannot be told",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return failed, damaged

@@ -174,11 +174,11 @@ def _are_different(values: tuple[Any, ...]) -> bool:
 
 def _read_strategy(entry: dict[str, Any]) -> Strategy:
     """Options are a table of their own, further keys of the strategy, or both."""
-    texts = [entry["name"], entry["kind"], entry.get("label", entry["name"])]
-    if not all(isinstance(text, str) for text in texts) or not re.fullmatch(NAME, texts[0]):
-        raise ValueError(f"no strategy is called {texts[0]!r:.60}")
+    name, kind, label = entry["name"], entry["kind"], entry.get("label", entry["name"])
+    if not all(isinstance(text, str) for text in (name, kind, label)) or not re.fullmatch(NAME, name):
+        raise ValueError(f"no strategy is called {name!r:.60}")
     options = {key: value for key, value in entry.items() if key not in ("name", "kind", "label", "options")}
     options |= entry.get("options", {})
     if not isinstance(options.get("parts", []), list):
-        raise ValueError(f"parts of {texts[0]} is no list")
-    return Strategy(*texts, options)
+        raise ValueError(f"parts of {name} is no list")
+    return Strategy(name, kind, label, options)
