@@ -33,7 +33,6 @@ LAYERS = {
     "structural_damping": 1,
     "strict_json": 1,
     "visible": 1,
-    "files": 1,
     "functional": 1,
     "factory": 1,
 }

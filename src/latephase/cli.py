@@ -8,7 +8,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .files import Damaged
 from .study.tune.command import tune
 from .visible import PlainConsole
 
@@ -64,6 +63,8 @@ def study(
     from .study.conduct import ExecutorError, StudyError, conduct, resolve
     from .study.config import ConfigError, parse_study, scaled, study_table, with_seconds
     from .study.dry_run import check_executor, describe, parse_shard
+    from .study.files import DamagedFile
+    from .study.plan import ResultsError
     from .study.progress import StudyProgress
 
     try:
@@ -84,12 +85,22 @@ def study(
         config = resolve(config)
         with StudyProgress(out) as progress:
             page, _ = conduct(config, directory, progress, executor, part)
-    except (ConfigError, StudyError, ExecutorError, ProblemError, DataError, Damaged, OSError) as error:
+        failed, damaged = _say_scores(directory)
+    except (
+        ConfigError,
+        StudyError,
+        ExecutorError,
+        ProblemError,
+        DataError,
+        DamagedFile,
+        ResultsError,
+        OSError,
+    ) as error:
         raise _fail(error) from error
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
         raise typer.Exit(130) from None
-    failed = _say_scores(directory)
+    failed += damaged
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
     if failed:
         err.print("\n".join(failed), style="red", highlight=False, soft_wrap=True, markup=False)
@@ -99,16 +110,21 @@ def study(
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")]) -> None:
     """Write scores, figures and page anew from a study's files; works while the study runs."""
+    from .study.files import DamagedFile
+    from .study.plan import ResultsError
     from .study.report import write_report
 
     try:
         if not (directory / "study.toml").is_file():
-            raise Damaged(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
+            raise ResultsError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
         page = write_report(directory)
-    except (OSError, Damaged) as error:
+        _, damaged = _say_scores(directory)
+    except (OSError, DamagedFile, ResultsError) as error:
         raise _fail(error) from error
-    _say_scores(directory)
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
+    if damaged:
+        err.print("\n".join(damaged), style="red", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -244,8 +260,12 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _say_scores(directory: Path) -> list[str]:
-    """Print the mean scores over seeds, one line per checkpoint and strategy; returns a line for each broken run."""
+def _say_scores(directory: Path) -> tuple[list[str], list[str]]:
+    """Print the mean scores over seeds, one line per checkpoint and strategy.
+
+    Returns:
+        A line for each run that failed, and one for each damaged file.
+    """
     from .study.results import load_results
     from .study.score import score_results, summarize
 
@@ -270,4 +290,11 @@ def _say_scores(directory: Path) -> list[str]:
         for run in results.runs
         for damage in run.damage
     ]
-    return failed + damaged
+    if not results.plan.sealed:
+        err.print(
+            f"latephase: {directory} was written by an earlier version, whose files carry no checksums: whether values "
+            "in them were changed cannot be told",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return failed, damaged

@@ -95,11 +95,11 @@ def option_defaults(name: str) -> dict[str, Any]:
     return {p.name: None if p.default is p.empty else p.default for p in known if p.kind is not p.VAR_KEYWORD}
 
 
-def where(name: str) -> str | None:
-    """MODULE:FUNCTION of a problem that is not this package's own, found without importing anything; else None."""
-    if name in _OWN:
-        return None
-    return name if ":" in name else next((point.value for point in _installed() if point.name == name), None)
+def factory_of(name: str) -> str:
+    """PACKAGE.MODULE:FACTORY of a problem that is not this package's; else nothing."""
+    if ":" in name:
+        return name
+    return next((point.value for point in _installed() if point.name == name), "") if name not in _OWN else ""
 
 
 def _found(name: str) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..problems.registry import where
+from ..problems.registry import factory_of
 
 
 def called(table: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -13,7 +13,7 @@ def called(table: Mapping[str, Any]) -> list[tuple[str, str]]:
         table: of a study or a tuning, as it was read; it may be wrong in any way.
     """
     found = []
-    if isinstance(problem := table.get("problem"), str) and (place := where(problem)):
+    if isinstance(problem := table.get("problem"), str) and (place := factory_of(problem)):
         found.append(("problem", place))
     strategies = table.get("strategies")
     for number, entry in enumerate(strategies if isinstance(strategies, list) else ()):

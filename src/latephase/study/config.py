@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from ..problems import Problem, get
-from ..problems.registry import where
+from ..problems.registry import factory_of
 from .strategy_config import DEVICE, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, hint, in_words
 
 STUDIES = Path(__file__).parent / "studies"
@@ -189,7 +189,7 @@ def parse_study(table: Mapping[str, Any], source: str, *, call: bool = True) -> 
         )
     name, options = table.get("problem"), table.get("problem_options", {})
     try:
-        known = isinstance(name, str) and isinstance(options, dict) and (call or not where(name))
+        known = isinstance(name, str) and isinstance(options, dict) and (call or not factory_of(name))
         problem = get(table["problem"], **options) if known else None
     except ValueError as error:
         raise ConfigError(f"{source}: problem: {error}") from error

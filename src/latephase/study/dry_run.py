@@ -8,13 +8,13 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..files import refuse_links
 from ..problems import get
 from ..problems.data import missing
 from ..problems.problem import row_count
-from ..problems.registry import where
+from ..problems.registry import factory_of
 from .config import ConfigError, Study, check_fit
 from .execute import EXECUTORS
+from .links import refuse_links
 from .runs import plan_runs, status_of
 from .strategy_config import hint
 from .train import training_status
@@ -49,7 +49,7 @@ def describe(study: Study, directory: Path, shard: tuple[int, int]) -> Iterator[
         ConfigError: a strategy's batches do not fit the data.
     """
     refuse_links(directory)
-    place = where(study.problem)
+    place = factory_of(study.problem)
     problem = None if place else get(study.problem, **study.problem_options)
     files = missing(problem.dataset, study.problem_options.get("rows")) if problem and problem.dataset else []
     part, parts = shard

@@ -47,7 +47,6 @@ def draw(directory: str | os.PathLike[str]) -> list[Path]:
 def draw_results(results: Results) -> list[Path]:
     """Draw every figure of results already read; see `draw`."""
     folder = results.root / "figures"
-    folder.mkdir(exist_ok=True)
     paths: list[Path] = []
     with house_style():
         for name, figure in build(results):

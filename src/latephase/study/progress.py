@@ -65,6 +65,10 @@ class StudyProgress:
             self._said, self._ended = now, done == self._total
             self._say(f"{description}: {done} of {self._total} done{', ' + left if left else ''}")
 
+    def note(self, line: str) -> None:
+        """Say something that the user should know, on every kind of output."""
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
     def _left(self) -> str:
         fresh = self._done - self._first
         if not fresh or self._done == self._total:

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..optim import KFAC, SGDQLR, AdamQLR, HessianFree
 from ..optim.quadratic_lr.options import QuadraticOptions
-from .plan import NAME
+from .plan import NAME as NAME_ALONE
 
 NOT_IN_TOML = ("params", "curvature_dtype")
+NAME = f"^{NAME_ALONE}$"
 FACTORY = r"^[\w.]+:\w+$"
 DEVICE = r"^(cpu|cuda)$"
 SCHEDULES = ("constant", "tenth", "cosine", "plateau", "averaging")

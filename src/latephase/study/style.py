@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from ..files import write_atomic
 from .measures import Measure
 from .plan import Plan
+from .store import write_atomic
 
 DPI = 150
 """Dots per inch of the PNG files: sharp on a page that shows them at 96."""

@@ -45,12 +45,12 @@ def tune(
     except ImportError:
         _complain("latephase: Optuna is not installed: pip install 'latephase[tune]'")
         raise typer.Exit(1) from None
-    from ...files import Damaged
     from ...problems import ProblemError
     from ...problems.data import DataError
     from ..called import announcement
     from ..conduct import StudyError
     from ..config import ConfigError
+    from ..files import DamagedFile
     from ..progress import StudyProgress
     from .conduct import tune as perform
     from .config import parse_tuning, tuning_table
@@ -66,7 +66,7 @@ def tune(
             return
         with StudyProgress(out) as progress:
             found = perform(tuning, directory, progress, storage)
-    except (ConfigError, StudyError, ProblemError, DataError, Damaged, OSError) as error:
+    except (ConfigError, StudyError, ProblemError, DataError, DamagedFile, OSError) as error:
         _complain(f"latephase: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
@@ -81,11 +81,11 @@ def _described(tuning: "Tuning") -> Iterator[Any]:
     """What would run."""
     from ...problems import get
     from ...problems.data import missing
-    from ...problems.registry import where
+    from ...problems.registry import factory_of
     from .conduct import resolve_tuning
 
     study, settings = tuning.study, tuning.tune
-    place = where(study.problem)
+    place = factory_of(study.problem)
     problem = None if place else get(study.problem, **study.problem_options)
     files = missing(problem.dataset, study.problem_options.get("rows")) if problem and problem.dataset else []
     if problem:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ...problems import Problem, get
-from ...problems.registry import where
+from ...problems.registry import factory_of
 from ..config import Budget, ConfigError, Study, explain, parse_study, read_toml
 from ..strategy_config import StrategyConfig, Table, hint
 from .paths import with_value
@@ -216,7 +216,7 @@ def parse_tuning(table: Mapping[str, Any], source: str, *, call: bool = True) ->
             f"{source}: tune.halving: the first rung is at {budget.amount / halving.factor**halving.rungs:.2g} "
             f"{budget.unit} of {budget.amount:g}, less than one; give fewer rungs, or a larger budget"
         )
-    is_known = call or not where(study.problem)
+    is_known = call or not factory_of(study.problem)
     direction = is_known and _direction(tune.metric, get(study.problem, **study.problem_options), source)
     searches = {name: _searches(name, given, source) for name, given in wanted.items()}
     tuning = Tuning(study, tune, searches, table, given, direction)

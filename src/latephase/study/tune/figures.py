@@ -51,7 +51,6 @@ def draw(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> list[Path]:
     Returns:
         The files: ``sensitivity-STRATEGY`` for each tuned strategy, and ``importance`` where there are enough trials.
     """
-    folder.mkdir(exist_ok=True)
     paths = []
     with house_style():
         for name, figure in build(tuning, found):
