@@ -57,16 +57,23 @@ def study(
     Trains the study's problem with its first-order setting, saves checkpoints, and from chosen ones lets every strategy
     go on under the same budget. What is finished is not run again.
     """
+    from .problems import ProblemError
     from .problems.data import DataError
+    from .study.called import announcement
     from .study.conduct import ExecutorError, StudyError, conduct, resolve
-    from .study.config import ConfigError, read_study, scaled, with_seconds
+    from .study.config import ConfigError, parse_study, scaled, study_table, with_seconds
     from .study.dry_run import check_executor, describe, parse_shard
+    from .study.files import DamagedFile
+    from .study.plan import ResultsError
     from .study.progress import StudyProgress
 
     try:
         part = parse_shard(shard)
         check_executor(executor)
-        config = read_study(name_or_file)
+        table, source = study_table(name_or_file)
+        for line in announcement(table, source, now=not dry_run):
+            out.print(line, soft_wrap=True, highlight=False)
+        config = parse_study(table, source, call=not dry_run)
         config = config if scale == 1.0 else scaled(config, scale)
         changes = {"jobs": jobs, "device": device, "seeds": None if seeds is None else list(range(seeds))}
         config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
@@ -78,12 +85,22 @@ def study(
         config = resolve(config)
         with StudyProgress(out) as progress:
             page, _ = conduct(config, directory, progress, executor, part)
-    except (ConfigError, StudyError, ExecutorError, DataError, OSError, ValueError) as error:
+        failed, damaged = _say_scores(directory)
+    except (
+        ConfigError,
+        StudyError,
+        ExecutorError,
+        ProblemError,
+        DataError,
+        DamagedFile,
+        ResultsError,
+        OSError,
+    ) as error:
         raise _fail(error) from error
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
         raise typer.Exit(130) from None
-    failed = _say_scores(directory)
+    failed += damaged
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
     if failed:
         err.print("\n".join(failed), style="red", highlight=False, soft_wrap=True, markup=False)
@@ -93,16 +110,21 @@ def study(
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")]) -> None:
     """Write scores, figures and page anew from a study's files; works while the study runs."""
+    from .study.files import DamagedFile
+    from .study.plan import ResultsError
     from .study.report import write_report
 
     try:
         if not (directory / "study.toml").is_file():
-            raise ValueError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
+            raise ResultsError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
         page = write_report(directory)
-    except (OSError, ValueError) as error:
+        _, damaged = _say_scores(directory)
+    except (OSError, DamagedFile, ResultsError) as error:
         raise _fail(error) from error
-    _say_scores(directory)
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
+    if damaged:
+        err.print("\n".join(damaged), style="red", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -238,8 +260,12 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _say_scores(directory: Path) -> list[str]:
-    """Print the mean scores over seeds, one line per checkpoint and strategy; returns a line for each broken run."""
+def _say_scores(directory: Path) -> tuple[list[str], list[str]]:
+    """Print the mean scores over seeds, one line per checkpoint and strategy.
+
+    Returns:
+        A line for each run that failed, and one for each damaged file.
+    """
     from .study.results import load_results
     from .study.score import score_results, summarize
 
@@ -264,4 +290,11 @@ def _say_scores(directory: Path) -> list[str]:
         for run in results.runs
         for damage in run.damage
     ]
-    return failed + damaged
+    if not results.plan.sealed:
+        err.print(
+            f"latephase: {directory} was written by an earlier version, whose files carry no checksums: whether values "
+            "in them were changed cannot be told",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return failed, damaged

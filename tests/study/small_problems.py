@@ -1,5 +1,10 @@
 """Test problems that train in milliseconds, with everything that a run could disturb."""
 
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -38,6 +43,17 @@ def noisy(*, optimizer: str = "sgd", dropout: float = 0.2, batch_norm: bool = Tr
         weight_decay=1e-3,
         augment=_shaken,
     )
+
+
+def mortal(*, way: str, until: str) -> Problem:
+    """The noisy problem, whose training ends its process, in the way asked for, until there is a file."""
+
+    def dying(inputs, targets, generator):
+        if not Path(until).exists():
+            os._exit(0) if way == "_exit" else os.kill(os.getpid(), signal.SIGKILL)
+        return _shaken(inputs, targets, generator)
+
+    return dataclasses.replace(noisy(), name="mortal", augment=dying)
 
 
 def _zeros() -> Splits:

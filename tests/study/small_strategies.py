@@ -66,6 +66,19 @@ class Dies(Plain):
         return super().step(share)
 
 
+class Moves(Plain):
+    """Moves the study's folder in the middle of a run, as a user might; once."""
+
+    def __init__(self, context, source, target):
+        super().__init__(context)
+        self.source, self.target = Path(source), Path(target)
+
+    def step(self, share):
+        if share >= 0.5 and not self.target.exists():
+            self.source.rename(self.target)
+        return super().step(share)
+
+
 class Slow(Plain):
     """Steps that take a while, so that others see the run under way."""
 

@@ -125,9 +125,8 @@ def say(path):
 
 def test_a_process_has_its_threads_pinned_and_the_allocator_of_all_runs(whole, tmp_path):
     """After a study in this process, which sets the allocator for the server that workers are forked from."""
-    process = in_process(say, tmp_path / "said", threads=2)
-    process.join()
-    assert process.exitcode == 0
+    worker = in_process(say, tmp_path / "said", threads=2)
+    assert worker.ended() == ""
     assert (tmp_path / "said").read_text().split()[:2] == ["2", execute.ALLOCATOR["MALLOC_TRIM_THRESHOLD_"]]
 
 

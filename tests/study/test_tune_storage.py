@@ -181,6 +181,17 @@ def test_at_a_rung_the_best_one_in_factor_goes_on(worker):
     assert expected == [True, False, True, True, True, True, True, True, False]
 
 
+def test_a_trial_that_was_lost_at_a_rung_does_not_count_there_beside_the_one_that_replaces_it(worker):
+    trials = worker()
+    answers = []
+    for value, lost in ((1.0, False), (2.0, True), (2.0, False), (1.5, False)):
+        claimed = trials.claim()
+        answers.append(trials.goes_on(claimed, 0, value))
+        if lost:
+            trials.give_up(claimed)
+    assert answers == [True, False, False, False]  # the best of 1.0, 2.0 and 1.5, not the best two of four
+
+
 def test_rungs_are_compared_each_for_itself(worker):
     trials = worker()
     slow, fast = trials.claim(), trials.claim()

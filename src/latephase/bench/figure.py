@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..study.style import DPI, house_style, legend
+from ..study.style import house_style, legend, save
 from .tables import contenders
 
 LIMIT = 4 / 3
@@ -22,13 +22,8 @@ _MARKERS = ("o", "D", "P", "X", "v")
 
 def draw(result: dict[str, Any], directory: Path) -> list[Path]:
     """Draw the figure as `bench.png` and `bench.pdf`; returns their paths."""
-    paths = []
     with house_style():
-        figure = product_costs(result)
-        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            paths.append(directory / f"bench.{suffix}")
-            figure.savefig(paths[-1], dpi=DPI, metadata=metadata)
-    return paths
+        return save(product_costs(result), directory, "bench")
 
 
 def product_costs(result: dict[str, Any]) -> Figure:

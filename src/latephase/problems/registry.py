@@ -95,6 +95,13 @@ def option_defaults(name: str) -> dict[str, Any]:
     return {p.name: None if p.default is p.empty else p.default for p in known if p.kind is not p.VAR_KEYWORD}
 
 
+def factory_of(name: str) -> str:
+    """PACKAGE.MODULE:FACTORY of a problem that is not this package's; else nothing."""
+    if ":" in name:
+        return name
+    return next((point.value for point in _installed() if point.name == name), "") if name not in _OWN else ""
+
+
 def _found(name: str) -> Callable[..., Any]:
     """The function that makes a problem."""
     if name in _OWN:

@@ -14,14 +14,17 @@ from ..problems import get
 from ..problems.problem import row_count
 from .config import ConfigError, Study, check_fit
 from .environment import describe_environment
-from .execute import ALLOCATOR, DISK_FULL, EXECUTORS, FULL, INTERRUPTED, ExecutorError, start_training
-from .identity import training_identity
+from .execute import ALLOCATOR, EXECUTORS, ExecutorError, how_ended, in_process
+from .files import DamagedFile, read_attempt, read_toml, sealed_toml
+from .identity import own_code, training_identity
+from .links import refuse_links
 from .progress import StudyProgress
 from .report import write_report
 from .run import Conditions
+from .run_files import JOURNALS, read_training_rows
 from .runs import RunKey, plan_runs, set_damaged_aside, status_of
-from .store import is_full, read_journal, read_json, read_or_set_aside, write_json, write_text_atomic
-from .train import is_whole, problem_record, training_status
+from .store import is_full, read_json, read_or_set_aside, remove_leftovers, write_json, write_text_atomic
+from .train import is_whole, problem_record, train, training_status
 
 FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs", "curves")
 """Keys that may change when a study goes on: a run's identity says whether its result still holds."""
@@ -30,7 +33,6 @@ SAME_MACHINE = ("cpu", "torch", "latephase", "threads", "device")
 """What must be as before when a study in seconds goes on: seconds on one machine are not seconds on another."""
 
 NO_ROOM = "the disk is full: nothing that was written is damaged; make room, and the same command goes on from there"
-
 
 LOCKED_AT_MOST = 10.0
 """Seconds."""
@@ -82,14 +84,18 @@ def conduct(
 
     Raises:
         ConfigError: the folder holds another study, or another process works on it.
+        DamagedFile: links lead out of the folder.
         StudyError: training died, or the disk is full.
         ExecutorError: the executor is not installed.
     """
     part, parts = shard
     try:
+        refuse_links(directory)
         check_folder(study, directory)
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory, part, parts):
+            if parts == 1:  # nobody else writes here
+                remove_leftovers(directory)
             os.environ.update(ALLOCATOR)  # for the processes that are started from here on
             environment = describe_environment(study.threads, study.jobs, study.device)
             with FileLock(directory / ".lock", timeout=LOCKED_AT_MOST):  # of several parts one after the other
@@ -101,9 +107,14 @@ def conduct(
     except Timeout as error:
         raise ConfigError(f"another process works on {directory}; wait for it, or stop it") from error
     except OSError as error:
-        if is_full(error):
-            raise StudyError(NO_ROOM) from error
-        raise StudyError(f"{error}: nothing that was written is lost; mend it and give the same command") from error
+        raise StudyError(stopped_by(error)) from error
+
+
+def stopped_by(error: OSError) -> str:
+    """What an error of the system means for a study or a tuning, and how to go on."""
+    if is_full(error):
+        return f"{NO_ROOM} ({error})"
+    return f"{error}: nothing that was written is lost; mend it and give the same command"
 
 
 def claim_machine(directory: Path, environment: dict[str, Any], study: Study) -> None:
@@ -132,14 +143,20 @@ def check_folder(study: Study, directory: Path) -> None:
     path = directory / "study.toml"
     # Listed before the file is looked for: another shard may write it in between, and it is the first of its files.
     filled = directory.exists() and any(not entry.name.startswith(UNCLAIMED) for entry in directory.iterdir())
-    if path.exists():
+    if os.path.lexists(path):
         try:
-            old = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            toml = read_toml(path)
+        except DamagedFile as error:
             raise ConfigError(
-                f"{path} is damaged ({error}), so that it cannot be known what the results beside it are of; restore "
-                "it, or choose another folder with --out"
+                f"{path} is damaged ({error.problem}), so that it cannot be known what the results beside it are of; "
+                "restore it, or choose another folder with --out"
             ) from error
+        if not toml.sealed and (directory / "training").exists():
+            raise ConfigError(
+                f"{path} has no checksum in its last line, so that it was written by an earlier version of latephase, "
+                "or is damaged: results of both versions do not belong in one table; choose another folder with --out"
+            )
+        old = toml.table
         new = tomllib.loads(study.toml())
         for key in sorted((old | new).keys() - set(FREE)):
             if old.get(key, _default_of(key)) != new.get(key):
@@ -163,7 +180,7 @@ def claim(study: Study, directory: Path) -> None:
         ConfigError: as `check_folder`.
     """
     check_folder(study, directory)
-    write_text_atomic(directory / "study.toml", study.toml())
+    write_text_atomic(directory / "study.toml", sealed_toml(study.toml()))
 
 
 @contextlib.contextmanager
@@ -198,19 +215,16 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
     epochs = study.training.epochs
     with _one_trains(directory):
         _claim_training(study, directory)
-        if not is_whole(directory, study):
+        if not is_whole(directory, study, progress.note):
             progress.begin("training, epochs", epochs, _epochs_done(directory))
-            process = start_training(directory, study)
-            while process.join(1.0) or process.is_alive():
+            worker = in_process(train, directory, study, threads=study.threads)
+            while worker.process.join(1.0) or worker.process.is_alive():
                 progress.advance(_epochs_done(directory))
-            if process.exitcode == INTERRUPTED:  # the interrupt reached the worker first
-                raise KeyboardInterrupt
-            if process.exitcode == DISK_FULL:
-                raise StudyError(NO_ROOM)
-            if process.exitcode != 0:
+            how = worker.ended()
+            if how or training_status(directory).get("status") != "finished":
                 raise StudyError(
-                    f"training ended with status {process.exitcode} (its error is above; -9: killed or out of memory); "
-                    "nothing that was written is lost, and the same command goes on from there"
+                    f"training was {how or how_ended(0)}; an error of its own is above; nothing that was written is "
+                    "lost, and the same command goes on from there"
                 )
             progress.advance(epochs)
         status = training_status(directory)
@@ -228,10 +242,10 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
 def _epochs_done(directory: Path) -> int:
     """Epochs of the training that have been logged."""
     try:
-        rows = read_journal(directory / "training" / "rows.jsonl")
+        rows, _ = read_training_rows(directory / "training" / "rows.jsonl", sealed=True)
     except ValueError:  # a damaged journal is the training's business
         return 0
-    return max((row["epoch"] for row in rows if row["event"] == "evaluation"), default=0)
+    return max((row["epoch"] for row in rows), default=0)
 
 
 def _claim_training(study: Study, directory: Path) -> None:
@@ -243,8 +257,8 @@ def _claim_training(study: Study, directory: Path) -> None:
     path, identity = directory / "training" / "run.json", training_identity(study)
     if (read_or_set_aside(path) or {}).get("identity", identity) != identity:
         raise ConfigError(
-            f"{path.parent} was trained by other versions of latephase or torch: what comes of both does not belong in "
-            "one table; choose another folder with --out, or delete this one"
+            f"{path.parent} was trained by other versions of latephase or torch, or of the problem's own code: what "
+            "comes of both does not belong in one table; choose another folder with --out, or delete this one"
         )
     write_json(path, {"identity": identity})
 
@@ -257,18 +271,34 @@ def _perform(conditions: Conditions, keys: list[RunKey], progress: StudyProgress
     broken: list[str] = []
     if not left:
         return broken
+    study = conditions.study
+    code = own_code(study.problem, study.strategies)
     with contextlib.closing(EXECUTORS[executor](conditions, left)) as outcomes:
         for key, outcome in outcomes:
             done += 1
             progress.advance(done, f"{key.run_id} {outcome}")
-            if outcome == FULL:
-                raise StudyError(NO_ROOM)
             if outcome not in ("finished", "failed"):
                 error = f"its worker was {outcome}; the same command tries it again"
                 broken.append(f"{key.run_id}: {error}")
-                status = conditions.directory / "runs" / key.run_id / "status.json"
-                write_json(status, {"status": "failed", "error": error})
+                folder = conditions.directory / "runs" / key.run_id
+                record = {"status": "failed", "error": error, "journals": _journals(folder)}
+                write_json(folder / "status.json", record)
+    after = own_code(study.problem, study.strategies)
+    if changed := [factory for factory in code if after[factory] != code[factory]]:
+        raise StudyError(
+            f"the code of {', '.join(changed)} was changed while the study ran: runs before and after do not belong in "
+            "one table; choose another folder with --out, or put it back and delete the folders of the later runs"
+        )
     return broken
+
+
+def _journals(folder: Path) -> dict[str, Any]:
+    """What the journals of a run hold whose worker died; nothing of those that are damaged."""
+    found = {}
+    for name in JOURNALS:
+        with contextlib.suppress(DamagedFile):
+            found[name] = read_attempt(folder / name).end
+    return found
 
 
 def _holds(conditions: Conditions, key: RunKey) -> bool:
@@ -286,8 +316,9 @@ def _holds(conditions: Conditions, key: RunKey) -> bool:
     if (read_json(folder / "run.json") or {}).get("identity") == conditions.identity(key):
         return True
     raise ConfigError(
-        f"{folder} was made by another configuration of this strategy, or by other versions of latephase or torch: "
-        "results of both do not belong in one table; choose another folder with --out, or delete this one"
+        f"{folder} was made by another configuration of this strategy, or by other versions of latephase or torch, or "
+        "of your own code: results of both do not belong in one table; choose another folder with --out, or delete "
+        "this one"
     )
 
 

@@ -9,7 +9,8 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from ..problems import Problem, get
-from .strategy_config import KINDS, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, hint
+from ..problems.registry import factory_of
+from .strategy_config import DEVICE, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, hint, in_words
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -65,7 +66,7 @@ class Study(Table):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     jobs: int = Field(default=1, ge=1, description="runs at a time")
     threads: int = Field(default=1, ge=1, description="threads of each run")
-    device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
+    device: str = Field(default="cpu", pattern=DEVICE)
     budget: Budget = Budget(share=0.1)
     evaluations: int = Field(default=16, ge=1, description="evaluations per budget, equally spaced")
     checkpoints: list[Annotated[int, Field(ge=0)]] = Field(
@@ -93,7 +94,8 @@ class Study(Table):
         if type(count) is int and count >= 1 and type(epochs) is int and epochs >= count:
             table["checkpoints"] = [epochs * i // count for i in range(1, count + 1)]
         strategies = table.get("strategies")
-        if isinstance(strategies, list) and strategies and all(isinstance(s, dict) and "name" in s for s in strategies):
+        strategies = strategies if isinstance(strategies, list) else []
+        if strategies and all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in strategies):
             table.setdefault("baseline", strategies[0]["name"])
             cosine = next((s["name"] for s in strategies if s.get("schedule") == "cosine"), table["baseline"])
             table.setdefault("target", cosine)
@@ -132,8 +134,19 @@ def named_studies() -> list[str]:
 def read_study(name_or_file: str) -> Study:
     """Read a study by its name, or from a TOML file, with the problem's training setting where none is given.
 
+    A problem of the user's own is called for that; `study_table` reads the file and runs nothing.
+
     Raises:
         ConfigError: no such study, not TOML, an unknown problem, or keys and values that do not fit; all of them named.
+    """
+    return parse_study(*study_table(name_or_file))
+
+
+def study_table(name_or_file: str) -> tuple[dict[str, Any], str]:
+    """The table of a study by its name, or of a TOML file, and how errors call it; nothing of it is checked or run.
+
+    Raises:
+        ConfigError: no such study, or not TOML.
     """
     path = Path(name_or_file)
     if path.suffix != ".toml":
@@ -144,7 +157,7 @@ def read_study(name_or_file: str) -> Study:
                 f"no study {name_or_file!r}{hint(name_or_file, known)}; known studies: {', '.join(known)}; "
                 "a study of your own is a file FILE.toml"
             )
-    return parse_study(read_toml(path), str(path))
+    return read_toml(path), str(path)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -157,12 +170,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: nested too deeply
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
-def parse_study(table: Mapping[str, Any], source: str) -> Study:
+def parse_study(table: Mapping[str, Any], source: str, *, call: bool = True) -> Study:
     """Check a study's table; `source` names it in errors.
+
+    Where `call` is false, a problem that is not latephase's is not called, and what it would say is a stand-in.
 
     Raises:
         ConfigError: as `read_study`.
@@ -172,10 +187,10 @@ def parse_study(table: Mapping[str, Any], source: str) -> Study:
         raise ConfigError(
             f"{source} has a table [tune]: latephase tune {source} --out DIR tunes it, DIR/best.toml is then a study"
         )
-    options = table.get("problem_options", {})
+    name, options = table.get("problem"), table.get("problem_options", {})
     try:
-        named = isinstance(table.get("problem"), str) and isinstance(options, dict)
-        problem = get(table["problem"], **options) if named else None
+        known = isinstance(name, str) and isinstance(options, dict) and (call or not factory_of(name))
+        problem = get(table["problem"], **options) if known else None
     except ValueError as error:
         raise ConfigError(f"{source}: problem: {error}") from error
     if problem:
@@ -186,6 +201,8 @@ def parse_study(table: Mapping[str, Any], source: str) -> Study:
                 "results of different versions do not compare"
             )
         table["training"] = _with_setting(table.get("training", {}), problem)
+    else:  # not called, or none to call
+        table = _with_unknowns(table)
     try:
         return Study.model_validate(table)
     except ValidationError as error:
@@ -200,6 +217,14 @@ def _with_setting(training: Any, problem: Problem) -> Any:
     fields = ("epochs", "lr", "batch_size", "optimizer", "momentum")
     defaults = {key: getattr(setting, key) for key in fields if getattr(setting, key) is not None}
     return defaults | training
+
+
+def _with_unknowns(table: dict[str, Any]) -> dict[str, Any]:
+    """A table without a problem that may be called, with values in place of those that it would give."""
+    checkpoints, training = table.get("checkpoints"), table.get("training", {})
+    whole = [n for n in (checkpoints if isinstance(checkpoints, list) else [checkpoints]) if type(n) is int]
+    unknown = {"epochs": max([1, *whole]), "lr": 1.0}
+    return {"problem_version": 0} | table | {"training": unknown | training if isinstance(training, dict) else training}
 
 
 def scaled(study: Study, scale: float) -> Study:
@@ -272,14 +297,4 @@ def _fitted(strategy: Any, problem: str, rows: int) -> Any:
 
 def explain(detail: Mapping[str, Any], more: tuple[type[Table], ...] = ()) -> str:
     """One error of pydantic in words: the key's path, what is wrong, the key that may be meant (of `more` tables)."""
-    *parents, last = detail["loc"] or ("",)
-    path = [str(part) for part in parents if part not in KINDS]  # pydantic names the kind of a strategy, too
-    path += [str(last)] if detail["type"] == "extra_forbidden" or last not in KINDS else []
-    key = ".".join(part for part in path if part)
-    if detail["type"] == "extra_forbidden":
-        known = {name for table in (Study, Training, Budget, *TABLES, *more) for name in table.model_fields}
-        return f"unknown key {key}{hint(path[-1], sorted(known))}"
-    if detail["type"] == "missing":
-        return f"missing key {key}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if key else message
+    return in_words(detail, (Study, Training, Budget, *TABLES, *more))

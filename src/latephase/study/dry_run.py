@@ -8,11 +8,13 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..problems import Problem, get
+from ..problems import get
 from ..problems.data import missing
 from ..problems.problem import row_count
+from ..problems.registry import factory_of
 from .config import ConfigError, Study, check_fit
 from .execute import EXECUTORS
+from .links import refuse_links
 from .runs import plan_runs, status_of
 from .strategy_config import hint
 from .train import training_status
@@ -46,26 +48,33 @@ def describe(study: Study, directory: Path, shard: tuple[int, int]) -> Iterator[
     Raises:
         ConfigError: a strategy's batches do not fit the data.
     """
-    problem = get(study.problem, **study.problem_options)
-    files = missing(problem.dataset, study.problem_options.get("rows")) if problem.dataset else []
+    refuse_links(directory)
+    place = factory_of(study.problem)
+    problem = None if place else get(study.problem, **study.problem_options)
+    files = missing(problem.dataset, study.problem_options.get("rows")) if problem and problem.dataset else []
     part, parts = shard
     keys = plan_runs(study)[part - 1 :: parts]
-    yield f"Study {study.name}: {problem.title}."
+    if problem:
+        yield f"Study {study.name}: {problem.title}."
+    else:
+        yield f"Study {study.name} of {place}, which is not called now: what depends on it is not looked at."
     if files:
         yield "Missing data, which the study would download (or put it into the folder that LATEPHASE_DATA names):"
         yield from (f"  {file}" for file in files)
-    else:
+    elif problem:
         check_fit(study, problem, row_count(problem.load().train))
-    yield _training_line(study, problem, directory)
+    yield _training_line(study, directory, bool(problem))
     yield _table(study, directory, keys)
     yield _runs_line(study, directory, len(keys))
 
 
-def _training_line(study: Study, problem: Problem, directory: Path) -> str:
+def _training_line(study: Study, directory: Path, is_known: bool) -> str:
     training = study.training
     status = training_status(directory)
     if status.get("status") == "finished":
         return f"Training: finished; {training.epochs} epochs took {status['seconds']:.0f} s."
+    if not is_known:
+        return "Training: as the file says; the problem says the rest."
     size = "all rows at once" if training.batch_size is None else f"batches of {training.batch_size}"
     epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs} epochs"
     return f"Training: {epochs} of {training.optimizer} at {training.lr:g}, {size}."

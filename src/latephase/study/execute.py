@@ -9,17 +9,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .config import Study
 from .identity import code_version
 from .run import Conditions, perform_run
 from .runs import RunKey, status_of
-from .store import is_full
-from .train import train
+from .store import StudyFileError, is_ours
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Settings of glibc's allocator for all runs alike: it keeps freed memory instead of handing it back at every step.
@@ -28,10 +26,13 @@ By default every large temporary tensor is mapped anew. On one CPU thread that t
 product on 384 digits (41 ms against 28 ms) and none of a gradient's on 128 (7.0 ms), so it would bias the comparison.
 """
 
-FULL = "stopped by a full disk"
-
 Outcome = tuple[RunKey, str]
-"""A run, and "finished", "failed", `FULL`, or what killed its worker."""
+"""A run, and "finished", "failed", or what killed its worker."""
+
+INTERRUPTED = 130
+"""Exit status of a worker that was interrupted, as a shell has it."""
+CANNOT_WRITE = 74
+"""Exit status of a worker that could not write a file of ours, as `sysexits.h` has it; it says which one."""
 
 
 class ExecutorError(RuntimeError):
@@ -43,7 +44,55 @@ PRELOADED = ("__main__", __name__, "torch._dynamo", "torch._decomp")
 traced product, and take a second."""
 
 
-def in_process(function: Callable[..., Any], *arguments: Any, threads: int, slot: int = 0) -> Any:
+@dataclass(frozen=True)
+class Worker:
+    """A function in a process of its own.
+
+    Attributes:
+        process: its process.
+        errors: where it says which file it could not write.
+    """
+
+    process: Any
+    errors: multiprocessing.connection.Connection
+
+    @property
+    def sentinel(self) -> Any:
+        """Ready when the process has ended."""
+        return self.process.sentinel
+
+    def ended(self) -> str:
+        """Wait for its end; how it ended where something killed it, else nothing.
+
+        Raises:
+            KeyboardInterrupt: the interrupt reached the process first.
+            OSError: it could not write a file of ours, or found no room for another one.
+        """
+        self.process.join()
+        said = None
+        with contextlib.suppress(EOFError, OSError):  # it was killed while it spoke
+            said = self.errors.recv() if self.errors.poll() else None
+        self.errors.close()
+        if said is not None:
+            raise StudyFileError(*said)
+        if self.process.exitcode == INTERRUPTED:
+            raise KeyboardInterrupt
+        return "" if self.process.exitcode == 0 else how_ended(self.process.exitcode)
+
+
+def how_ended(code: int) -> str:
+    """What the exit status of a process means, in words."""
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL (by the system where memory ran out, or by somebody)"
+    if code < 0:
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:  # a real-time signal has no name
+            return f"killed by signal {-code}"
+    return f"ended with status {code}"
+
+
+def in_process(function: Callable[..., Any], *arguments: Any, threads: int, slot: int = 0) -> Worker:
     """Start a function in a fresh process with pinned threads, which ends with this one.
 
     It is forked from a server that has imported this module and the problem's, started nothing, and holds no data.
@@ -55,41 +104,41 @@ def in_process(function: Callable[..., Any], *arguments: Any, threads: int, slot
         slot: which of the processes that run at a time; chooses the GPU.
 
     Returns:
-        The process; its `sentinel` is ready when it has ended.
+        The worker.
     """
     context = multiprocessing.get_context("forkserver")
     ours = [name for name in sys.modules if name.startswith("latephase.problems.")]  # a user's may do anything
     context.set_forkserver_preload([*PRELOADED, *ours])
-    process = context.Process(target=_work, args=(function, arguments, threads, slot, os.getpid()), daemon=True)
-    process.start()
-    return process
-
-
-def start_training(directory: Path, study: Study) -> Any:
-    """Start the training, or what is left of it, in a process.
-
-    Returns:
-        The process, with exit status 0, `DISK_FULL`, or another of an error that it has printed.
-    """
-    return in_process(_train, directory, study, threads=study.threads)
-
-
-def _train(directory: Path, study: Study) -> None:
+    errors, said = context.Pipe(duplex=False)
     try:
-        train(directory, study)
-    except OSError as error:
-        if is_full(error):
-            os._exit(DISK_FULL)
-        raise
+        given = (function, arguments, threads, slot, os.getpid(), said)
+        process = context.Process(target=_work, args=given, daemon=True)
+        process.start()
+    finally:
+        said.close()
+    return Worker(process, errors)
 
 
-def _work(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int, slot: int, parent: int) -> None:
+def _work(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    threads: int,
+    slot: int,
+    parent: int,
+    errors: multiprocessing.connection.Connection,
+) -> None:
     """Pin the threads; end at once with the parent or at an interrupt, since every row is on disk already."""
     os.environ["CUDA_VISIBLE_DEVICES"] = _device_of(slot)
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    function(*arguments)
+    try:
+        function(*arguments)
+    except OSError as error:
+        if not is_ours(error):
+            raise
+        errors.send((error.errno, error.strerror, error.filename))
+        os._exit(CANNOT_WRITE)
 
 
 def _end_with(parent: int) -> None:
@@ -122,53 +171,29 @@ def perform_locally(conditions: Conditions, keys: Sequence[RunKey]) -> Generator
         Each run as it ends.
     """
     waiting, free = list(keys), list(range(conditions.study.jobs))
-    running: dict[int, tuple[Any, RunKey, int]] = {}
+    running: dict[Any, tuple[Worker, RunKey, int]] = {}
     try:
         while waiting or running:
             while waiting and free:
                 key, slot = waiting.pop(0), free.pop(0)
-                process = in_process(_perform, conditions, key, threads=conditions.study.threads, slot=slot)
-                running[process.sentinel] = (process, key, slot)
+                worker = in_process(_perform, conditions, key, threads=conditions.study.threads, slot=slot)
+                running[worker.sentinel] = (worker, key, slot)
             for sentinel in multiprocessing.connection.wait(list(running)):
-                process, key, slot = running.pop(sentinel)  # pyright: ignore[reportArgumentType]
-                process.join()
+                worker, key, slot = running.pop(sentinel)
                 free.append(slot)
-                if process.exitcode == INTERRUPTED:  # the interrupt reached the worker first
-                    raise KeyboardInterrupt
-                yield key, _outcome(process.exitcode, status_of(conditions.directory, conditions.study, key))
+                how = worker.ended()
+                status = status_of(conditions.directory, conditions.study, key)
+                yield key, how or (status if status in ("finished", "failed") else how_ended(0))
     finally:
-        for process, _, _ in running.values():
-            process.terminate()
-        for process, _, _ in running.values():
-            process.join()
-
-
-DISK_FULL = 28
-"""Exit status of a worker that found no room to write."""
-INTERRUPTED = 130
-"""Exit status of a worker that was interrupted, as a shell has it."""
+        for worker, _, _ in running.values():
+            worker.process.terminate()
+        for worker, _, _ in running.values():
+            worker.process.join()
 
 
 def _perform(conditions: Conditions, key: RunKey) -> None:
-    try:
-        perform_run(conditions, key)
-    except OSError as error:
-        if is_full(error):
-            os._exit(DISK_FULL)
-        raise
+    perform_run(conditions, key)
     os._exit(0)  # at once: a worker has nothing to clean up
-
-
-def _outcome(code: int | None, status: str) -> str:
-    """What became of a run: what its files say, unless its worker died."""
-    if code == 0 and status in ("finished", "failed"):
-        return status
-    if code == DISK_FULL:
-        return FULL
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-    return f"ended with status {code}"
 
 
 def perform_with_ray(conditions: Conditions, keys: Sequence[RunKey]) -> Generator[Outcome, None, None]:
@@ -209,6 +234,8 @@ def perform_with_ray(conditions: Conditions, keys: Sequence[RunKey]) -> Generato
                 yield key, ray.get(done)
             except RayError as error:
                 cause = getattr(error, "cause", None)  # what a task raised; a worker that died has none
+                if isinstance(cause, OSError) and is_ours(cause):
+                    raise cause from error
                 yield key, f"lost ({type(error).__name__ if cause is None else cause})"
     finally:
         if started:
@@ -219,12 +246,7 @@ def _in_ray(conditions: Conditions, key: RunKey) -> str:
     torch.set_num_threads(conditions.study.threads)
     if code_version() != conditions.code:
         raise ExecutorError("this worker has another version of latephase's code than the study began with")
-    try:
-        return perform_run(conditions, key)
-    except OSError as error:
-        if is_full(error):
-            return FULL
-        raise
+    return perform_run(conditions, key)
 
 
 EXECUTORS = {"local": perform_locally, "ray": perform_with_ray}

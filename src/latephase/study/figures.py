@@ -25,7 +25,7 @@ from .figures_over_time import (
 )
 from .results import Results, load_results
 from .score import score_results
-from .style import DPI, freeze, house_style
+from .style import DPI, freeze, house_style, save
 
 
 def draw(directory: str | os.PathLike[str]) -> list[Path]:
@@ -47,14 +47,11 @@ def draw(directory: str | os.PathLike[str]) -> list[Path]:
 def draw_results(results: Results) -> list[Path]:
     """Draw every figure of results already read; see `draw`."""
     folder = results.root / "figures"
-    folder.mkdir(exist_ok=True)
     paths: list[Path] = []
     with house_style():
         for name, figure in build(results):
             freeze(figure)
-            for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-                paths.append(folder / f"{name}.{suffix}")
-                figure.savefig(paths[-1], dpi=DPI, metadata=metadata)
+            paths += save(figure, folder, name)
     return paths
 
 

@@ -48,7 +48,7 @@ def relative_performance(
             axes.plot(
                 centres, means, color=style.colour, linestyle=style.line, label=as_label(strategy.label), **style.marks
             )
-        axes.set(title=f"Best {measure.name}", xlabel="checkpoint (epoch)", ylim=(-0.05, 1.05))
+        axes.set(title=as_label(f"Best {measure.name}"), xlabel="checkpoint (epoch)", ylim=(-0.05, 1.05))
         axes.set_xlim(-0.5, len(places) - 0.5)
         axes.set_xticks(list(places.values()), [str(epoch) for epoch in places])
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 worst", "0.25", "0.5", "0.75", "1 best"])
@@ -73,7 +73,7 @@ def target_bars(results: Results, scores: Sequence[Score], epoch: int, *, narrow
                 and (time := entry.number(column)) is not None
             ]
             _bar(axes, place, times, results, styles(results.plan)[strategy.name].colour)
-        axes.set(title=f"Target in {measure.name}", xlabel=f"{UNITS[results.plan.unit]} to the target")
+        axes.set(title=as_label(f"Target in {measure.name}"), xlabel=f"{UNITS[results.plan.unit]} to the target")
         axes.set(xlim=(0, (1.8 if narrow else 1.42) * results.budget), ylim=(len(strategies) - 0.4, -0.6))
         axes.axvline(results.budget, color="#555555", linewidth=1, linestyle=":")
         axes.set_yticks(range(len(strategies)), [as_label(strategy.label) for strategy in strategies])
@@ -114,7 +114,7 @@ def draw_profile(
             shares = [profile(standing.ratios, tau) for tau in taus]
             marks = {**style.marks, "markevery": (8 * number, 60)}
             axes.plot(taus, shares, color=style.colour, linestyle=style.line, label=labels[standing.name], **marks)
-        axes.set(title=f"Target in {title}", xlabel="time, in multiples of the best", xlim=(1, PROFILE_LIMIT))
+        axes.set(title=as_label(f"Target in {title}"), xlabel="time, in multiples of the best", xlim=(1, PROFILE_LIMIT))
         axes.set(ylim=(-0.03, 1.03), ylabel="share of the cases")
     legend(figure, max(row, key=lambda axes: len(axes.get_lines())), narrow=narrow)
     return figure

@@ -41,7 +41,7 @@ def training_curve(results: Results, *, narrow: bool = False) -> Figure:
                 drawn += values[np.isfinite(values)].tolist()
         for epoch in results.plan.checkpoints:
             axes.axvline(epoch, color="#999999", linestyle=":", linewidth=1, zorder=0.5)
-        axes.set(xlabel="epoch", title=measure.heading)
+        axes.set(xlabel="epoch", title=as_label(measure.heading))
         if measure.is_share:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
         else:
@@ -78,7 +78,7 @@ def over_budget(results: Results, checkpoint_epoch: int, *, narrow: bool = False
             axes.fill_between(spent, lower, upper, color=style.colour, alpha=0.16, linewidth=0)
             for place, value in _early_ends(runs, measure, results.budget):
                 axes.plot(place, value, marker="x", markersize=9, markeredgewidth=2, color=style.colour)
-        axes.set(title=measure.heading, xlabel=_budget_label(results), xlim=(0, results.budget))
+        axes.set(title=as_label(measure.heading), xlabel=_budget_label(results), xlim=(0, results.budget))
         limit(axes, drawn, start, measure)
         positive = [value for value in drawn if 0 < value <= 3 * start]
         if medians and positive and not measure.higher_is_better:
@@ -105,7 +105,7 @@ def over_updates(results: Results, checkpoint_epoch: int, *, narrow: bool = Fals
                 updates, values, color=style.colour, linestyle=style.line, label=as_label(strategy.label), **style.marks
             )
             drawn += list(values)
-        axes.set(title=measure.heading, xlabel="updates")
+        axes.set(title=as_label(measure.heading), xlabel="updates")
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=0)
         limit(axes, drawn, results.checkpoint(checkpoint_epoch)[measure.key], measure)

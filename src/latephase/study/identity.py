@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..problems.registry import factory_of
 from .config import Study
-from .strategy_config import StrategyConfig
+from .source import code_of, digest_of
+from .strategy_config import Custom, StrategyConfig, singles
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -35,20 +38,35 @@ MODULES = (
 
 @cache
 def code_version() -> str:
-    """A hash of the code that moves results, so that runs of different versions are told apart."""
+    """A hash of this package's code that moves results, so that runs of different versions are told apart.
+
+    Comments and docstrings do not enter: a mended typo leaves the results of a week as good as they were.
+    """
     paths = [path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "writers")]
     paths += [path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")]
     paths += [PACKAGE / "study" / f"{module}.py" for module in MODULES]
     digest = hashlib.sha256()
     for path in sorted(paths):
-        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + digest_of(path.read_bytes()).encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def own_code(problem: str, strategies: Iterable[StrategyConfig] = ()) -> dict[str, str]:
+    """Hashes of the code outside of this package that makes a problem and strategies, by PACKAGE.MODULE:FACTORY.
+
+    Args:
+        problem: its name.
+        strategies: of which those of the user's own count.
+    """
+    factories = {factory_of(problem)} - {""}
+    factories |= {single.factory for s in strategies for single in singles(s) if isinstance(single, Custom)}
+    return {factory: code_of(factory) for factory in sorted(factories)}
 
 
 def identity_of(
     study: Study, strategy: StrategyConfig, epoch: int, seed: int, budget: float, code: str | None = None
 ) -> str:
-    """The identity of a run: a hash of configuration, problem version, code and torch version.
+    """The identity of a run: a hash of configuration, problem version, code (the user's own, too) and torch version.
 
     Labels, and how many runs are performed at a time, do not enter.
 
@@ -58,12 +76,13 @@ def identity_of(
         epoch: of its checkpoint.
         seed: its seed.
         budget: in the study's unit.
-        code: version of the code; default: what is installed now.
+        code: version of this package's code; default: what is installed now.
     """
     return _hash(
         _common(study, code)
         | {
             "strategy": strategy.model_dump(exclude={"label"}),
+            "own_code": own_code(study.problem, [strategy]),
             "epoch": epoch,
             "seed": seed,
             "unit": study.budget.unit,
@@ -74,9 +93,9 @@ def identity_of(
     )
 
 
-def training_identity(study: Study) -> str:
-    """The identity of a training, likewise."""
-    return _hash(_common(study, None))
+def training_identity(study: Study, code: str | None = None) -> str:
+    """The identity of a training and of its checkpoints, likewise."""
+    return _hash(_common(study, code))
 
 
 def _common(study: Study, code: str | None) -> dict[str, Any]:
@@ -87,6 +106,7 @@ def _common(study: Study, code: str | None) -> dict[str, Any]:
         "training": study.training.model_dump(),
         "threads": study.threads,
         "device": study.device,
+        "own_code": own_code(study.problem),
         "code": code_version() if code is None else code,
         "torch": torch.__version__,
     }

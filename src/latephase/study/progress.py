@@ -58,12 +58,16 @@ class StudyProgress:
         """So many units are done; `detail` says what just ended."""
         self._done = done
         left = self._left()
-        description = f"{self._what}: {visible(detail)}" if detail else self._what
-        self._bar.update(self._task, completed=done, description=description, left=left)
+        description = f"{self._what}: {detail}" if detail else self._what
+        self._bar.update(self._task, completed=done, description=visible(description), left=left)
         now = time.monotonic()
         if now - self._said >= LINE_EVERY or (done == self._total and not self._ended):
             self._said, self._ended = now, done == self._total
             self._say(f"{description}: {done} of {self._total} done{', ' + left if left else ''}")
+
+    def note(self, line: str) -> None:
+        """Say something that the user should know, on every kind of output."""
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _left(self) -> str:
         fresh = self._done - self._first
@@ -74,4 +78,6 @@ class StudyProgress:
 
     def _say(self, line: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"{time.strftime('%H:%M:%S')} {visible(line)}", markup=False, highlight=False, soft_wrap=True
+            )

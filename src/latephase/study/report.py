@@ -13,14 +13,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from filelock import FileLock
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
+from ..visible import visible, without_passwords
 from .comparison import Comparison
 from .ending import ending_headline, ending_measures, endings
 from .figures import draw_results, render
+from .links import refuse_links
 from .measures import UNITS, Measure, amount_text, duration_text
 from .options_text import options_text
+from .plan import read_plan
 from .profiles import TARGETS, standings, target_times
 from .reading import Reading, number_word
 from .results import Results, Run, Strategy, finite, finite_values, load_results
@@ -126,13 +131,16 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
         ValueError: see `latephase.study.results.load_results`.
     """
     root = Path(directory)
-    results = load_results(root)
-    scores = score_results(results)
-    write_tables(results, scores)
-    wide = {path.stem: path.read_bytes() for path in draw_results(results) if path.suffix == ".png"}
-    narrow = render(results, narrow=True)
-    pictures = {name: _picture(wide[name], narrow[name]) for name in wide}
-    write_text_atomic(root / "report.html", render_page(results, scores, pictures))
+    read_plan(root / "study.toml")  # nothing is written into another folder, nor is a lock
+    refuse_links(root)
+    with FileLock(root / ".lock-report"):  # of several parts of a study one after the other, each reading what is there
+        results = load_results(root)
+        scores = score_results(results)
+        write_tables(results, scores)
+        wide = {path.stem: path.read_bytes() for path in draw_results(results) if path.suffix == ".png"}
+        narrow = render(results, narrow=True)
+        pictures = {name: _picture(wide[name], narrow[name]) for name in wide}
+        write_text_atomic(root / "report.html", render_page(results, scores, pictures))
     return root / "report.html"
 
 
@@ -148,12 +156,18 @@ def render_page(results: Results, scores: list[Score], pictures: dict[str, Pictu
     environment = Environment(
         loader=PackageLoader("latephase.study"),
         autoescape=True,
+        finalize=_letters,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(duration=duration_text, word=number_word)
     return environment.get_template("report.html.jinja").render(_context(results, scores, pictures))
+
+
+def _letters(value: Any) -> Any:
+    """What an expression of the page says, with nothing that would steer the reader's browser; then it is escaped."""
+    return visible(without_passwords(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]) -> dict[str, Any]:

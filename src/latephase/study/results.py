@@ -4,29 +4,30 @@ A file of a run that cannot be read does not stop the reading: the run's status 
 which file and why.
 """
 
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from .files import DamagedFile, ResultsError
 from .measures import Measure, main_measures, measures_of
 from .plan import Plan, Strategy, read_plan, run_id
-from .store import read_chained, read_journal, read_json
-
-CONCLUDED = ("finished", "failed")
-"""The statuses of a run that will not go on: only these enter means and figures."""
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A file that cannot be read, and why."""
-
-    path: Path
-    problem: str
+from .run_files import (
+    CONCLUDED,
+    Damage,
+    checked,
+    finite,
+    is_count,
+    lost_rows,
+    read_run_files,
+    read_sealed,
+    read_training_rows,
+    read_training_status,
+    wrong_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,6 @@ class Results:
         return [run for run in self.runs if (run.checkpoint_epoch, run.strategy.name) == wanted and run.concluded]
 
 
-def finite(value: object) -> float | None:
-    """Return ``value`` as a float where it is a finite number, else None (null in a journal is a non-finite metric)."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 def finite_values(rows: Iterable[dict[str, Any]], key: str) -> list[float]:
     """Return the finite values of a field over journal rows, in their order."""
     return [value for row in rows if (value := finite(row.get(key))) is not None]
@@ -136,115 +132,110 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
 
     Raises:
         FileNotFoundError: There is no ``study.toml``.
-        ValueError: A file of the study or of its training cannot be read; or the training is not finished, or has no
+        ResultsError: A file of the study or of its training cannot be read; or the training is not finished, or has no
             finite evaluation at a checkpoint of the plan: there is no budget or no state to start from, so nothing can
             be compared yet.
     """
     root = Path(directory)
     plan = read_plan(root / "study.toml")
-    problem = _read_needed(root / "problem.json", ("metrics",))
-    status = _read_needed(root / "training" / "status.json", ("status",), absent_is_empty=True)
+    try:
+        return _load(root, plan)
+    except DamagedFile as error:
+        raise ResultsError(f"{error.path} is damaged: {error.problem}; {MEND}") from error
+
+
+def _load(root: Path, plan: Plan) -> Results:
+    for folder in (root / "training", root / "runs"):
+        if wrong := wrong_folder(folder):
+            raise DamagedFile(folder, wrong)
+    problem = _read_problem(root / "problem.json", plan.sealed)
+    status = read_training_status(root / "training" / "status.json", plan.sealed)
     if status.get("status") != "finished" or finite(status.get("seconds")) is None:
-        raise ValueError(f"{root}: the training is not finished, so there is no budget and no run to compare")
-    training = _read_training(root / "training" / "rows.jsonl", plan, problem)
+        raise ResultsError(f"{root}: the training is not finished, so there is no budget and no run to compare")
+    training = _read_training(root / "training", plan, problem, status)
     budget = plan.budget_amount
     if budget is None:
         budget = (plan.budget_share or 0.0) * (finite(status.get(plan.unit)) or 0.0)
     planned = [(c, strategy, seed) for c in plan.checkpoints for strategy in plan.strategies for seed in plan.seeds]
-    runs = tuple(_read_run(root, *key, budget) for key in planned)
+    runs = tuple(_read_run(root, *key, plan, budget) for key in planned)
     started = [run.budget for run in runs if run.status in (*CONCLUDED, "running")]
-    environment = _read_needed(root / "environment.json", (), absent_is_empty=True)
+    environment = _read_environment(root / "environment.json", plan.sealed)
     return Results(root, plan, problem, environment, training, status, started[0] if started else budget, runs)
 
 
-def _read_needed(path: Path, keys: Sequence[str], *, absent_is_empty: bool = False) -> dict[str, Any]:
-    """A JSON object without which nothing can be read; errors name the file and what to do."""
-    try:
-        table = read_json(path)
-    except ValueError as error:
-        what_to_do = "delete it and run the same study command again"
-        raise ValueError(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
-    if table is None and absent_is_empty:
-        return {}
-    if table is None or any(key not in table for key in keys):
-        wrong = "is missing" if table is None else f"does not hold {', '.join(keys)}"
-        raise ValueError(f"{path} {wrong}; run the same study command again")
+MEND = "run the same study command again, which sets it aside and makes it anew"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(metric, dict) and _is_text(metric.get("name")) and isinstance(metric.get("higher_is_better"), bool)
+        for metric in value
+    )
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_count, value.values()))
+
+
+PROBLEM = {
+    "metrics": _are_metrics,
+    "name": _is_text,
+    "version": is_count,
+    "title": _is_text,
+    "description": _is_text,
+    "parameters": is_count,
+    "rows": _are_counts,
+}
+"""What the record of a problem holds."""
+
+
+def _read_problem(path: Path, sealed: bool) -> dict[str, Any]:
+    table = read_sealed(path, sealed)
+    if table is None:
+        raise ResultsError(f"{path} is missing; {MEND}")
+    return checked(table, PROBLEM, path)
+
+
+def _read_environment(path: Path, sealed: bool) -> dict[str, Any]:
+    table = read_sealed(path, sealed) or {}
+    for key, value in table.items():
+        counts = key in ("cores", "threads", "jobs")
+        if not (is_count(value) if counts else value is None or isinstance(value, str | int | float)):
+            raise DamagedFile(path, f"{key} is {value!r:.60}")
     return table
 
 
-def _read_training(path: Path, plan: Plan, problem: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+def _read_training(
+    folder: Path, plan: Plan, problem: dict[str, Any], status: dict[str, Any]
+) -> tuple[dict[str, Any], ...]:
     """The training's evaluation rows, with finite measures at every checkpoint of the plan."""
-    try:
-        rows = tuple(row for row in read_journal(path) if row.get("event") == "evaluation")
-    except ValueError as error:
-        what_to_do = "start the study anew in another folder"
-        raise ValueError(f"{path} is damaged: {_why(path, error)}; {what_to_do}") from error
-    if any(finite(row.get("epoch")) is None for row in rows):
-        raise ValueError(f"{path} is damaged: an evaluation without its epoch; start the study anew in another folder")
+    path = folder / "rows.jsonl"
+    rows, journal = read_training_rows(path, plan.sealed)
+    if plan.sealed and (lost := lost_rows(folder, {path.name: journal}, status)):
+        raise DamagedFile(lost[0].path, lost[0].problem)
     for epoch in plan.checkpoints:
-        at = [row for row in rows if row.get("epoch") == epoch]
+        at = [row for row in rows if row["epoch"] == epoch]
         if not at or any(finite(at[-1].get(measure.key)) is None for measure in measures_of(problem["metrics"])):
-            raise ValueError(f"{path}: the training has no finite evaluation at the checkpoint of epoch {epoch}")
-    return rows
+            raise ResultsError(f"{path}: the training has no finite evaluation at the checkpoint of epoch {epoch}")
+    return tuple(rows)
 
 
-def _read_run(root: Path, epoch: int, strategy: Strategy, seed: int, budget: float) -> Run:
+def _read_run(root: Path, epoch: int, strategy: Strategy, seed: int, plan: Plan, budget: float) -> Run:
     folder = root / "runs" / run_id(epoch, strategy.name, seed)
-    damage: list[Damage] = []
-    record = _read_object(folder / "status.json", damage)
-    own = finite(_read_object(folder / "run.json", damage).get("budget"))
+    try:
+        files = read_run_files(folder, plan.evaluations, plan.sealed)
+    except OSError as error:
+        damage = (Damage(Path(error.filename or folder), error.strerror or str(error)),)
+        return Run(epoch, strategy, seed, "damaged", budget, {}, (), (), (), damage)
+    if files.damage:
+        return Run(epoch, strategy, seed, "damaged", budget, {}, (), (), (), tuple(files.damage))
+    own = finite(files.run.get("budget"))
     budget = budget if own is None else own
-    rows, of_rows = _read_rows(folder / "rows.jsonl", damage)
-    clocks, of_clocks = _read_rows(folder / "clocks.jsonl", damage)
-    status = record.get("status", "running" if rows else "missing")
-    said = record.get("chains")
-    chains: dict[str, Any] = said if isinstance(said, dict) else {}
-    for name, found in (("rows", of_rows), ("clocks", of_clocks)):
-        if status in CONCLUDED and not damage and found != chains.get(name) and (found is not None or name in chains):
-            problem = "rows at its end are missing: it is not what the run had written when it ended"
-            damage.append(Damage(folder / f"{name}.jsonl", problem))
-    if not isinstance(status, str) or status not in (*CONCLUDED, "running", "missing"):
-        damage.append(Damage(folder / "status.json", f"unknown status {status!r}"))
-    evaluations = tuple(row for row in rows if row.get("event") == "evaluation")
-    if status == "finished" and not evaluations and not damage:
-        damage.append(Damage(folder / "rows.jsonl", "the run is finished, but has no evaluation"))
-    steps = (row for row in rows if row.get("event") == "step" and row["spent"] <= budget * (1 + 1e-9))
-    if damage:
-        return Run(epoch, strategy, seed, "damaged", budget, {}, (), (), (), tuple(damage))
-    return Run(epoch, strategy, seed, status, budget, record, evaluations, tuple(steps), tuple(clocks))
-
-
-def _why(path: Path, error: Exception) -> str:
-    """What is wrong with a file, without its name, which stands beside it."""
-    return str(error).removeprefix(f"{path} is damaged: ").removeprefix(f"{path}, ")
-
-
-def _read_object(path: Path, damage: list[Damage]) -> dict[str, Any]:
-    """A JSON object, empty where there is no file or it is damaged."""
-    try:
-        return read_json(path) or {}
-    except (ValueError, OSError) as error:
-        damage.append(Damage(path, _why(path, error)))
-        return {}
-
-
-def _read_rows(path: Path, damage: list[Damage]) -> tuple[list[dict[str, Any]], int | None]:
-    """The rows of a journal and their checksum.
-
-    None where it is damaged: a line that is no object, no number spent, rows out of order.
-    """
-    try:
-        rows, chain = read_chained(path)
-    except (ValueError, OSError) as error:
-        damage.append(Damage(path, _why(path, error)))
-        return [], None
-    last: dict[str, float] = {}
-    for row in rows:
-        event, spent = str(row.get("event")), finite(row.get("spent"))
-        if event not in ("evaluation", "step", "clock"):
-            continue
-        if spent is None or spent < last.get(event, -math.inf) or (event != "step" and spent == last.get(event)):
-            damage.append(Damage(path, f"rows out of order or without what was spent, at {event} {row.get('spent')}"))
-            return [], None
-        last[event] = spent
-    return rows, chain
+    evaluations = tuple(row for row in files.rows if row.get("event") == "evaluation")
+    steps = (row for row in files.rows if row.get("event") == "step" and row["spent"] <= budget * (1 + 1e-9))
+    clocks = (row for row in files.clocks if row.get("event") == "clock")
+    return Run(epoch, strategy, seed, files.status, budget, files.record, evaluations, tuple(steps), tuple(clocks))

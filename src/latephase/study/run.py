@@ -1,11 +1,7 @@
 """One run: a strategy from a checkpoint with a seed, under the budget."""
 
-import contextlib
 import dataclasses
 import time
-import traceback
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +15,20 @@ from .clock import Clock
 from .config import Study
 from .context import StrategyContext
 from .evaluate import Evaluator
-from .identity import code_version, identity_of
+from .files import DamagedFile
+from .identity import code_version, identity_of, training_identity
+from .run_files import JOURNALS, RECORDS, read_sealed_attempt, wrong_folder
 from .runs import RunKey
-from .store import Journal, is_full, read_journal, set_aside, write_json
+from .store import (
+    Journal,
+    is_ours,
+    set_aside,
+    set_aside_unless_file,
+    told,
+    using,
+    warnings_into,
+    write_json,
+)
 from .strategies import start_strategy
 from .strategy import Strategy, copied
 from .strategy_config import Chain, HessianFreeSteps, StrategyConfig
@@ -55,6 +62,19 @@ class Conditions:
         return identity_of(self.study, key.strategy, key.checkpoint_epoch, key.seed, self.budget, self.code)
 
 
+def make_way(folder: Path) -> None:
+    """Set aside what a run that is to begin could not go on from: damaged journals, and what is no file."""
+    if wrong_folder(folder):
+        set_aside(folder)
+    for name in (*RECORDS, "environment.json", "error.txt", "warnings.txt"):
+        set_aside_unless_file(folder / name)
+    for name in JOURNALS:
+        try:
+            read_sealed_attempt(folder / name, sealed=True)
+        except DamagedFile:
+            set_aside(folder / name)
+
+
 def perform_run(conditions: Conditions, key: RunKey) -> str:
     """Perform a run and write its folder; an error ends this run only.
 
@@ -66,15 +86,11 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
         "finished" or "failed".
 
     Raises:
-        OSError: the disk is full; the run counts as broken and is retried when the study goes on.
+        OSError: a file of the run cannot be written, or the disk is full; the run is retried when the study goes on.
     """
     folder = conditions.directory / "runs" / key.run_id
     strategy = key.strategy
-    for name in ("rows.jsonl", "clocks.jsonl"):
-        try:
-            read_journal(folder / name)
-        except ValueError:
-            set_aside(folder / name)
+    make_way(folder)
     write_json(
         folder / "run.json",
         {
@@ -93,36 +109,23 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
     write_json(folder / "environment.json", conditions.environment)
     write_json(folder / "status.json", {"status": "running"})
     for name in ("error.txt", "warnings.txt"):
-        (folder / name).unlink(missing_ok=True)
+        with using(folder / name):
+            (folder / name).unlink(missing_ok=True)
     run = ActiveRun(conditions, key)
     record: dict[str, Any]
     try:
         with warnings_into(folder / "warnings.txt"):
             run.go()
     except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
-        if is_full(error):
+        if isinstance(error, OSError) and is_ours(error):
             raise
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        record = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        record = {"status": "failed", "error": told(error, folder)}
     else:
         record = {"status": "finished"}
     finally:
         run.close()
     write_json(folder / "status.json", record | run.record())
     return record["status"]
-
-
-@contextlib.contextmanager
-def warnings_into(path: Path) -> Iterator[None]:
-    """Write warnings to a file, one after the other, in place of the terminal, where those of all runs would mix."""
-
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{category.__name__}: {message}\n")
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
 
 
 def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:
@@ -152,7 +155,12 @@ class ActiveRun:
     def __init__(self, conditions: Conditions, key: RunKey):
         self.conditions, self.key, self.unit = conditions, key, conditions.study.budget.unit
         folder = conditions.directory / "runs" / key.run_id
-        self.journal, self.clocks = Journal(folder / "rows.jsonl"), Journal(folder / "clocks.jsonl")
+        self.journal = Journal(folder / "rows.jsonl")
+        try:
+            self.clocks = Journal(folder / "clocks.jsonl")
+        except BaseException:
+            self.journal.close()
+            raise
         self.clock, self.evaluation_clock = Clock(conditions.study.device), Clock(conditions.study.device)
         self.steps, self.warmup_seconds, self.spent = 0, 0.0, 0.0
         self.within: dict[str, float] = {}
@@ -169,7 +177,7 @@ class ActiveRun:
     def record(self) -> dict[str, Any]:
         """What the status file says of a run that ended; counts are of the steps within the budget."""
         return self.within | {
-            "chains": {"rows": self.journal.chain, "clocks": self.clocks.chain},
+            "journals": dict(zip(JOURNALS, (self.journal.end, self.clocks.end), strict=True)),
             "spent": self.spent,
             "overshoot": max(0.0, self.spent - self.conditions.budget),
             "scored_seconds": self.clock.seconds,
@@ -207,7 +215,11 @@ class ActiveRun:
         """What the strategy starts from: the checkpoint, or weights of the seed's own."""
         if self.conditions.study.fresh_weights and self.key.checkpoint_epoch == 0:
             return fresh_start(problem, self.key.seed)
-        return load_checkpoint(checkpoint_path(self.conditions.directory, self.key.checkpoint_epoch))
+        conditions, epoch = self.conditions, self.key.checkpoint_epoch
+        identity = training_identity(conditions.study, conditions.code)
+        path = checkpoint_path(conditions.directory, epoch)
+        with using(path):  # the folder may have been moved
+            return load_checkpoint(path, identity, epoch)
 
     def evaluator(self, problem: Problem, model: nn.Module, splits: Splits) -> Evaluator:
         """What is measured."""

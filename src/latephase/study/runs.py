@@ -6,12 +6,9 @@ from pathlib import Path
 from ..problems.sampling import permutation
 from .config import Study
 from .plan import run_id
-from .store import read_chained, read_json, set_aside
+from .run_files import FILES, read_run_files, wrong_folder
+from .store import set_aside
 from .strategy_config import StrategyConfig
-
-JOURNALS = ("rows", "clocks")
-FILES = ("run.json", "status.json", *(f"{name}.jsonl" for name in JOURNALS))
-"""Of a run; what else lies in its folder is for readers."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +45,13 @@ def status_of(directory: Path, study: Study, key: RunKey) -> str:
     Returns:
         "finished", "failed", "running" (or broken off), "damaged", or "to run".
     """
-    folder = directory / "runs" / key.run_id
-    try:
-        record = read_json(folder / "status.json") or {}
-        status = record.get("status", "to run")
-        if not isinstance(status, str):
-            return "damaged"
-        if status == "finished":
-            (rows, of_rows), (clocks, of_clocks) = (read_chained(folder / f"{name}.jsonl") for name in JOURNALS)
-            if record.get("chains") != {"rows": of_rows, "clocks": of_clocks}:
-                return "damaged"
-            rows = [row for row in rows if row.get("event") == "evaluation"]
-            if not len(rows) == len(clocks) == study.evaluations + 1 or not read_json(folder / "run.json"):
-                return "damaged"
-    except ValueError:
-        return "damaged"
-    return status
+    status = read_run_files(directory / "runs" / key.run_id, study.evaluations, sealed=True).status
+    return "to run" if status == "missing" else status
 
 
 def set_damaged_aside(directory: Path, key: RunKey) -> list[Path]:
     """Rename the files of a damaged run, so that it runs anew; the new names."""
     folder = directory / "runs" / key.run_id
+    if wrong_folder(folder):
+        return [aside] if (aside := set_aside(folder)) else []
     return [aside for name in FILES if (aside := set_aside(folder / name)) is not None]

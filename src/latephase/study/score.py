@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..visible import as_cell
 from .measures import TEST_ACCURACY, TRAIN_LOSS, Measure
 from .reached import final_value, run_values, targets, time_to_target
 from .results import CONCLUDED, Results, Run, finite, finite_values, load_results
@@ -207,7 +208,8 @@ def write_scores(scores: Sequence[Score], path: str | os.PathLike[str]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(scores[0].row()), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.row() for row in scores)
+    for row in scores:
+        writer.writerow({key: as_cell(value) for key, value in row.row().items()})
     write_text_atomic(path, text.getvalue())
 
 

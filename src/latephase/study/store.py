@@ -1,222 +1,166 @@
-"""The files of a study: append-only journals, JSON records, atomic writes. Imports no torch."""
+"""The writing of a study's files: append-only journals, JSON records, atomic writes. Imports no torch."""
 
+import contextlib
 import errno
 import json
 import os
-import stat
+import re
 import tempfile
-import zlib
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..strict_json import finite
+from ..visible import without_passwords
+from .files import CHECK, DamagedFile, checksum, open_regular, read_record, sealed_line
+from .files import read_journal as read_journal
+from .files import read_json as read_json
 
-LARGEST = 1e308
-"""A number beyond this is no measure of anything, and no float."""
+
+class StudyFileError(OSError):
+    """A file of a study cannot be written or read, for which no strategy is to blame; arguments as of any OSError."""
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a regular file; what could hang a reader, or is something else, is refused.
+@contextlib.contextmanager
+def using(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file where the system refuses it, and tell such an error from those of strategies.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no regular file, or no text, or cannot be read.
+        StudyFileError: it does.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError(f"{path} is damaged: it is no regular file")
-            return file.read().decode("utf-8")
-    except FileNotFoundError:
+        yield
+    except StudyFileError:
         raise
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: not text in UTF-8 ({error.reason})") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise StudyFileError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
-def parsed(text: str) -> Any:
-    """What a JSON text says.
-
-    Raises:
-        ValueError: it is no JSON, is nested too deeply, or has a number that no float can hold.
-    """
-    try:
-        return json.loads(text, parse_int=_integer, parse_constant=_no_number)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def _integer(digits: str) -> int:
-    value = int(digits) if len(digits) < 400 else None
-    if value is None or abs(value) > LARGEST:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return value
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the rows of the last attempt from an append-only journal of JSON lines.
-
-    Each attempt begins with a row ``{"event": "start", ...}``; earlier attempts do not count. A last line that was torn
-    by a crash, and so has no end, is skipped.
-
-    Args:
-        path: The journal. It need not exist.
-
-    Returns:
-        The rows after the last start, in the order written; an empty list where there is no journal.
-
-    Raises:
-        ValueError: The file is damaged and not merely torn: a whole line is not a JSON object, or a row is not the one
-            that was written after the row before it.
-    """
-    return read_chained(path)[0]
-
-
-def read_chained(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int | None]:
-    """The rows of `read_journal`, and the sum that the last of them carries; None where they carry none."""
-    try:
-        lines = read_text(path).split("\n")
-    except FileNotFoundError:
-        return [], None
-    rows: list[dict[str, Any]] = []
-    chain: int | None = None
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines):  # what follows the last line's end: nothing, or a torn line
-            break
-        try:
-            row = parsed(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object")
-        said = row.pop(CHAIN, None)
-        starts = row.get("event") == "start"
-        if (said is None) != (chain is None) and not starts:
-            raise ValueError(f"{path}, line {number}: a row without its checksum, or with one that others lack")
-        if said is not None and said != chained(row, 0 if starts else chain or 0):
-            raise ValueError(f"{path}, line {number}: changed since it was written, or rows before it are missing")
-        chain = said
-        if starts:
-            rows.clear()
-        else:
-            rows.append(row)
-    return rows, chain
-
-
-CHAIN = "chain"
-"""The field of a journal's row with the checksum of it and of all rows of its attempt before it."""
-
-
-def chained(row: dict[str, Any], before: int) -> int:
-    """The checksum of a row and of those before it."""
-    return zlib.crc32(json.dumps(row, allow_nan=False).encode(), before)
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read one JSON object.
-
-    Args:
-        path: The file. It need not exist.
-
-    Returns:
-        The object, or None where there is no such file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        table = parsed(read_text(path))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path} is damaged: not JSON ({error})") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} is damaged: not a JSON object")
-    return table
-
-
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part.
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part.
 
     Args:
         path: The file; its folder is made where it is missing.
-        text: The whole content, written as UTF-8 with line ends as they are.
+        content: The whole content.
+
+    Raises:
+        StudyFileError: it cannot be written; the old content stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from colleagues
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with using(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from colleagues
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the error that is under way says more
+                Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file as `write_atomic` does, as UTF-8 with line ends as they are."""
+    write_atomic(path, text.encode("utf-8"))
+
+
+LEFTOVER = re.compile(r"\.(?!lock).+\.[a-z0-9_]{8}")
+"""Name of what `write_atomic` renames at its end, which stays where the process is killed before."""
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes had not written to its end; for a folder in which nobody else writes."""
+    for path in directory.rglob(".*"):
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, and no other one that a link in its place leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 class Journal:
     """An append-only file of JSON lines, one attempt after the other; a written row survives the process.
 
+    Every row ends with a checksum of itself and of those before it since the attempt began; see `files`.
+
     Args:
         path: The journal; its folder is made where it is missing. A line torn by a crash is removed first.
-        kept: Rows that this attempt takes over; written with its start in one piece.
+        kept: Rows that this attempt takes over. They are there together with its start or not at all: a start with a
+            part of them would make the earlier attempt's rows count as lost.
 
-    Attributes:
-        attempt: number of this attempt, from one.
-        chain: checksum of the rows of this attempt, which the record of its end repeats.
+    Raises:
+        StudyFileError: it cannot be written; what it held stays. `write` and `close` raise it as well.
     """
 
     def __init__(self, path: str | os.PathLike[str], kept: Sequence[dict[str, Any]] = ()):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attempts, torn = 0, False
-        if path.exists():
-            text = path.read_bytes()
-            attempts, torn = text.count(b'{"event": "start"'), bool(text) and not text.endswith(b"\n")
-            if torn:  # the torn line goes: a journal holds whole rows only
-                os.truncate(path, text.rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
-        self.attempt, self.chain = attempts + 1, 0
-        self._append([{"event": "start", "attempt": self.attempt}, *kept])
+        self._path = path = Path(path)
+        with using(path):
+            old = b""
+            if os.path.lexists(path):
+                with open_regular(path) as file:
+                    old = file.read()
+        whole = old[: old.rfind(b"\n") + 1]  # the torn line goes: a journal holds whole rows only
+        self.attempt = whole.count(b'{"event": "start"') + 1
+        self._rows, self._running = 0, 0
+        of = "/".join(path.absolute().parts[-2:])
+        begun = self._lines([{"event": "start", "attempt": self.attempt, "of": of}, *kept])
+        write_atomic(path, whole + begun.encode("utf-8"))
+        with using(path):
+            self._file = open(path, "a", encoding="utf-8", opener=_no_link)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one row; numbers that are not finite become null."""
         self._append([{"event": event} | fields])
 
-    def _append(self, rows: Sequence[dict[str, Any]]) -> None:
-        lines, chain = [], self.chain
+    def _lines(self, rows: Sequence[dict[str, Any]]) -> str:
+        text, running = "", self._running
         for row in rows:
-            row = finite({key: value for key, value in row.items() if key != CHAIN})
-            chain = chained(row, chain)
-            lines.append(json.dumps(row | {CHAIN: chain}, allow_nan=False) + "\n")
-        self._file.write("".join(lines))
-        self._file.flush()
-        self.chain = chain
+            line, running = sealed_line(json.dumps(finite(row), allow_nan=False), running)
+            text += line
+        self._rows, self._running = self._rows + len(rows), running
+        return text
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """What the record of the end says of the journal, so that a reader sees whether rows are lost."""
+        return {"rows": self._rows, CHECK: f"{self._running:08x}"}
+
+    def _append(self, rows: Sequence[dict[str, Any]]) -> None:
+        with using(self._path):
+            self._file.write(self._lines(rows))
+            self._file.flush()
 
     def close(self) -> None:
         """Write the rows through to the disk and close the file."""
-        with self._file:
+        with using(self._path), self._file:
             os.fsync(self._file.fileno())
 
 
 def write_json(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
-    """Write one JSON object, old or new content being seen whole; numbers that are not finite become null."""
-    write_text_atomic(path, json.dumps(finite(table), indent=2, allow_nan=False) + "\n")
+    """Write one JSON object, old or new content being seen whole; numbers that are not finite become null.
+
+    Its last key is a checksum of all others.
+    """
+    table = json.loads(json.dumps(finite(table), allow_nan=False))  # as it is read
+    write_text_atomic(path, json.dumps(table | {CHECK: checksum(table)}, indent=2) + "\n")
 
 
 def is_full(error: BaseException) -> bool:
     """Whether an error says that there is no room: the disk is full, or a quota or a limit of file sizes is reached."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_ours(error: OSError) -> bool:
+    """Whether an error stops the study and not only one run: a file of ours is refused, or the disk is full."""
+    return isinstance(error, StudyFileError) or is_full(error)
 
 
 def set_aside(path: str | os.PathLike[str]) -> Path | None:
@@ -226,20 +170,60 @@ def set_aside(path: str | os.PathLike[str]) -> Path | None:
         The new name, `NAME.damaged` or with a number behind it; None where there is no such file.
     """
     path = Path(path)
-    if not path.is_symlink() and not path.exists():
+    if not os.path.lexists(path):
         return None
     aside, number = path.with_name(f"{path.name}.damaged"), 1
-    while aside.exists():
+    while os.path.lexists(aside):
         number += 1
         aside = path.with_name(f"{path.name}.damaged-{number}")
-    path.rename(aside)
+    with using(path):
+        path.rename(aside)
     return aside
 
 
+def set_aside_unless_file(path: str | os.PathLike[str]) -> Path | None:
+    """Rename what stands where a file is to be written and is none: a folder, a link, a named pipe."""
+    return None if Path(path).is_file() and not Path(path).is_symlink() else set_aside(path)
+
+
 def read_or_set_aside(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read one JSON object; a damaged file is set aside and counts as missing."""
+    """Read one JSON object; a file that is damaged, or has no checksum, is set aside and counts as missing."""
     try:
-        return read_json(path)
-    except ValueError:
+        record = read_record(path)
+        if record is not None and not record.sealed:
+            raise DamagedFile(path, "it has no checksum")
+    except DamagedFile:
         set_aside(path)
         return None
+    return None if record is None else record.table
+
+
+def told(error: BaseException, folder: Path) -> str:
+    """What a run's record says of the error that ended it; its traceback goes into `error.txt`, passwords nowhere."""
+    text = without_passwords("".join(traceback.format_exception(error)))
+    write_atomic(folder / "error.txt", text.encode("utf-8", "backslashreplace"))
+    return without_passwords(f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def warnings_into(path: Path) -> Iterator[None]:
+    """Write warnings to a file, one after the other, in place of the terminal, where those of all runs would mix.
+
+    Raises:
+        StudyFileError: one could not be written. It is raised at the end: whoever warns may take any error for one of
+            its own, and go on in another way.
+    """
+    refused: list[StudyFileError] = []
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        try:
+            with using(path), open(path, "a", encoding="utf-8", errors="backslashreplace", opener=_no_link) as file:
+                file.write(without_passwords(f"{category.__name__}: {message}\n"))
+        except StudyFileError as error:
+            refused.append(error)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+    if refused:
+        raise refused[0]

@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..optim import KFAC, SGDQLR, AdamQLR, HessianFree
 from ..optim.quadratic_lr.options import QuadraticOptions
+from .plan import NAME as NAME_ALONE
 
 NOT_IN_TOML = ("params", "curvature_dtype")
-NAME = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
+NAME = f"^{NAME_ALONE}$"
+FACTORY = r"^[\w.]+:\w+$"
+DEVICE = r"^(cpu|cuda)$"
 SCHEDULES = ("constant", "tenth", "cosine", "plateau", "averaging")
 
 
@@ -135,7 +139,7 @@ class Custom(_Strategy):
     """A strategy of the user's own: PACKAGE.MODULE:FACTORY, called with a `StrategyContext` and the options."""
 
     kind: Literal["custom"]
-    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    factory: str = Field(pattern=FACTORY)
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -191,7 +195,9 @@ def _checked(optimizer: Any, options: dict[str, Any], preset: str = "default") -
             raise ValueError(f"{name!r} is no option of {optimizer.__name__}{hint(name, known)}")
     try:
         made_by(optimizer, preset)([torch.zeros(1, requires_grad=True)], **options)
-    except (TypeError, RuntimeError) as error:  # of torch's optimizers, for values of the wrong kind
+    except ValueError:
+        raise
+    except Exception as error:  # of torch's optimizers, for values of the wrong kind
         raise ValueError(f"options: {optimizer.__name__} does not take them: {error}") from error
     return options
 
@@ -200,3 +206,67 @@ def hint(name: str, known: list[str]) -> str:
     """The known name that may be meant, in words."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+_MISSING = {
+    "problem": "a name that `latephase problems` lists, or PACKAGE.MODULE:FACTORY of your own",
+    "name": "letters, digits, dots and hyphens, as files are called by it",
+    "label": "what it is called in tables and figures",
+    "seeds": "a list, such as [0, 1, 2]",
+    "checkpoints": "epochs that strategies start from, or how many of them",
+    "strategies": "at least one table [[strategies]]",
+    "factory": "PACKAGE.MODULE:FACTORY of your own",
+    "schedule": ", ".join(SCHEDULES),
+}
+"""What belongs at a key, said where it is missing."""
+_PATTERNS = {
+    NAME: "must begin with a letter or digit and hold letters, digits, dots and hyphens only: files are called by it",
+    FACTORY: "must be PACKAGE.MODULE:FACTORY",
+    DEVICE: "must be cpu or cuda",
+}
+
+
+def in_words(detail: Mapping[str, Any], tables: Iterable[type[Table]]) -> str:
+    """One error of pydantic in words: the key's path, what is wrong and what may be meant, by the keys of `tables`."""
+    *parents, last = detail["loc"] or ("",)
+    path = [str(part) for part in parents if part not in KINDS]  # pydantic names the kind of a strategy, too
+    path += [str(last)] if detail["type"] == "extra_forbidden" or last not in KINDS else []
+    key, given, kind = ".".join(part for part in path if part), detail.get("input"), detail["type"]
+    if kind == "extra_forbidden":
+        known = {name for table in tables for name in table.model_fields}
+        return f"unknown key {key}{hint(path[-1], sorted(known))}"
+    if kind == "missing":
+        return f"missing key {key}{f': {_MISSING[path[-1]]}' if path[-1] in _MISSING else ''}"
+    if kind.startswith("union_tag"):
+        return f"{key}: {_about_kind(given, KINDS[:-1] if 'parts' in path else KINDS)}"
+    message: str = detail["msg"].removeprefix("Value error, ")
+    if kind == "string_pattern_mismatch":
+        message = _PATTERNS.get(detail["ctx"]["pattern"], message)
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        message = "must be a table"
+    if kind == "literal_error" and isinstance(given, str):
+        near = hint(given, re.findall("'([^']*)'", message))
+        message += f", got {_shortened(given)}{near}"
+    elif kind != "value_error":
+        message += f", got {_shortened(given)}"
+    return f"{key}: {message}" if key else message
+
+
+def _about_kind(table: Any, known: Sequence[str]) -> str:
+    """What is wrong with the kind of a strategy's table."""
+    if not isinstance(table, dict):
+        return f"must be a table, got {_shortened(table)}"
+    who = f"strategy {table['name']!r}" if isinstance(table.get("name"), str) else "a strategy without a name"
+    kind = table.get("kind")
+    if kind is None:
+        near = [name for name in table if name not in ("name", "label") and difflib.get_close_matches(name, ["kind"])]
+        meant = f" (did you mean it by {near[0]!r}?)" if near else ""
+        return f"{who} has no kind{meant}; known kinds: {', '.join(known)}"
+    return (
+        f"{who} has the unknown kind {_shortened(kind)}{hint(str(kind), list(known))}; known kinds: {', '.join(known)}"
+    )
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

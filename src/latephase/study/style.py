@@ -1,9 +1,12 @@
 """How the figures of a study look: the style of each strategy, panels, legends and limits. Imports no torch."""
 
+import io
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from .measures import Measure
 from .plan import Plan
+from .store import write_atomic
 
 DPI = 150
 """Dots per inch of the PNG files: sharp on a page that shows them at 96."""
@@ -90,8 +94,12 @@ def _line_and_marker(place: int) -> tuple[Any, str]:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's defaults and our settings, whatever the user's matplotlibrc says; undone at the end."""
-    with matplotlib.style.context(["default", _RC]):
+    """Matplotlib's defaults and our settings, whatever the user's matplotlibrc says; undone at the end.
+
+    A label's letter that the font does not have is drawn as a box, without a word: it stands in page and tables.
+    """
+    with matplotlib.style.context(["default", _RC]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
 
 
@@ -123,6 +131,17 @@ def freeze(figure: Figure) -> None:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and PDF, each whole or not at all; the same figure gives the same bytes."""
+    paths = []
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, dpi=DPI, metadata=metadata)
+        paths.append(folder / f"{name}.{suffix}")
+        write_atomic(paths[-1], content.getvalue())
+    return paths
 
 
 def legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:

@@ -1,7 +1,7 @@
 """The one merge step of a study: the scores as CSV and Parquet, all evaluation rows as Parquet. Imports no torch."""
 
+import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 
 from .results import Results, Run, finite, load_results
 from .score import Score, score_results, write_scores
+from .store import write_atomic
 
 _INTEGERS = ("problem_version", "checkpoint_epoch", "seed", "step", "steps", "samples", "products")
 _TEXTS = ("problem", "strategy", "kind", "label", "status", "unit")
@@ -83,12 +84,6 @@ def _write_parquet(rows: Sequence[dict[str, Any]], columns: Sequence[str], path:
             arrays.append(pa.array(whole, pa.int64()))
         else:
             arrays.append(pa.array([v if isinstance(v, int | float) else None for v in values], pa.float64()))
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        parquet.write_table(pa.table(arrays, names=list(columns)), name)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from colleagues
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    content = io.BytesIO()
+    parquet.write_table(pa.table(arrays, names=list(columns)), content)
+    write_atomic(path, content.getvalue())

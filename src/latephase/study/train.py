@@ -1,5 +1,6 @@
 """The first-order training of a study: the problem's setting, with checkpoints that the strategies start from."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from .clock import Clock
 from .config import Study
 from .context import StrategyContext, epochs_of_batches
 from .evaluate import Evaluator
-from .store import Journal, read_journal, read_json, set_aside, write_json
+from .files import DamagedFile
+from .identity import training_identity
+from .run_files import lost_rows, read_training_rows, read_training_status, wrong_folder
+from .store import Journal, set_aside, write_json
 
 WARM_UP_STEPS = 5
 
@@ -22,38 +26,58 @@ def latest_path(directory: Path) -> Path:
     return directory / "training" / "latest.pt"
 
 
-def is_whole(directory: Path, study: Study) -> bool:
+Say = Callable[[str], None]
+"""Told what a user should know."""
+
+
+def _nobody(line: str) -> None:
+    """Tell nobody."""
+
+
+def is_whole(directory: Path, study: Study, say: Say = _nobody) -> bool:
     """Whether a training is finished with its rows and the checkpoints that strategies start from.
 
-    Damaged files are set aside.
+    Damaged files, and checkpoints of another training, are set aside.
+
+    Args:
+        directory: the study's folder.
+        study: the study.
+        say: told of each checkpoint that is set aside. Default: nobody is.
     """
     finished = training_status(directory).get("status") == "finished"
-    return finished and _has_rows(_rows(directory), study, study.training.epochs) and not _lost(directory, study)
+    return finished and _has_rows(_rows(directory), study, study.training.epochs) and not _lost(directory, study, say)
 
 
-def _lost(directory: Path, study: Study) -> list[int]:
-    """Epochs of the checkpoints that are not there; damaged ones are set aside first."""
-    lost = []
-    for epoch in study.checkpoints:
-        path = checkpoint_path(directory, epoch)
-        try:
-            load_checkpoint(path)
-        except FileNotFoundError:
-            lost.append(epoch)
-        except ValueError:
-            set_aside(path)
-            lost.append(epoch)
-    return lost
+def _lost(directory: Path, study: Study, say: Say = _nobody) -> list[int]:
+    """Epochs of the checkpoints that are not there; damaged and foreign ones are set aside first."""
+    checkpoints = {epoch: checkpoint_path(directory, epoch) for epoch in study.checkpoints}
+    return [epoch for epoch, path in checkpoints.items() if _own(path, study, epoch, say) is None]
+
+
+def _own(path: Path, study: Study, epoch: int | None = None, say: Say = _nobody) -> dict[str, Any] | None:
+    """A state of this training; None where there is none, what is no such state being set aside."""
+    try:
+        return load_checkpoint(path, training_identity(study), epoch)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        say(f"{error}; it is {aside} now" if (aside := set_aside(path)) else str(error))
+        return None
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:
     """The rows of the training so far; a damaged journal is set aside."""
     path = directory / "training" / "rows.jsonl"
+    status = training_status(directory)
     try:
-        return [row for row in read_journal(path) if row["event"] == "evaluation"]
-    except (ValueError, KeyError):
+        rows, journal = read_training_rows(path, sealed=True)
+    except DamagedFile:
         set_aside(path)
         return []
+    if status.get("status") == "finished" and lost_rows(path.parent, {path.name: journal}, status):
+        set_aside(path)
+        return []
+    return rows
 
 
 def _has_rows(rows: list[dict[str, Any]], study: Study, last: int) -> bool:
@@ -68,8 +92,8 @@ def _is_evaluated(study: Study, epoch: int) -> bool:
 def training_status(directory: Path) -> dict[str, Any]:
     """What the training's status file says; nothing where there is none or it is damaged."""
     try:
-        return read_json(directory / "training" / "status.json") or {}
-    except ValueError:
+        return read_training_status(directory / "training" / "status.json", sealed=True)
+    except DamagedFile:
         return {}
 
 
@@ -84,8 +108,11 @@ def train(directory: Path, study: Study) -> None:
         directory: the study's folder.
         study: the study.
     """
-    path = directory / "training" / "status.json"
-    status = training_status(directory)
+    folder = directory / "training"
+    for part in (folder, folder / "checkpoints"):
+        if wrong_folder(part):
+            set_aside(part)
+    path, status = folder / "status.json", training_status(directory)
     if not status:
         set_aside(path)
     finished = status.get("status") == "finished"
@@ -99,19 +126,18 @@ def train(directory: Path, study: Study) -> None:
         if run.journal is not None:
             run.journal.close()
     if not finished:
-        write_json(
-            path,
-            {
-                "status": "finished",
-                "seconds": run.clock.seconds,
-                "epochs": study.training.epochs,
-                "steps": run.steps,
-                "gradients": run.steps,
-                "lr": study.training.lr,
-                "batch_size": study.training.batch_size,
-                "checkpoint_epochs": study.checkpoints,
-            },
-        )
+        status = {
+            "status": "finished",
+            "seconds": run.clock.seconds,
+            "epochs": study.training.epochs,
+            "steps": run.steps,
+            "gradients": run.steps,
+            "lr": study.training.lr,
+            "batch_size": study.training.batch_size,
+            "checkpoint_epochs": study.checkpoints,
+        }
+    if run.journal is not None:  # which may have been begun anew, as rows were lost
+        write_json(path, status | {"journals": {"rows.jsonl": run.journal.end}})
 
 
 class _Training:
@@ -119,6 +145,7 @@ class _Training:
 
     def __init__(self, directory: Path, study: Study, finished: bool):
         self.directory, self.study, self.setting = directory, study, study.training
+        self.identity = training_identity(study)
         self.problem: Problem = get(study.problem, **study.problem_options)
         self.splits: Splits = self.problem.load().to(study.device)
         torch.manual_seed(self.setting.seed)
@@ -144,18 +171,15 @@ class _Training:
 
     def _resume(self, rows: list[dict[str, Any]]) -> None:
         """Load the latest state up to which rows and checkpoints are complete."""
-        candidates = [latest_path(self.directory)]
-        candidates += [checkpoint_path(self.directory, epoch) for epoch in sorted(self.study.checkpoints, reverse=True)]
-        for path in candidates:
-            try:
-                state = load_checkpoint(path)
-            except FileNotFoundError:
+        epochs = sorted(self.study.checkpoints, reverse=True)
+        candidates = [(latest_path(self.directory), None)]
+        candidates += [(checkpoint_path(self.directory, epoch), epoch) for epoch in epochs]
+        for path, epoch in candidates:
+            state = _own(path, self.study, epoch)
+            if state is None:
                 continue
-            except ValueError:
-                set_aside(path)
-                continue
-            before = [epoch for epoch in self.study.checkpoints if epoch <= state["epoch"]]
-            kept = all(checkpoint_path(self.directory, epoch).exists() for epoch in before)
+            before = [epoch for epoch in epochs if epoch <= state["epoch"]]
+            kept = all(checkpoint_path(self.directory, epoch).is_file() for epoch in before)
             if kept and _has_rows(rows, self.study, state["epoch"]):
                 self._load(state)
                 return
@@ -169,6 +193,7 @@ class _Training:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "identity": self.identity,
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -45,22 +45,28 @@ def tune(
     except ImportError:
         _complain("latephase: Optuna is not installed: pip install 'latephase[tune]'")
         raise typer.Exit(1) from None
+    from ...problems import ProblemError
     from ...problems.data import DataError
+    from ..called import announcement
     from ..conduct import StudyError
     from ..config import ConfigError
+    from ..files import DamagedFile
     from ..progress import StudyProgress
     from .conduct import tune as perform
-    from .config import read_tuning
+    from .config import parse_tuning, tuning_table
 
     try:
-        tuning = read_tuning(name_or_file).changed(jobs, trials, device)
+        table, source = tuning_table(name_or_file)
+        for line in announcement(table, source, now=not dry_run):
+            out.print(line, soft_wrap=True, highlight=False)
+        tuning = parse_tuning(table, source, call=not dry_run).changed(jobs, trials, device)
         if dry_run:
             for thing in _described(tuning):
                 out.print(thing, soft_wrap=True, highlight=False)
             return
         with StudyProgress(out) as progress:
             found = perform(tuning, directory, progress, storage)
-    except (ConfigError, StudyError, DataError, OSError, ValueError) as error:
+    except (ConfigError, StudyError, ProblemError, DataError, DamagedFile, OSError) as error:
         _complain(f"latephase: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
@@ -75,16 +81,21 @@ def _described(tuning: "Tuning") -> Iterator[Any]:
     """What would run."""
     from ...problems import get
     from ...problems.data import missing
+    from ...problems.registry import factory_of
     from .conduct import resolve_tuning
 
     study, settings = tuning.study, tuning.tune
-    problem = get(study.problem, **study.problem_options)
-    yield f"Tuning {study.name}: {problem.title}."
-    files = missing(problem.dataset, study.problem_options.get("rows")) if problem.dataset else []
+    place = factory_of(study.problem)
+    problem = None if place else get(study.problem, **study.problem_options)
+    files = missing(problem.dataset, study.problem_options.get("rows")) if problem and problem.dataset else []
+    if problem:
+        yield f"Tuning {study.name}: {problem.title}."
+    else:
+        yield f"Tuning {study.name} of {place}, which is not called now: what depends on it is not looked at."
     if files:
         yield "Missing data, which the command would download (or put it into the folder that LATEPHASE_DATA names):"
         yield from (f"  {file}" for file in files)
-    else:
+    elif problem:
         resolve_tuning(tuning)
     table = Table("strategy", "kind", "trials", "searched for", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for strategy in study.strategies:

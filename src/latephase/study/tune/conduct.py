@@ -3,7 +3,6 @@
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,13 +16,15 @@ from filelock import FileLock
 
 from ...problems import get
 from ...problems.problem import row_count
-from ..conduct import NO_ROOM, StudyError, resolve
+from ..conduct import StudyError, resolve, stopped_by
 from ..config import ConfigError, Study, check_fit
 from ..environment import describe_environment
-from ..execute import ALLOCATOR, DISK_FULL, INTERRUPTED, in_process
+from ..execute import ALLOCATOR, Worker, how_ended, in_process
+from ..links import refuse_links
 from ..progress import StudyProgress
 from ..run import Conditions
-from ..store import is_full, write_text_atomic
+from ..store import remove_leftovers, write_text_atomic
+from .address import without_its_password
 from .config import Tuning
 from .figures import draw
 from .outcome import Outcome, outcomes, write_best, write_table
@@ -36,7 +37,7 @@ class _Running:
     """A trial under way in a process of this worker."""
 
     claimed: Claimed
-    process: Any
+    worker: Worker
     pipe: Connection
     slot: int
     record: dict[str, Any] = field(default_factory=dict)
@@ -81,12 +82,15 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
         ConfigError: the storage holds another tuning of the name, or more trials; or something does not fit.
         StudyError: the disk is full, or the storage is gone; the message says how to go on.
     """
+    refuse_links(directory)
     study, rows = resolve_tuning(tuning)
     directory.mkdir(parents=True, exist_ok=True)
     os.environ.update(ALLOCATOR)  # for the processes that are started from here on
     try:
         trials = Trials(tuning, directory, storage or f"sqlite:///{(directory / 'tune.db').resolve()}")
         try:
+            if trials.alone():
+                remove_leftovers(directory)
             if (places := trials.places()) > tuning.tune.trials:
                 raise ConfigError(
                     f"the storage holds {places} trials of a strategy, more than the {tuning.tune.trials} asked for: "
@@ -103,9 +107,10 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
             draw(tuning, found, directory / "figures")
         return found
     except optuna.exceptions.StorageInternalError as error:
-        raise StudyError(f"the storage fails ({error}); nothing in it is lost, and the same command goes on") from error
+        said = without_its_password(str(error), storage or "")
+        raise StudyError(f"the storage fails ({said}); nothing in it is lost, and the same command goes on") from error
     except OSError as error:
-        raise StudyError(NO_ROOM if is_full(error) else f"{error}; mend it and give the same command") from error
+        raise StudyError(stopped_by(error)) from error
 
 
 class _Worker:
@@ -138,9 +143,9 @@ class _Worker:
                         self.trials.beat(running.claimed)
         finally:
             for running in self.running:
-                running.process.terminate()
+                running.worker.process.terminate()
             for running in self.running:
-                running.process.join()
+                running.worker.process.join()
                 self.trials.give_up(running.claimed)
 
     def _done(self) -> int:
@@ -160,12 +165,12 @@ class _Worker:
         arguments = (self.conditions, key, self.tuning.tune.metric, self.tuning.points, theirs)
         slot = self.free.pop(0)
         try:
-            process = in_process(perform_trial, *arguments, threads=self.study.threads, slot=slot)
+            worker = in_process(perform_trial, *arguments, threads=self.study.threads, slot=slot)
         except BaseException:  # an interrupt above all: starting takes seconds the first time
             self.trials.give_up(claimed)
             raise
         theirs.close()
-        self.running.append(_Running(claimed, process, ours, slot))
+        self.running.append(_Running(claimed, worker, ours, slot))
 
     def _wait(self) -> None:
         """Wait for what trials say or for their end; where none is running here, for other workers."""
@@ -174,10 +179,10 @@ class _Worker:
                 time.sleep(1.0)
                 self.progress.advance(self._done(), "waiting for other workers")
             return
-        handles = [handle for running in self.running for handle in (running.pipe, running.process.sentinel)]
+        handles = [handle for running in self.running for handle in (running.pipe, running.worker.sentinel)]
         ready = multiprocessing.connection.wait(handles, timeout=BEAT_EVERY)
-        for running in [running for running in self.running if {running.pipe, running.process.sentinel} & set(ready)]:
-            ended = running.process.sentinel in ready
+        for running in [running for running in self.running if {running.pipe, running.worker.sentinel} & set(ready)]:
+            ended = running.worker.sentinel in ready
             with suppress(EOFError, OSError):  # the process is gone
                 while running.pipe.poll():
                     self._answer(running, running.pipe.recv())
@@ -196,22 +201,13 @@ class _Worker:
 
         Raises:
             KeyboardInterrupt: the interrupt reached the process first.
-            StudyError: the disk is full.
+            OSError: it could not write a file of ours; the trial is not at fault, and is given up.
         """
-        running.process.join()
+        how = running.worker.ended()
         running.pipe.close()
-        code = running.process.exitcode
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
-        if code == DISK_FULL:
-            raise StudyError(NO_ROOM)
         self.running.remove(running)
         self.free.append(running.slot)
-        record = running.record
-        if not record:
-            killer = signal.Signals(-code).name if code < 0 else ""
-            record = {"outcome": "failed", "error": f"killed by {killer}" if killer else f"ended with status {code}"}
-        self._conclude(running.claimed, record)
+        self._conclude(running.claimed, running.record or {"outcome": "failed", "error": how or how_ended(0)})
 
     def _conclude(self, claimed: Claimed, record: dict[str, Any]) -> None:
         kept = self.trials.conclude(claimed, record)

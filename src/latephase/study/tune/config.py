@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ...problems import Problem, get
+from ...problems.registry import factory_of
 from ..config import Budget, ConfigError, Study, explain, parse_study, read_toml
 from ..strategy_config import StrategyConfig, Table, hint
 from .paths import with_value
@@ -164,11 +165,12 @@ def named_tunings() -> list[str]:
 
 
 def read_tuning(name_or_file: str) -> Tuning:
-    """Read a tuning by its name, or from a TOML file.
+    """Check the table of `tuning_table`; a problem of the user's own is called."""
+    return parse_tuning(*tuning_table(name_or_file))
 
-    Raises:
-        ConfigError: no such tuning, not TOML, or keys and values that do not fit; all of them named.
-    """
+
+def tuning_table(name_or_file: str) -> tuple[dict[str, Any], str]:
+    """The table of a tuning by its name, or of a TOML file, and how errors call it; see `study_table`."""
     path = Path(name_or_file)
     if path.suffix != ".toml":
         path = TUNINGS / f"{name_or_file}.toml"
@@ -178,11 +180,11 @@ def read_tuning(name_or_file: str) -> Tuning:
                 f"no tuning {name_or_file!r}{hint(name_or_file, known)}; known: {', '.join(known)}; one of your own is "
                 "a file FILE.toml"
             )
-    return parse_tuning(read_toml(path), str(path))
+    return read_toml(path), str(path)
 
 
-def parse_tuning(table: Mapping[str, Any], source: str) -> Tuning:
-    """Check a tuning's table; `source` names it in errors.
+def parse_tuning(table: Mapping[str, Any], source: str, *, call: bool = True) -> Tuning:
+    """Check a tuning's table; `source` names it in errors, and `call` is as in `parse_study`.
 
     Raises:
         ConfigError: as `read_tuning`.
@@ -201,7 +203,7 @@ def parse_tuning(table: Mapping[str, Any], source: str) -> Tuning:
         table["training"].setdefault("epochs", 1)  # which nothing starts from
     if tune.budget is not None:
         table.setdefault("budget", tune.budget.model_dump(exclude_none=True))
-    study = parse_study(table, source)
+    study = parse_study(table, source, call=call)
     budget = tune.budget or study.budget
     if budget.amount is None:
         raise ConfigError(
@@ -214,7 +216,8 @@ def parse_tuning(table: Mapping[str, Any], source: str) -> Tuning:
             f"{source}: tune.halving: the first rung is at {budget.amount / halving.factor**halving.rungs:.2g} "
             f"{budget.unit} of {budget.amount:g}, less than one; give fewer rungs, or a larger budget"
         )
-    direction = _direction(tune.metric, get(study.problem, **study.problem_options), source)
+    is_known = call or not factory_of(study.problem)
+    direction = is_known and _direction(tune.metric, get(study.problem, **study.problem_options), source)
     searches = {name: _searches(name, given, source) for name, given in wanted.items()}
     tuning = Tuning(study, tune, searches, table, given, direction)
     if not tuning.tuned:

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from ...visible import as_label
 from ..measures import Measure
-from ..style import DPI, FINAL, INITIAL, freeze, house_style, legend, logarithmic, panels
+from ..style import FINAL, INITIAL, freeze, house_style, legend, logarithmic, panels, save
 from .config import Search, Tuning
 from .outcome import Outcome, best_of
 
@@ -51,14 +51,11 @@ def draw(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> list[Path]:
     Returns:
         The files: ``sensitivity-STRATEGY`` for each tuned strategy, and ``importance`` where there are enough trials.
     """
-    folder.mkdir(exist_ok=True)
     paths = []
     with house_style():
         for name, figure in build(tuning, found):
             freeze(figure)
-            for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-                paths.append(folder / f"{name}.{suffix}")
-                figure.savefig(paths[-1], dpi=DPI, metadata=metadata)
+            paths += save(figure, folder, name)
     return paths
 
 
@@ -97,7 +94,7 @@ def sensitivity(tuning: Tuning, own: Sequence[Outcome], name: str) -> Figure:
             logarithmic(axes, [bad, good])
             axes.set_title(title)
         axes.set_ylim(*_with_margin(bad, good, axes.get_yscale() == "log"))
-    row[0].set_ylabel(measure.name)
+    row[0].set_ylabel(as_label(measure.name))
     legend(figure, row[0], narrow=False)
     return figure
 
@@ -157,9 +154,9 @@ def _place(search: Search, value: Any) -> float:
 
 def _scale(axes: Axes, search: Search, name: str) -> None:
     """The x axis of a value: its name, its scale, and the whole of where it was looked for."""
-    axes.set_title(f"1 - {name}" if search.one_minus else name)
+    axes.set_title(as_label(f"1 - {name}" if search.one_minus else name))
     if search.choices is not None:
-        axes.set_xticks(range(len(search.choices)), [str(choice) for choice in search.choices])
+        axes.set_xticks(range(len(search.choices)), [as_label(str(choice)) for choice in search.choices])
         axes.set_xlim(-0.5, len(search.choices) - 0.5)
         return
     assert search.low is not None
@@ -213,11 +210,11 @@ def importance(tuning: Tuning, shares: dict[str, dict[str, float]]) -> Figure:
     """Draw how much each value mattered, a panel for each strategy; see `importances`."""
     most = max(len(entries) for entries in shares.values())
     figure, row = panels(len(shares), narrow=False, height=1.1 + 0.3 * most)
-    labels = {strategy.name: as_label(strategy.label) for strategy in tuning.study.strategies}
+    labels = {strategy.name: strategy.label for strategy in tuning.study.strategies}
     for axes, (name, entries) in zip(row, shares.items(), strict=True):
         axes.barh(range(len(entries)), list(entries.values()), height=0.62, color=INITIAL, alpha=0.8)
-        axes.set_yticks(range(len(entries)), [label_of(path) for path in entries])
+        axes.set_yticks(range(len(entries)), [as_label(label_of(path)) for path in entries])
         axes.set(xlim=(0, 1), ylim=(most - 0.4, -0.6), xlabel="importance (PED-ANOVA)")
-        axes.set_title(textwrap.fill(labels[name], 20))
+        axes.set_title("\n".join(as_label(line) for line in textwrap.wrap(labels[name], 20, max_lines=4)))
         axes.grid(visible=False, axis="y")
     return figure

@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from ...visible import as_cell
 from ..config import parse_study
 from ..store import write_text_atomic
 from .config import Tuning
@@ -87,10 +88,10 @@ def write_table(found: Sequence[Outcome], path: Path) -> None:
     searched = list(dict.fromkeys(name for outcome in found for name in outcome.values))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, *searched])
+    writer.writerow(map(as_cell, [*columns, *searched]))
     for o in found:
         row = (o.strategy, o.place, o.number, o.outcome, o.value, o.share, o.start, o.seconds, o.steps, o.error)
-        writer.writerow([*row, *(o.values.get(name, "") for name in searched)])
+        writer.writerow(map(as_cell, [*row, *(o.values.get(name, "") for name in searched)]))
     write_text_atomic(path, text.getvalue())
 
 

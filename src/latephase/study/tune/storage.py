@@ -7,6 +7,7 @@ many workers there were.
 """
 
 import json
+import re
 import time
 import uuid
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..config import ConfigError
 from ..environment import describe_environment
-from ..identity import code_version
+from ..identity import code_version, own_code
+from .address import without_its_password
 from .config import Tuning
 from .sampler import SamplerByPlace, suggest
 
@@ -31,6 +33,8 @@ STALE_AFTER = 60.0
 
 COUNTED = ("finished", "stopped", "diverged", "failed")
 """What a trial can come to. Beside these it may be lost (with its worker), or surplus (its place was another's)."""
+
+_NAME_OF_A_WORKER = re.compile("[0-9a-f]{32}")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -75,14 +79,12 @@ class Trials:
         self._dead: set[str] = set()
         self._storage = open_storage(url)
         direction = "maximize" if tuning.higher_is_better else "minimize"
-        halving = tuning.tune.halving
         self.studies = {}
         for stream, name in enumerate(tuning.tuned):
             self.studies[name] = optuna.create_study(
                 study_name=f"{tuning.study.name}/{name}",
                 storage=self._storage,
                 sampler=SamplerByPlace(tuning.tune.sampler, tuning.tune.seed, stream),
-                pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=halving.factor),
                 direction=direction,
                 load_if_exists=True,
             )
@@ -91,6 +93,11 @@ class Trials:
     def close(self) -> None:
         """Let others know that this worker is gone; the lock's file stays, and says so of trials that it left."""
         self._alive.release()
+
+    def alone(self) -> bool:
+        """Whether no other worker of this folder is alive."""
+        others = (path for path in self._workers.iterdir() if path.name != self.worker)
+        return all(_is_free(path) for path in others)
 
     def places(self) -> int:
         """How many places of a strategy have been given out, those beyond the number asked for now included."""
@@ -144,9 +151,20 @@ class Trials:
         )
 
     def goes_on(self, claimed: Claimed, rung: int, value: float) -> bool:
-        """Report a value at a rung; whether the trial is among the best there."""
-        claimed.trial.report(value, self.tuning.tune.halving.factor**rung)
-        return not claimed.trial.should_prune()
+        """Report a value at a rung; whether the trial is among the best there, one in so many as the tuning says.
+
+        Each place counts once: Optuna's own pruner also compares with trials that were lost at that rung with their
+        worker, and so with a trial's own former self.
+        """
+        factor, number = self.tuning.tune.halving.factor, claimed.trial.number
+        claimed.trial.report(value, factor**rung)
+        held = (trial for trial in self.held(claimed.strategy).values() if trial.number != number)
+        reached = [
+            trial.intermediate_values[factor**rung] for trial in held if factor**rung in trial.intermediate_values
+        ]
+        values = sorted([*reached, value], reverse=self.tuning.higher_is_better)
+        last = values[max(1, len(values) // factor) - 1]
+        return value >= last if self.tuning.higher_is_better else value <= last
 
     def conclude(self, claimed: Claimed, record: dict[str, Any]) -> bool:
         """Write down what became of a trial; False where another worker has taken this one for dead meanwhile.
@@ -192,13 +210,10 @@ class Trials:
         worker, now = str(trial.user_attrs.get("worker")), time.monotonic()
         if worker in self._dead:
             return True
-        if (self._workers / worker).exists():
-            try:
-                with FileLock(self._workers / worker, timeout=0):
-                    self._dead.add(worker)
-                    return True
-            except Timeout:
-                return False
+        if _NAME_OF_A_WORKER.fullmatch(worker) and (self._workers / worker).exists():
+            if _is_free(self._workers / worker):
+                self._dead.add(worker)
+            return worker in self._dead
         beat = trial.user_attrs.get("beat")
         seen, since = self._beats.get(trial._trial_id, (None, now))
         if seen != beat or trial._trial_id not in self._beats:
@@ -213,6 +228,15 @@ class Trials:
             study.tell(number, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # concluded by another meanwhile
             return
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds a lock."""
+    try:
+        with FileLock(path, timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 def _id_of(study: optuna.Study, number: int) -> int:
@@ -231,7 +255,8 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(url, engine_kwargs=patient)
         except Exception as error:  # drivers raise what they like; two workers may make the tables at once
             if attempt == 4:
-                raise ConfigError(f"cannot open the storage {url}: {error}") from error
+                what = without_its_password(f"{url}: {error}", url)
+                raise ConfigError(f"cannot open the storage {what}") from None  # the cause would tell the password
             time.sleep(0.2 * 2**attempt)
     raise AssertionError
 
@@ -250,6 +275,7 @@ def configuration(tuning: Tuning, strategy: str) -> dict[str, Any]:
         },
         **tune.model_dump(include={"sampler", "metric", "seed", "halving"}),
         "code": code_version(),
+        "own_code": own_code(study.problem, [own]),
         "torch": torch.__version__,
     }
     if study.budget.unit == "seconds":  # of one machine, which are not those of another

@@ -1,7 +1,6 @@
 """One trial: a training of the problem from its initialisation, by a strategy, under the budget; in a process."""
 
 import os
-import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -12,10 +11,9 @@ from ...problems import Problem, Splits
 from ...randomness import forked
 from ..context import StrategyContext
 from ..evaluate import Evaluator
-from ..execute import DISK_FULL
-from ..run import ActiveRun, Conditions, fresh_start, warnings_into
+from ..run import ActiveRun, Conditions, fresh_start, make_way
 from ..runs import RunKey
-from ..store import is_full, write_json
+from ..store import is_ours, told, warnings_into, write_json
 
 APART = 2**31
 """Between the seeds of studies and those of trials: a study repeats what was chosen with other weights and orders.
@@ -66,32 +64,30 @@ def perform_trial(conditions: Conditions, key: TrialKey, metric: str, points: li
         metric: the field of an evaluation row that trials are compared by.
         points: where to evaluate, in the unit of the budget; the last is the budget.
         parent: where to report.
+
+    Raises:
+        OSError: a file of the trial cannot be written, or the disk is full; the trial begins anew another time.
     """
     folder = conditions.directory / "runs" / key.run_id
+    make_way(folder)
+    write_json(folder / "run.json", {"run_id": key.run_id, "strategy": key.strategy.model_dump(), "seed": key.seed})
+    run = _Trial(conditions, key, metric, points, parent)
     try:
-        write_json(folder / "run.json", {"run_id": key.run_id, "strategy": key.strategy.model_dump(), "seed": key.seed})
-        run = _Trial(conditions, key, metric, points, parent)
-        try:
-            record: dict[str, Any] = {"outcome": "finished"}
-            with warnings_into(folder / "warnings.txt"):
-                run.go()
-        except Stopped:
-            record = {"outcome": "stopped"}
-        except Diverged as error:
-            record = {"outcome": "diverged", "error": str(error)}
-        except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
-            if is_full(error):
-                raise
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            record = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
-        finally:
-            run.close()
-        record |= {"start": run.start, "value": run.value, "at": run.at} | run.record()
-        write_json(folder / "status.json", record)
-    except OSError as error:
-        if is_full(error):
-            os._exit(DISK_FULL)
-        raise
+        record: dict[str, Any] = {"outcome": "finished"}
+        with warnings_into(folder / "warnings.txt"):
+            run.go()
+    except Stopped:
+        record = {"outcome": "stopped"}
+    except Diverged as error:
+        record = {"outcome": "diverged", "error": str(error)}
+    except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
+        if isinstance(error, OSError) and is_ours(error):
+            raise
+        record = {"outcome": "failed", "error": told(error, folder)}
+    finally:
+        run.close()
+    record |= {"start": run.start, "value": run.value, "at": run.at} | run.record()
+    write_json(folder / "status.json", record)
     parent.send(("end", record))
     os._exit(0)  # at once: a trial has nothing to clean up
 
