@@ -33,8 +33,8 @@ def parse(text: str) -> Any:
         text: One value.
 
     Raises:
-        ValueError: not JSON, numbers that are not finite or longer than 64 bits, a key that stands twice, text that
-            is not Unicode, or lists in lists without end; says which, in a few words.
+        ValueError: not JSON, numbers that are not finite or longer than 64 bits, a key that stands twice, or lists in
+            lists without end; says which, in a few words.
     """
     try:
         value = json.loads(
@@ -46,11 +46,6 @@ def parse(text: str) -> Any:
         raise ValueError(f"not JSON ({error})") from error
     except RecursionError:
         raise ValueError(f"nested more than {DEEPEST} levels deep") from None
-    if "\\u" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("text with half a character (a lone surrogate)") from None
     return value
 
 

@@ -9,7 +9,7 @@ from .files import DamagedFile, ResultsError, Toml, read_toml
 from .measures import UNITS
 from .run_files import is_count, is_number
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9.-]*"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """What a strategy may be called, so that folders can be."""
 
 SECOND_ORDER = ("hessian_free", "adamqlr", "sgdqlr", "kfac", "lbfgs")

@@ -158,7 +158,7 @@ def _judge(folder: Path, found: RunFiles, journals: Sequence[Journaled], sealed:
     if (run or has_status) and not never_began:
         if not run:
             found.damage.append(Damage(folder / "run.json", "it is missing or empty"))
-        elif run.get("run_id") != folder.name:
+        elif sealed and run.get("run_id") != folder.name:
             found.damage.append(Damage(folder / "run.json", f"it is of another run, {run.get('run_id')!r}"))
         elif not is_number(run.get("budget"), 0.0):
             found.damage.append(Damage(folder / "run.json", f"its budget is {run.get('budget')!r}"))
@@ -220,9 +220,10 @@ def check_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _check_numbers(path: Path, row: dict[str, Any], but: Sequence[str]) -> None:
-    """Check that all values of an evaluation are numbers, or null where they were not finite."""
+    """Check that all values of an evaluation are numbers, or lists of them, or null where they were not finite."""
     for key, value in row.items():
-        if key not in but and value is not None and not is_number(value):
+        numbers = value if isinstance(value, list) else [value]
+        if key not in but and not all(number is None or is_number(number) for number in numbers):
             raise DamagedFile(path, f"{key} is no number at {row.get('spent', row.get('epoch'))}, but {value!r:.40}")
     if not is_count(row.get("step", 0)):
         raise DamagedFile(path, f"step is {row['step']!r:.40}")
