@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..chunks import _setting
+from ..memory import is_exhaustion
 from ..randomness import random_signs
 from .loss_hessians import Product, _cross_entropy, _formula, _position_weights, hessian_product
 
@@ -110,7 +111,9 @@ def _blocks(loss: Any, x: Tensor, targets: Any) -> tuple[Tensor, bool] | None:
         blocks = torch.stack([product(unit.repeat(rows)) for unit in units], dim=2)
         signs = random_signs(x.detach(), torch.Generator(x.device).manual_seed(0)).reshape(rows, columns)
         beside = product(signs) - (blocks @ signs.unsqueeze(2)).squeeze(2)
-    except RuntimeError:  # no second derivative, or none at all
+    except RuntimeError as error:  # no second derivative, or none at all
+        if is_exhaustion(error):
+            raise
         return None
     is_apart = bool(beside.abs().max() <= ROUNDING * columns * blocks.abs().max())
     return 0.5 * (blocks + blocks.mT), is_apart
