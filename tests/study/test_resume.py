@@ -3,22 +3,18 @@
 import os
 import random
 import signal
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from kill_campaign import campaign, killed_until_finished, study_subject, tuning_subject, written
 from small_studies import (
-    DRIVER,
     first_order,
     hessian_free,
     performed,
-    rows_of,
     statuses_of,
     study_of,
     times_of,
-    toml_of,
     training_rows_of,
 )
 
@@ -28,83 +24,32 @@ from latephase.study.store import read_json
 from latephase.study.train import is_whole, latest_path, train
 
 
-def start(toml: Path, directory: Path, **environment: str) -> subprocess.Popen:
-    """`latephase study` in a process group of its own."""
-    return subprocess.Popen(
-        [*DRIVER, "study", str(toml), "--out", str(directory)],
-        env=os.environ | {"REPORT": "no"} | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def written(directory: Path) -> int:
-    """Bytes in all files of a study."""
-    total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # renamed meanwhile
-            continue
-    return total
-
-
-def killed_until_finished(toml: Path, directory: Path, kills: int, total: int, seed: int) -> int:
-    """Run a study with SIGKILLs to the whole process group, each after some more of its files have been written."""
-    draw, hit = random.Random(seed), 0
-    for _ in range(kills):
-        more = written(directory) + draw.uniform(0, 2 * total / kills)
-        process = start(toml, directory)
-        while process.poll() is None and written(directory) < more:
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.1))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            hit += 1
-        process.communicate()
-    process = start(toml, directory)
-    _, error = process.communicate()
-    assert process.returncode == 0, error.decode()
-    return hit
-
-
-def same_study(directory: Path, other: Path, runs: int) -> None:
-    assert rows_of(directory) == rows_of(other)
-    assert len(rows_of(directory)) == runs
-    assert {status["status"] for status in statuses_of(directory).values()} == {"finished"}
-    assert training_rows_of(directory) == training_rows_of(other)
-    for path in (other / "training" / "checkpoints").glob("*.pt"):
-        ours = load_checkpoint(directory / "training" / "checkpoints" / path.name)["model"]
-        assert all(torch.equal(ours[name], tensor) for name, tensor in load_checkpoint(path)["model"].items())
-    assert not list(directory.rglob("*.damaged*"))
-
-
 def test_a_study_that_is_killed_twice_is_as_one_that_is_not(tmp_path, monkeypatch):
     strategies = (first_order(), hessian_free())
-    toml = toml_of(tmp_path, *strategies, seeds=[0])
+    subject = study_subject(tmp_path, *strategies, seeds=[0])
     performed(study_of(*strategies, seeds=[0]), tmp_path / "whole", monkeypatch)
-    assert killed_until_finished(toml, tmp_path / "killed", 2, written(tmp_path / "whole"), seed=4) >= 1
-    same_study(tmp_path / "killed", tmp_path / "whole", 4)
+    size = written(tmp_path / "whole")
+    assert killed_until_finished(subject, tmp_path / "killed", 2, size, random.Random(4)) >= 1
+    subject.same(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_a_study_of_digits_that_is_killed_twenty_times_is_as_one_that_is_not(tmp_path):
+def test_a_study_of_digits_that_is_killed_is_as_one_that_is_not(tmp_path):
     plans = {"problem": "digits", "training": {"epochs": 4}, "checkpoints": [2, 4], "jobs": 2}
     strategies = [first_order(), first_order("averaging"), hessian_free()]
-    toml = toml_of(tmp_path, *strategies, budget={"unit": "steps", "amount": 40}, evaluations=8, **plans)
-    process = start(toml, tmp_path / "whole", REPORT="yes")
-    _, error = process.communicate()
-    assert process.returncode == 0, error.decode()
-    total = written(tmp_path / "whole" / "training") + written(tmp_path / "whole" / "runs")
-    hit = killed_until_finished(toml, tmp_path / "killed", 20, total, seed=1)
-    assert hit >= 10  # the others came after its end
-    same_study(tmp_path / "killed", tmp_path / "whole", 12)
+    budget = {"budget": {"unit": "steps", "amount": 40}, "evaluations": 8}
+    subject = study_subject(tmp_path, *strategies, report=True, **budget, **plans)
+    assert campaign([subject], 10, tmp_path / "out", seed=1)["finished"] >= 12
+
+
+@pytest.mark.slow
+def test_a_tuning_that_is_killed_is_as_one_that_is_not(tmp_path):
+    assert campaign([tuning_subject(tmp_path)], 3, tmp_path / "out", seed=2)["finished"] >= 10
 
 
 def test_an_interrupt_stops_the_study_and_says_how_to_go_on(tmp_path):
-    toml = toml_of(tmp_path, first_order(), seeds=[0], training={"epochs": 2000}, checkpoints=[2000])
-    process = start(toml, tmp_path / "out")
+    plans = {"seeds": [0], "training": {"epochs": 2000}, "checkpoints": [2000]}
+    process = study_subject(tmp_path, first_order(), **plans).start(tmp_path / "out")
     journal = tmp_path / "out" / "training" / "rows.jsonl"
     while not (journal.exists() and journal.stat().st_size > 1000):
         assert process.poll() is None
