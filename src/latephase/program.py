@@ -68,6 +68,8 @@ class LossOfOutputs:
     """The program of the ordinary objective: outputs = forward(model, inputs), then loss(outputs, targets)."""
 
     def __init__(self, loss: Callable[[Any, Any], Tensor], forward: Callable[[nn.Module, Any], Any]):
+        inner = getattr(loss, "_orig_mod", None)
+        loss = inner if isinstance(inner, nn.Module) else loss  # whose class tells what is known of it
         self.loss = loss
         self.forward = forward
         held = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..chunks import _setting
+from ..kernels import as_written
 from ..memory import is_exhaustion
 from ..randomness import random_signs
 from .loss_hessians import Product, _cross_entropy, _formula, _position_weights, hessian_product
@@ -104,7 +105,7 @@ def _blocks(loss: Any, x: Tensor, targets: Any) -> tuple[Tensor, bool] | None:
         return (torch.zeros_like(x) if found is None else found).reshape(rows, columns)
 
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), as_written():
             value = loss(x.clone(), targets)  # a loss may work in place
             slope = torch.autograd.grad(value, x, create_graph=True)[0]
         units = torch.eye(columns, dtype=x.dtype, device=x.device)
