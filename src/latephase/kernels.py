@@ -103,7 +103,7 @@ def _without_fused_kernels(module: nn.Module) -> Iterator[None]:
 def quiet_forward_mode() -> Iterator[None]:
     """Within, torch's first use of forward mode imports its decompositions without a warning of its own workings."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
         yield
 
 

@@ -1,4 +1,4 @@
-"""What a user's program sends through `torch.compile` runs as written in our passes: compiled code has one derivative."""
+"""What went through `torch.compile` runs as written in our passes: compiled code has one derivative."""
 
 import threading
 from collections.abc import Callable
