@@ -122,7 +122,7 @@ def test_reference_cycles_count_until_they_are_collected():
         assert memory.live == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")  # of torch itself
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # of torch itself
 def test_function_transforms_are_seen_through():
     x = torch.ones(N)
     with PeakMemory() as memory:

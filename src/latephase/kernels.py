@@ -1,6 +1,8 @@
 """Kernels that have the derivatives curvature products need."""
 
 import contextlib
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -16,10 +18,11 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     The fused attention kernels have neither forward-mode nor second derivatives, nor have the fused recurrent kernels
     of cuDNN and oneDNN. Attention goes to the math backend; cuDNN and oneDNN are off while a recurrent layer runs, and
     on again for what follows it; the inference fast path of multi-head attention is off; gradients of embeddings are
-    dense.
+    dense; what is compiled runs as it was written.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(as_written())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         for module in model.modules():
             if isinstance(module, nn.RNNBase):
@@ -30,6 +33,44 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+class _AsWritten:
+    """The stance of torch.compile's that is shared by all threads that are within: the last to leave puts it back."""
+
+    def __init__(self):
+        self.lock, self.within, self.stance = threading.Lock(), 0, contextlib.ExitStack()
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.within == 0:
+                self.stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self.within += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.within -= 1
+            if self.within == 0:
+                self.stance.close()
+
+
+_as_written = _AsWritten()
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Within, whatever went through `torch.compile` runs uncompiled: a submodule, a loss, a function that they call.
+
+    Compiled code can be differentiated once. Its second derivatives raise or, worse, are zero.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and importing it takes seconds
+        yield
+        return
+    _as_written.enter()
+    try:
+        yield
+    finally:
+        _as_written.leave()
 
 
 @contextlib.contextmanager
@@ -62,7 +103,7 @@ def _without_fused_kernels(module: nn.Module) -> Iterator[None]:
 def quiet_forward_mode() -> Iterator[None]:
     """Within, torch's first use of forward mode imports its decompositions without a warning of its own workings."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
         yield
 
 

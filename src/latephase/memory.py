@@ -1,5 +1,8 @@
 """How much memory there is, and how much a computation needs."""
 
+import os
+import re
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,34 +13,136 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+ASSUMED = 4 * 2**30
+"""Bytes that are taken to be free where a system does not tell."""
+
+_EXHAUSTED = re.compile(
+    r"DefaultCPUAllocator|can't allocate memory|Cannot allocate memory|not enough memory|out of memory|ALLOC_FAILED",
+    re.IGNORECASE,
+)
+"""What torch's allocators and the libraries behind it say; on a CPU that is a plain RuntimeError."""
+
+
+def is_exhaustion(error: BaseException | None) -> bool:
+    """Whether an error says that memory is used up, by itself or by the error that it was raised from.
+
+    `torch.OutOfMemoryError` is that of accelerators; on a CPU torch raises a RuntimeError, and Python and NumPy a
+    MemoryError. Such an error says nothing about what a model supports, and must not be kept as if it did.
+    """
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and _EXHAUSTED.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
+
 
 def available(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device, a container's limit included."""
+    """Bytes that can still be allocated on a device, the limits of a container and of the process included.
+
+    Where the system does not tell what is free, half of what it has; where it does not tell that either, 4 GiB, with a
+    warning.
+    """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
-    found = [_of_machine(), _of_container()]
-    known = [size for size in found if size is not None]
-    return min(known) if known else 4 * 2**30
+    free = _of_machine()
+    if free is None:
+        free = _of_hardware()
+    if free is None:
+        warnings.warn(
+            "this system does not tell how much memory is free; 4 GiB are assumed. Give Objective(memory_limit=...)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        free = ASSUMED
+    return max(min([free, *_of_containers(), *_of_process()]), 0)
 
 
 def _of_machine() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    """Linux: what can be allocated without swapping."""
+    sizes = [line.split()[1] for line in _lines(Path("/proc/meminfo")) if line.startswith("MemAvailable:")]
     return int(sizes[0]) * 1024 if sizes else None
 
 
-def _of_container() -> int | None:
-    """What a control group (version 2) leaves; None where there is no limit."""
-    folder = Path("/sys/fs/cgroup")
+def _of_hardware() -> int | None:
+    """Half of what is built in."""
     try:
-        limit, used = (folder / "memory.max").read_text().strip(), (folder / "memory.current").read_text()
-    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):  # no such function on Windows, no such name elsewhere
         return None
-    return None if limit == "max" else max(int(limit) - int(used), 0)
+
+
+def _of_process() -> list[int]:
+    """What the limit on the address space leaves (`ulimit -v`)."""
+    pages = _lines(Path("/proc/self/statm"))
+    if resource is None or not pages:
+        return []
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return [] if limit == resource.RLIM_INFINITY else [limit - int(pages[0].split()[0]) * resource.getpagesize()]
+
+
+def _of_containers(process: Path = Path("/proc/self")) -> list[int]:
+    """What each control group leaves that the process is in, directly or by a group around it.
+
+    Version 2 and version 1 alike. Pages of files that can be dropped at once count as free.
+
+    Args:
+        process: the process's folder, with `cgroup` and `mountinfo`.
+    """
+    left = []
+    for mount, inside, files in _memory_groups(process):
+        folder = mount / inside
+        for group in (folder, *folder.parents):
+            if mount in (group, *group.parents):
+                left.append(_left(group, *files))
+    return [size for size in left if size is not None]
+
+
+def _memory_groups(process: Path) -> list[tuple[Path, str, tuple[str, str, str]]]:
+    """Where memory's control groups are mounted, the process's group below, and the names of limit, use and cache."""
+    groups = {names: path for _, names, path in (line.split(":", 2) for line in _lines(process / "cgroup"))}
+    found = []
+    for line in _lines(process / "mountinfo"):
+        before, _, after = line.partition(" - ")
+        root, mount = before.split()[3:5]
+        kind, *_, options = after.split()
+        if kind == "cgroup2":
+            group, files = groups.get(""), ("memory.max", "memory.current", "inactive_file")
+        elif kind == "cgroup" and "memory" in options.split(","):
+            group = next((path for names, path in groups.items() if "memory" in names.split(",")), None)
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        if group is not None:
+            inside = group.removeprefix(root) if root != "/" else group
+            # A group outside of what is mounted here ("/../x"): only what is mounted can be read.
+            found.append((Path(mount), "" if ".." in inside.split("/") else inside.strip("/"), files))
+    return found
+
+
+def _left(group: Path, limit: str, used: str, cache: str) -> int | None:
+    """What one control group leaves; None where it has no limit."""
+    most, now = _lines(group / limit), _lines(group / used)
+    if not most or not now or not most[0].isdigit() or int(most[0]) >= 2**60:  # "max", or version 1's largest number
+        return None
+    dropped = [line.split()[1] for line in _lines(group / "memory.stat") if line.startswith(f"{cache} ")]
+    return int(most[0]) - int(now[0]) + (int(dropped[0]) if dropped else 0)
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a file of the kernel's; none where there is no such file."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 class PeakMemory(TorchDispatchMode):

@@ -79,9 +79,66 @@ class ParameterSpace:
             for p, value in zip(self.parameters, self.unflatten(vector), strict=True):
                 p.copy_(value)
 
-    def versions(self) -> list[tuple[int, int]]:
-        """What changes when a parameter is written or replaced."""
-        return [(p._version, p.data_ptr()) for p in self.parameters]
+    def versions(self) -> "Versions":
+        """What the parameters are now, which differs when one is written in whatever way, or replaced."""
+        return Versions(self.parameters)
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Versions:
+    """What tensors were at one moment, to tell later whether they still are.
+
+    torch counts the writes into a tensor, but not those that go through its `.data` or through an array that shares its
+    memory; where values are kept, these are compared as well, bit for bit, so that NaN equals itself.
+
+    Args:
+        tensors: at this moment.
+        values: keep their values. Without, only writes that torch counts are seen.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], values: bool = True):
+        self._tensors = list(tensors)
+        self._marks = self._now()
+        self._values = [t.detach().clone() for t in self._tensors] if values else []
+
+    def forget_values(self) -> None:
+        """See from now on only the writes that torch counts, as `values=False`."""
+        self._values = []
+
+    def hold(self) -> bool:
+        """Whether the tensors are what they were."""
+        if self._marks != self._now():
+            return False
+        if any(value.is_cuda for value in self._values[:1]) and torch.cuda.is_current_stream_capturing():
+            return True  # nothing may be read back while a graph is captured
+        pairs = zip(self._values, self._tensors, strict=False)
+        return all(torch.equal(_bits(before), _bits(now.detach())) for before, now in pairs)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Versions) or self._marks != other._marks:
+            return False
+        pairs = zip(self._values, other._values, strict=False)
+        return all(torch.equal(_bits(before), _bits(now)) for before, now in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _now(self) -> list[tuple[int, int]]:
+        return [_mark(t) for t in self._tensors]
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
+    """Writes so far, which are not counted for what inference mode made, and the place in memory, if it is one."""
+    try:
+        place = tensor.data_ptr()
+    except RuntimeError:
+        place = 0
+    return 0 if tensor.is_inference() else tensor._version, place
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view(_BITS[tensor.element_size()])
 
 
 def _check_parameter(p: nn.Parameter, name: str) -> None:

@@ -79,6 +79,8 @@ class LossOfOutputs:
     """
 
     def __init__(self, loss: Callable[[Any, Any], Tensor], forward: Callable[[nn.Module, Any], Any]):
+        inner = getattr(loss, "_orig_mod", None)
+        loss = inner if isinstance(inner, nn.Module) else loss  # whose class tells what is known of it
         _check_arguments(loss)
         self.loss = loss
         self.forward = forward

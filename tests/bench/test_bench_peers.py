@@ -48,7 +48,7 @@ def build(name):
     return model, loss, inputs, targets, torch.randn(sum(p.numel() for p in model.parameters()))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")  # of what they import
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # of what they import
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("name", CASES)
 def test_products_of_others_equal_ours(peer, name):

@@ -385,7 +385,7 @@ def test_no_gradient_of_a_weight_that_is_learned():
     assert not known(loss, outputs, targets)(vectors(2))[0].requires_grad
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")  # torch's own import
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # torch's own import
 @every_loss
 def test_no_tangent_of_the_outputs(case):
     # Under forward mode the matrix is a constant, only u moves.

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from latephase import Objective
 from latephase.curvature import linearize
+from latephase.parameters import Versions
 
 
 def change_in_place(model: nn.Module) -> None:
@@ -26,8 +27,37 @@ def change_by_loading(model: nn.Module) -> None:
     model.load_state_dict({name: value + 1.0 for name, value in model.state_dict().items()})
 
 
+def change_through_data(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.sub_(0.1 * torch.ones_like(parameter))
+
+
+def swap_two_entries_through_data(model: nn.Module) -> None:
+    data = list(model.parameters())[-1].data  # sums and norms stay
+    data.copy_(data.flip(0))
+
+
+def change_through_numpy(model: nn.Module) -> None:
+    next(model.parameters()).detach().numpy()[0, 0] += 1.0
+
+
+def change_by_replacing_data(model: nn.Module) -> None:
+    next(model.parameters()).data = 2.0 * next(model.parameters()).data
+
+
+CHANGES = [
+    change_in_place,
+    change_by_step,
+    change_by_loading,
+    change_through_data,
+    swap_two_entries_through_data,
+    change_through_numpy,
+    change_by_replacing_data,
+]
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("change", [change_in_place, change_by_step, change_by_loading])
+@pytest.mark.parametrize("change", CHANGES)
 def test_products_are_refused_once_the_parameters_changed(method, change):
     case = CASES["cross_entropy"]
     model = case.model()
@@ -39,6 +69,57 @@ def test_products_are_refused_once_the_parameters_changed(method, change):
         linearization.matvec(v)
     with pytest.raises(RuntimeError, match="parameter"):
         linearization.quadratic_form(v)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_is_refused_after_a_write_through_data(method):
+    case = CASES["cross_entropy"]
+    model = case.model()
+    linearization = linearize(Objective(model, case.loss, (case.inputs, case.targets)), method=method)
+    change_through_data(model)
+    with pytest.raises(RuntimeError, match="parameter"):
+        _ = linearization.gradient
+    with pytest.raises(RuntimeError, match="parameter"):
+        linearization.over_blocks([43]).matvec(torch.ones(43, dtype=linearization.space.dtype))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_products_are_refused_once_data_or_frozen_parameters_are_written(method):
+    case = CASES["cross_entropy"]
+    for change in (lambda i, t, p: i.mul_(2.0), lambda i, t, p: t.copy_(t.flip(0)), lambda i, t, p: p.mul_(1.0)):
+        model, inputs, targets = case.model(), case.inputs.clone(), case.targets.clone()
+        frozen = next(model.parameters()).requires_grad_(False)
+        linearization = linearize(Objective(model, case.loss, (inputs, targets)), method=method)
+        v = torch.ones_like(linearization.gradient)
+        linearization.matvec(v)
+        model(inputs)  # reading is no change
+        linearization.matvec(v)
+        with torch.no_grad():
+            change(inputs, targets, frozen)
+        with pytest.raises(RuntimeError, match="written in place"):
+            linearization.matvec(v)
+
+
+def test_parameters_that_are_nan_are_not_taken_for_changed():
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.bias[0] = torch.nan
+    space = Objective(model, nn.MSELoss(), (torch.ones(2, 4), torch.ones(2, 3))).space()
+    before = space.versions()
+    assert before.hold()
+    assert before == space.versions()
+    model.bias.data[1] += 1.0
+    assert not before.hold()
+    assert before != space.versions()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_write_of_one_bit_is_seen(dtype):
+    p = nn.Parameter(torch.zeros(3, 2, dtype=dtype).t())
+    versions = Versions([p])
+    assert versions.hold()
+    p.data[1, 2] = -0.0
+    assert not versions.hold()
 
 
 def test_two_linearizations_of_one_objective():

@@ -5,9 +5,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..memory import available
 from ..objective import Objective
+from ..parameters import Versions
 from .blocks.over_blocks import OverBlocks
 from .chunk_curvature import METHODS, ChunkCurvature
 
@@ -80,7 +82,7 @@ class Linearization:
         self.objective: Objective = objective
         self.curvature: str = curvature
         self.space = objective.space(parameters)
-        self._versions = self.space.versions()
+        self._versions = Versions(self.space.parameters, values=products)
         self.products = 0
         self._options = (curvature == "hessian", dtype, method if products else "double_backward", at_once, compile)
         self._parts: list[ChunkCurvature | Mapping[str, Tensor]] = []
@@ -104,8 +106,19 @@ class Linearization:
             self.gradient = self._decayed(gradient[0], self.space.values())
         self.loss: Tensor = loss + objective.weight_decay.value()
         self.recomputed = sum(not isinstance(part, ChunkCurvature) for part in self._parts)
+        self._of_data = Versions(self._constants(), values=False) if products else None
         if not self.loss.isfinite():
             objective.check_data()
+
+    def unwatched(self) -> "Linearization":
+        """Itself, with products that see only the writes into parameters that torch counts.
+
+        For an optimizer, which writes nothing within its step: comparing values takes a product's thousandth to
+        hundredth and, on CUDA, a halt.
+        """
+        self._versions.forget_values()
+        self._of_data = None
+        return self
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -221,8 +234,20 @@ class Linearization:
         return v.detach().to(self.space.dtype)
 
     def _check_unchanged(self) -> None:
-        if self.space.versions() != self._versions:
+        if not self._versions.hold():
             raise RuntimeError("the parameters changed since the objective was linearised; call linearize again")
+        if self._of_data is not None and not self._of_data.hold():
+            raise RuntimeError(
+                "inputs, targets or parameters that do not move were written in place since the objective was "
+                "linearised; call linearize again, or give the objective a copy of them"
+            )
+
+    def _constants(self) -> list[Tensor]:
+        """What products read beside the parameters of the space: data, and the model's other parameters."""
+        chunks, own = self.objective.chunks, {id(p) for p in self.space.parameters}
+        data = [leaf for chunk in chunks for leaf in tree_leaves((chunk.inputs, chunk.targets))]
+        others = [p for p in self.objective.model.parameters() if id(p) not in own]
+        return [*(leaf for leaf in data if isinstance(leaf, Tensor)), *others]
 
 
 class _Limit:

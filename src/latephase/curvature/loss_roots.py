@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..chunks import _setting
+from ..kernels import as_written
+from ..memory import is_exhaustion
 from ..randomness import random_signs
 from .loss_hessians import Product, _cross_entropy, _formula, _position_weights, hessian_product
 
@@ -103,14 +105,16 @@ def _blocks(loss: Any, x: Tensor, targets: Any) -> tuple[Tensor, bool] | None:
         return (torch.zeros_like(x) if found is None else found).reshape(rows, columns)
 
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), as_written():
             value = loss(x.clone(), targets)  # a loss may work in place
             slope = torch.autograd.grad(value, x, create_graph=True)[0]
         units = torch.eye(columns, dtype=x.dtype, device=x.device)
         blocks = torch.stack([product(unit.repeat(rows)) for unit in units], dim=2)
         signs = random_signs(x.detach(), torch.Generator(x.device).manual_seed(0)).reshape(rows, columns)
         beside = product(signs) - (blocks @ signs.unsqueeze(2)).squeeze(2)
-    except RuntimeError:  # no second derivative, or none at all
+    except RuntimeError as error:  # no second derivative, or none at all
+        if is_exhaustion(error):
+            raise
         return None
     is_apart = bool(beside.abs().max() <= ROUNDING * columns * blocks.abs().max())
     return 0.5 * (blocks + blocks.mT), is_apart

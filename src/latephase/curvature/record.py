@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..chunks import Chunk
 from ..kernels import differentiable_kernels, quiet_forward_mode
+from ..memory import is_exhaustion
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from .forward_mode import TangentsLikeGradients
@@ -140,9 +141,9 @@ def record(
             functional = functionalize(fx.GraphModule(torch.nn.Module(), graph), remove="mutations")
             with torch.no_grad(), objective.random_numbers(index):
                 graph, _ = record_operations(functional, given, {})
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, NotImplementedError) as error:
+        if is_exhaustion(error):
+            raise
         raise CannotTrace(str(error)) from error
     return graph, further
 

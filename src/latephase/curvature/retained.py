@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ..kernels import differentiable_kernels
+from ..memory import is_exhaustion
 from .forward_pass import ForwardPass, Tensors
 from .loss_curvature import loss_curvature
 from .tangents import Push, double_backward, double_backward_gradient, linearized, refuse_ends, trace_pays
@@ -69,10 +70,8 @@ class Retained:
             try:
                 push = self._build(method)
                 tangents = push(v)
-            except torch.OutOfMemoryError:
-                raise
             except (RuntimeError, NotImplementedError, AssertionError) as error:
-                if self.method != "auto":
+                if self.method != "auto" or is_exhaustion(error):
                     raise
                 failures.append(error)
             else:
@@ -132,7 +131,9 @@ def _differentiates_twice(module: torch.nn.Module, arguments: tuple[Any, ...]) -
             refuse_ends(curved)
             if curved:
                 torch.autograd.grad(curved, weights, [torch.ones_like(x) for x in curved], allow_unused=True)
-        except (RuntimeError, NotImplementedError, AssertionError):
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            if is_exhaustion(error):
+                raise
             return False
     return True
 
@@ -144,7 +145,9 @@ def _is_real(value: Any) -> bool:
 def _saved(node: Any, name: str) -> Any:
     try:
         return getattr(node, name)
-    except RuntimeError:  # freed already
+    except RuntimeError as error:  # freed already
+        if is_exhaustion(error):  # hooks that keep tensors elsewhere bring them back
+            raise
         return None
 
 

@@ -23,8 +23,9 @@ from .recorder import CannotTrace
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
 MOST_OBJECTS = 50_000
 """A description of more is no key: somebody's whole program hangs at the model."""
-_OWN = ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs")
-"""Attributes of a module that are read otherwise, or (those of recurrent layers) are its parameters once more."""
+_OWN = ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs", "_compiled_call_impl")
+"""Attributes of a module that are read otherwise, (those of recurrent layers) are its parameters once more, or do not
+count since passes run uncompiled."""
 
 
 def signature(
@@ -115,6 +116,8 @@ def _methods(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
     """What hangs at a module beside parameters, buffers and submodules: its own, and plain attributes of its class."""
+    if isinstance(vars(module)["_modules"].get("_orig_mod"), nn.Module):  # what torch.compile put around another
+        return {}
     return _class_attributes(type(module)) | {
         key: value for key, value in vars(module).items() if key not in _OWN and _holds(value)
     }

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..chunks import Chunk
 from ..kernels import plain_operators
+from ..memory import is_exhaustion
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..program import LossOfOutputs
@@ -156,9 +157,9 @@ def _compiled(stage: Callable[..., Tensors]) -> Callable[..., Tensors]:
             return stage(*tensors)
         try:
             return compiled(*tensors)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # dynamo, inductor and the compilers behind it raise errors of every kind
+            if is_exhaustion(error):
+                raise
             failed = True
             first = str(error).strip().splitlines()
             warnings.warn(

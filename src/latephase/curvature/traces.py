@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..chunks import Chunk
+from ..memory import is_exhaustion
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from .recorder import CannotTrace
@@ -123,8 +124,10 @@ def _disagreement(
         v = torch.randn(space.size, dtype=space.dtype, device=space.device, generator=_generator(space.device))
         try:
             expected = product(v)
-        except (RuntimeError, NotImplementedError):  # a layer without second derivatives: there is no second method
-            return None
+        except (RuntimeError, NotImplementedError) as error:
+            if is_exhaustion(error):
+                raise
+            return None  # a layer without second derivatives: there is no second method
         traced = space.flatten(done.product(space.unflatten(v, dtype)))
         if not _close(traced, expected, tolerance):
             error = float((traced - expected).norm() / expected.norm())

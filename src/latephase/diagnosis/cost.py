@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..chunks import Chunk
 from ..curvature import damped, linearize
-from ..memory import available, peak_bytes
+from ..memory import available, is_exhaustion, peak_bytes
 from ..microbatch import largest_microbatch
 from ..objective import Objective
 from ..solve import conjugate_gradient
@@ -63,7 +63,9 @@ def check_memory(subject: Subject) -> None:
     try:
         gradient = peak_bytes(lambda: _gradient(subject), device)
         step = peak_bytes(lambda: _step(subject), device)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhaustion(error):
+            raise
         message = "A step does not fit into memory; use a smaller microbatch_size."
         subject.find("memory", "defect", message)
         return

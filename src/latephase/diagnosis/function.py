@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..chunks import nonfinite_entries
 from ..curvature import linearize
+from ..memory import is_exhaustion
 from .report import first_line, sentence, some
 from .subject import Subject
 from .untouched import draws_outside_torch
@@ -78,10 +79,10 @@ def check_loss(subject: Subject) -> bool:
     """Whether the forward pass runs to a finite loss. Returns whether the rest makes sense."""
     try:
         loss = subject.value()
-    except torch.OutOfMemoryError as error:
-        subject.find("loss", "defect", f"The forward pass runs out of memory: {first_line(error)}.")
-        return False
     except Exception as error:  # of the user's model
+        if is_exhaustion(error):
+            subject.find("loss", "defect", f"The forward pass runs out of memory: {first_line(error)}.")
+            return False
         subject.find("loss", "defect", f"The forward pass fails with {type(error).__name__}: {first_line(error)}.")
         return False
     subject.numbers["loss"] = loss

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves
 from ..curvature import Linearization, linearize
 from ..curvature.forward_pass import ForwardPass
 from ..curvature.loss_curvature import loss_curvature
+from ..memory import is_exhaustion
 from .differences import check_hessian_differences
 from .graph import suspects
 from .krylov import Probe, probe
@@ -38,8 +39,12 @@ def check_methods(subject: Subject, gradient: Tensor) -> tuple[Linearization, Te
         del first
         curved = linearize(subject.objective, at_once=True)
         product = curved.matvec(v)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, NotImplementedError, MemoryError) as error:
         words = first_line(error)
+        if is_exhaustion(error):
+            message = f"Gauss-Newton products do not fit into memory; use a smaller microbatch_size ({words})."
+            subject.find("products", "defect", message, words)
+            return None
         subject.find("products", "defect", f"There are no Gauss-Newton products: {lowered(words)}.", words)
         return None
     subject.numbers |= {"method": curved.method, "first_method": first_method}
@@ -83,7 +88,7 @@ def _check_agreement(
         try:
             expected = linearize(subject.objective, method=name).matvec(v)
         except (RuntimeError, NotImplementedError, AssertionError):
-            return  # there is no second method for this model
+            return  # there is no second method for this model, or no memory for it
     difference = _relative(product, expected)
     words = f"{curved.method} and {name}"
     if difference <= subject.half_of_the_digits:
@@ -197,10 +202,10 @@ def check_hessian(subject: Subject) -> None:
         v = v / v.norm() if float(v.norm()) else subject.random_vector()  # where there is curvature
         product = curved.matvec(v)
         seen = probe(curved.matvec, v, PRODUCTS // 2)
-    except torch.OutOfMemoryError:
-        subject.find("hessian", "note", "Its products do not fit into memory; those of the Gauss-Newton matrix do.")
-        return
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
+    except (RuntimeError, NotImplementedError, AssertionError, MemoryError) as error:
+        if is_exhaustion(error):
+            subject.find("hessian", "note", "Its products do not fit into memory; those of the Gauss-Newton matrix do.")
+            return
         words = lowered(first_line(error))
         subject.find("hessian", "note", f"There are no Hessian products, only Gauss-Newton ones: {words}.")
         return

@@ -116,7 +116,8 @@ def solve(
         if options["structural_damping"] > 0:
             source = structurally_damped(source, damping * options["structural_damping"])
         kind, dtype = options["curvature"], options["curvature_dtype"]
-        return linearize(source, kind, space.parameters, dtype, at_once=at_once, compile=options["compile"])
+        compiled = options["compile"]
+        return linearize(source, kind, space.parameters, dtype, at_once=at_once, compile=compiled).unwatched()
 
     def operator(curved: Linearization) -> Callable[[Tensor], Tensor]:
         multiply = curved.matvec if len(blocks) == 1 else over_blocks(curved).matvec

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ...chunks import Chunk, cut
-from ...memory import available
+from ...memory import available, is_exhaustion
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from .dense_layers import dense_squares
@@ -130,9 +130,9 @@ def _example_gradients(objective: Objective, names: list[str], chunk: Chunk) -> 
         return _one_by_one(objective, names, chunk, constants)
     try:
         return _at_once(objective, names, chunk, constants)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a transform may raise: the loop tells whether the program itself is wrong
+        if is_exhaustion(error):
+            raise
         found = _one_by_one(objective, names, chunk, constants)
         _refused.add(objective.model)
         _warn(objective.model, error)

@@ -190,7 +190,7 @@ class KFAC(Optimizer):
         method = "auto" if modelled else "double_backward"
         linear = linearize(
             objective, parameters=space.parameters, method=method, at_once=carried.saw(objective) and modelled
-        )
+        ).unwatched()
         loss, norm = float(linear.loss), float(objective.reduce.share(linear.gradient.norm()))
         stayed = nothing_done(loss, norm, damping, -math.inf if adapt else None)
         if not (math.isfinite(norm) and math.isfinite(loss)):

@@ -52,7 +52,7 @@ def line_of(base: Optimizer, objective: Objective, space: ParameterSpace, option
         options: of the optimizer.
     """
     at_once = _forms(space, options)[0].saw(objective)
-    linear = linearize(objective, options["curvature"], space.parameters, at_once=at_once)
+    linear = linearize(objective, options["curvature"], space.parameters, at_once=at_once).unwatched()
     gradient, share = linear.gradient, objective.reduce.share
     norm = float(share(gradient.norm()))
     if not (math.isfinite(norm) and bool(linear.loss.isfinite())):
