@@ -1,6 +1,6 @@
 """A model as a function of parameters and buffers that are given by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch.func import functional_call
 from .chunks import Chunk
 from .kernels import differentiable_kernels
 from .program import Between, Bound
+from .randomness import cuda_devices, generator_states, put_back
+from .substitutes import substituted
+from .unwritten import Unwritten
 
 
 class FunctionalModel:
@@ -46,13 +49,68 @@ class FunctionalModel:
         """
         places = self._places
         swap = {place: tensor for source in (at, buffers) for name, tensor in source.items() for place in places[name]}
-        bound = Bound(self.model, self.program)
         own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         precision = None if dtype is None else (dtype, own)
-        with differentiable_kernels(self.model):  # every pass of a step, so that losses differ by their parameters only
+
+        def call() -> tuple[tuple[Tensor, Any], dict[str, Tensor]]:
+            bound = Bound(self.model, self.program)
             result = functional_call(bound, swap, (chunk, precision, between), tie_weights=False)
-        buffers.update({name: buffer for name, buffer in bound.buffers_after.items() if name in buffers})
+            return result, bound.buffers_after
+
+        # Of every pass of a step, so that losses differ by their parameters only.
+        with differentiable_kernels(self.model), Unwritten(self.model, self._named_parameters):
+            result, after = substituted(self.model, self.kind_of(chunk), call, lambda: self._keep(buffers))
+        buffers.update({name: buffer for name, buffer in after.items() if name in buffers})
         return result
+
+    def plain_pass(self, chunk: Chunk, first_order: bool = False) -> tuple[Tensor, Any]:
+        """Loss and outputs of one chunk by an ordinary call of the model, which moves the model's buffers.
+
+        Args:
+            chunk: the data.
+            first_order: nothing but a gradient will be asked for.
+        """
+        return substituted(
+            self.model,
+            self.kind_of(chunk),
+            lambda: self.program(self.model, chunk),
+            lambda: self._keep(dict(self.model.named_buffers()) if self._has_buffers else {}),
+            first_order,
+        )
+
+    def kind_of(self, chunk: Chunk) -> Hashable:
+        """What tells passes apart that may take derivatives from those that do not."""
+        inputs = chunk.inputs
+        if isinstance(inputs, Mapping):
+            return self.model.training, frozenset(inputs), self._codes
+        return self.model.training, len(inputs) if isinstance(inputs, tuple) else None, self._codes
+
+    @cached_property
+    def _codes(self) -> Hashable:
+        program = self.program
+        return tuple(getattr(function, "__code__", type(function)) for function in (program.forward, program.loss))
+
+    def _keep(self, buffers: dict[str, Tensor]) -> Callable[[], None]:
+        """Keep what a pass may move; returns what puts it back."""
+        copies = {name: buffer.clone() for name, buffer in buffers.items()}
+        devices = cuda_devices(self.model) if torch.cuda.is_available() else []
+        states = generator_states(devices)
+
+        def undo() -> None:
+            with torch.no_grad():
+                for name, copy in copies.items():
+                    buffers[name].copy_(copy)
+            put_back(states, devices)
+
+        return undo
+
+    @cached_property
+    def _has_buffers(self) -> bool:
+        return any(True for _ in self.model.buffers())
+
+    @cached_property
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.model.named_parameters())
 
     @cached_property
     def _places(self) -> dict[str, list[str]]:
