@@ -12,6 +12,7 @@ The substitutes are put where torch and its users look functions up by name, sin
 more time for small models. They are there while a pass runs, and only the thread of the pass sees them.
 """
 
+import contextlib
 import sys
 import threading
 import types
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from . import elementary
 from .exclusive import exclusive
+from .kernels import differentiable_kernels
 
 T = TypeVar("T")
 Undo = Callable[[], None]
@@ -94,35 +96,34 @@ def substituted(
             the pass takes derivatives itself.
     """
     with exclusive():
-        known = _known.setdefault(model, {})
-        state = known.get(kind)
+        known, key = _known.setdefault(model, {}), (first_order, kind)
+        state = known.get(key)
         undo = None if state is not None else keep()
-        scope = _Scope(
-            model, state is not None, first_order
-        )  # a norm where there was none: nothing was kept to begin anew
+        # Where there is no norm, one that comes up after all is written out: nothing was kept to begin anew.
+        scope = _Scope(model, state is not None, first_order)
         try:
-            with _Installed(scope):
+            with _kernels(scope, state), _Installed(scope):
                 result = call()
         except _Again:
             assert undo is not None
             undo()
-            with _Installed(_Scope(model, True, first_order)):
+            scope, state = _Scope(model, True, first_order), True
+            with _kernels(scope, state), _Installed(scope):
                 result = call()
-            known[kind] = True
+            known[key] = True
             return result
-        _learn(known, kind, scope)
+        if state is None and scope.differentiated and scope.used:
+            known[key] = True
+        elif state is None and not scope.used:
+            known[key] = False
+        elif state is False and scope.used:
+            known.pop(key)
         return result
 
 
-def _learn(known: dict[Hashable, bool], kind: Hashable, scope: _Scope) -> None:
-    state = known.get(kind)
-    if state is None:
-        if scope.differentiated and scope.used:
-            known[kind] = True
-        elif not scope.used:
-            known[kind] = False
-    elif state is False and scope.used:
-        known.pop(kind)
+def _kernels(scope: _Scope, state: bool | None) -> contextlib.AbstractContextManager[None]:
+    """Kernels that can be differentiated, also for a gradient alone where the pass takes derivatives."""
+    return differentiable_kernels(scope.model) if scope.first_order and state else contextlib.nullcontext()
 
 
 class _Installed:
@@ -243,7 +244,7 @@ def _embedding_bag(scope, original, weight, *args, **kwargs):
 
 def _engine(scope, original, *args, **kwargs):
     scope.differentiated = True
-    if scope.native and not scope.elementary:
+    if not scope.elementary and (scope.native or scope.first_order):
         raise _Again
     scope.elementary = True
     return original(*args, **kwargs)
