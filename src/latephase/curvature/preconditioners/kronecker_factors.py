@@ -241,7 +241,7 @@ class _Probed(nn.Module):
     def forward(self, _: Tensor) -> Tensor:
         program = self._objective.program
         with self._objective.random_numbers(self._index):
-            _, tree = program(self.model, self._chunk)
+            _, tree = self._objective.plain_pass(self._chunk)
         outputs = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if self._root is None:  # it is the same for every probe
             self._root = root_of_any(program.loss, outputs, self._chunk.targets, isinstance(tree, Tensor))
