@@ -36,6 +36,10 @@ LAYERS = {
     "strict_json": 1,
     "visible": 1,
     "functional": 1,
+    "exclusive": 1,
+    "elementary": 1,
+    "substitutes": 1,
+    "unwritten": 1,
     "factory": 1,
 }
 READING = ("store", "results", "score", "style", "figures", "reading", "report")

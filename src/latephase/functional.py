@@ -1,7 +1,7 @@
 """A model as a function of parameters and buffers that are given by name."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,9 @@ from .chunks import Chunk
 from .held import moving_buffers
 from .kernels import differentiable_kernels
 from .program import Between, Bound, scalar
-from .randomness import cuda_devices, forked
+from .randomness import cuda_devices, forked, generator_states, set_generator_states
+from .substitutes import substituted
+from .unwritten import Unwritten
 
 
 class FunctionalModel:
@@ -50,17 +52,70 @@ class FunctionalModel:
         places = self._places
         named = [(name, tensor) for source in (at, buffers) for name, tensor in source.items()]
         swap = {place: tensor for name, tensor in named if name in places for place in places[name]}
-        bound = Bound(self.model, self.program)
         own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         precision = None if dtype is None else (dtype, own)
         of_loss = {} if dtype else {name: buffers[name] for name in self._buffers_of_loss() if name in buffers}
-        # The kernels in every pass of a step, so that losses differ by their parameters only.
-        held = self._loss_on(of_loss) if self._held_by_loss else contextlib.nullcontext(dict[str, Tensor]())
-        with differentiable_kernels(self.model), held as moved:
-            result = functional_call(bound, swap, (chunk, precision, between), tie_weights=False)
-        after = bound.buffers_after | (moved if of_loss else {})
+
+        def call() -> tuple[tuple[Tensor, Any], dict[str, Tensor]]:
+            bound = Bound(self.model, self.program)
+            with self._loss_on(of_loss) if self._held_by_loss else contextlib.nullcontext(dict[str, Tensor]()) as moved:
+                result = functional_call(bound, swap, (chunk, precision, between), tie_weights=False)
+            return result, bound.buffers_after | (moved if of_loss else {})
+
+        # Of every pass of a step, so that losses differ by their parameters only.
+        with differentiable_kernels(self.model), Unwritten(self.model, self._named_parameters):
+            result, after = substituted(self.model, self.kind_of(chunk), call, lambda: self._keep(buffers))
         buffers.update({name: buffer for name, buffer in after.items() if name in buffers})
         return result
+
+    def plain_pass(self, chunk: Chunk, first_order: bool = False) -> tuple[Tensor, Any]:
+        """Loss and outputs of one chunk by an ordinary call of the model, which moves the model's buffers.
+
+        Args:
+            chunk: the data.
+            first_order: nothing but a gradient will be asked for.
+        """
+        return substituted(
+            self.model,
+            self.kind_of(chunk),
+            lambda: self.program(self.model, chunk),
+            lambda: self._keep(self._live_buffers() if self._has_buffers else {}),
+            first_order,
+        )
+
+    def kind_of(self, chunk: Chunk) -> Hashable:
+        """What tells passes apart that may take derivatives from those that do not."""
+        inputs = chunk.inputs
+        if isinstance(inputs, Mapping):
+            return self.model.training, frozenset(inputs), self._codes
+        return self.model.training, len(inputs) if isinstance(inputs, tuple) else None, self._codes
+
+    @cached_property
+    def _codes(self) -> Hashable:
+        program = self.program
+        return tuple(getattr(function, "__code__", type(function)) for function in (program.forward, program.loss))
+
+    def _keep(self, buffers: dict[str, Tensor]) -> Callable[[], None]:
+        """Keep what a pass may move; returns what puts it back."""
+        copies = {name: buffer.clone() for name, buffer in buffers.items()}
+        devices = cuda_devices(self.model) if torch.cuda.is_available() else []
+        states = generator_states(devices)
+
+        def undo() -> None:
+            with torch.no_grad():
+                for name, copy in copies.items():
+                    buffers[name].copy_(copy)
+            set_generator_states(states, devices)
+
+        return undo
+
+    @cached_property
+    def _has_buffers(self) -> bool:
+        return bool(self._held_by_loss) or any(True for _ in self.model.buffers())
+
+    @cached_property
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.model.named_parameters())
 
     def evaluate_loss(self, outputs: Any, targets: Any, seed: int | None = 0) -> Tensor:
         """The loss of given outputs, without side effect; on torch's generators where no seed is given."""

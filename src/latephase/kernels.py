@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .exclusive import exclusive
 
 
 @contextlib.contextmanager
@@ -18,12 +19,13 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     The fused attention kernels have neither forward-mode nor second derivatives, nor have the fused recurrent kernels
     of cuDNN and oneDNN. Attention goes to the math backend; cuDNN and oneDNN are off while a recurrent layer runs, and
     on again for what follows it; the inference fast path of multi-head attention is off; gradients of embeddings are
-    dense; what is compiled runs as it was written.
+    dense; what is compiled runs as it was written. These settings are the process's, so that other threads wait to do
+    the same.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with contextlib.ExitStack() as stack:
+    with exclusive(), contextlib.ExitStack() as stack:
+        fast_path = torch.backends.mha.get_fastpath_enabled()
         stack.enter_context(as_written())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        _attention_by_mathematics(stack)
         for module in model.modules():
             if isinstance(module, nn.RNNBase):
                 stack.enter_context(_without_fused_kernels(module))
@@ -73,6 +75,23 @@ def as_written() -> Iterator[None]:
         _as_written.leave()
 
 
+def _attention_by_mathematics(stack: contextlib.ExitStack) -> None:
+    """What `sdpa_kernel(SDPBackend.MATH)` does, at a tenth of its time, which shows in small passes."""
+    backends, math = torch.backends.cuda, torch.backends.cuda.math_sdp_enabled()
+    fused = [
+        (backends.enable_flash_sdp, backends.flash_sdp_enabled()),
+        (backends.enable_mem_efficient_sdp, backends.mem_efficient_sdp_enabled()),
+        (backends.enable_cudnn_sdp, backends.cudnn_sdp_enabled()),
+    ]
+    for enable, enabled in fused:
+        if enabled:
+            stack.callback(enable, True)
+            enable(False)
+    if not math:
+        stack.callback(backends.enable_math_sdp, False)
+        backends.enable_math_sdp(True)
+
+
 @contextlib.contextmanager
 def _without_fused_kernels(module: nn.Module) -> Iterator[None]:
     """Within, cuDNN and oneDNN are off whenever the module runs."""
@@ -102,7 +121,7 @@ def _without_fused_kernels(module: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_forward_mode() -> Iterator[None]:
     """Within, torch's first use of forward mode imports its decompositions without a warning of its own workings."""
-    with warnings.catch_warnings():
+    with exclusive(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
         yield
 

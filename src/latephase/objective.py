@@ -139,7 +139,7 @@ class Objective(FunctionalModel):
         parameters = [p for _, p, _ in trainable]
 
         def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
-            loss, _ = self.program(self.model, chunk)
+            loss, _ = self.plain_pass(chunk, first_order=True)
             return loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)
 
         with torch.enable_grad():

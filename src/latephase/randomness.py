@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from .exclusive import exclusive
+
 
 def cuda_devices(model: nn.Module) -> list[int]:
     """Indices of the CUDA devices that hold the model's parameters."""
@@ -14,8 +16,11 @@ def cuda_devices(model: nn.Module) -> list[int]:
 
 @contextlib.contextmanager
 def forked(seed: int, devices: list[int]) -> Iterator[None]:
-    """Within, the generators of the CPU and of the CUDA devices start from a seed; afterwards they are as before."""
-    with torch.random.fork_rng(devices=devices):
+    """Within, the generators of the CPU and of the CUDA devices start from a seed; afterwards they are as before.
+
+    They are the process's, so that other threads wait to do the same.
+    """
+    with exclusive(), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         for device in devices:
             with torch.cuda.device(device):
@@ -42,7 +47,7 @@ def seed_of_chunk(seed: int, index: int, rank: int) -> int:
 
 def peek_seed() -> int:
     """What torch's CPU generator would draw next, without taking it."""
-    with torch.random.fork_rng(devices=[]):
+    with exclusive(), torch.random.fork_rng(devices=[]):
         return draw_seed()
 
 
@@ -54,7 +59,8 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def draw_seed() -> int:
     """A seed from torch's CPU generator."""
-    return int(torch.randint(2**62, ()))
+    with exclusive():
+        return int(torch.randint(2**62, ()))
 
 
 def shared_seed(share: Callable[[Tensor], Tensor], device: torch.device) -> int:

@@ -26,6 +26,18 @@ class TangentsLikeGradients(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class NoForwardMode(TorchFunctionMode):
+    """Refuses to record a pass that uses forward mode: the backward pass through its graph may end the process.
+
+    In torch 2.13, of a tangent's derivative in reverse mode, as Hessians by `torch.func` have it.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if forward_ad._current_level >= 0:
+            raise CannotTrace("the forward pass takes derivatives in forward mode itself")
+        return func(*args, **(kwargs or {}))
+
+
 def _embedding(
     input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
 ) -> Tensor:

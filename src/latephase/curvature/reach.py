@@ -39,7 +39,10 @@ _TRUSTED = frozenset(
 )
 """Packages whose own functions compute from their arguments and from torch's settings, which a trace's key holds."""
 
-_OF_PASSES = frozenset(f"{__name__.split('.')[0]}.{name}" for name in ("chunk_weights", "chunks", "copies", "program"))
+_OF_PASSES = frozenset(
+    f"{__name__.split('.')[0]}.{name}"
+    for name in ("chunk_weights", "chunks", "copies", "program", "substitutes", "unwritten")
+)
 """Our own modules that call the user's code in each pass: what they keep decides how, and not what it gives."""
 
 _CONTEXT = frozenset(["open", "input", "eval", "exec", "compile", "globals", "locals", "vars", "__import__", "id"])

@@ -26,7 +26,7 @@ from ..kernels import differentiable_kernels, quiet_forward_mode
 from ..memory import is_exhaustion
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from .forward_mode import TangentsLikeGradients
+from .forward_mode import NoForwardMode, TangentsLikeGradients
 from .loss_curvature import loss_curvature
 from .recorder import CannotTrace, record_operations
 from .rewrite import mutates
@@ -172,7 +172,8 @@ class _Pass:
 
     def hessian(self, leaves: Tensors, v: Tensors) -> tuple[Tensor, Tensors, Tensors, Tensor]:
         """H v as the gradient of g'v: forward mode through a backward pass ends the process for some losses."""
-        loss = self._loss(leaves)
+        with NoForwardMode():
+            loss = self._loss(leaves)
         gradient = grad(loss, leaves, create_graph=True, materialize_grads=True)
         curved = [(g, x) for g, x in zip(gradient, v, strict=True) if g.requires_grad]
         slopes, vectors = zip(*curved, strict=True) if curved else ([loss], [torch.zeros_like(loss)])

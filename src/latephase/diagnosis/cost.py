@@ -104,7 +104,7 @@ def _gradient(subject: Subject) -> None:
     """The gradient as any training computes it; moves the model's buffers."""
 
     def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
-        loss, _ = subject.objective.program(subject.model, chunk)
+        loss, _ = subject.objective.plain_pass(chunk, first_order=True)
         return torch.autograd.grad(loss, subject.space.parameters, materialize_grads=True)
 
     with torch.enable_grad():

@@ -190,7 +190,7 @@ class Subject:
 
         def term(chunk: Chunk, index: int) -> tuple[Tensor]:
             with torch.enable_grad(), objective.random_numbers(index), differentiable_kernels(self.model):
-                loss, _ = objective.program(self.model, chunk)
+                loss, _ = objective.plain_pass(chunk)
                 gradients: Sequence[Tensor | None] = [None] * len(space.parameters)
                 if loss.requires_grad:
                     gradients = torch.autograd.grad(loss, space.parameters, allow_unused=True)

@@ -9,6 +9,7 @@ from ...chunks import Chunk
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from .base import owners
+from .layer_uses import LayerUses
 
 
 class _Record:
@@ -19,6 +20,7 @@ class _Record:
 
     def __init__(self, rows: int):
         self.rows = rows
+        self.uses: LayerUses | None = None
         self.inputs: Tensor | None = None
         self.zeros: Tensor | None = None
         self.calls = 0
@@ -26,7 +28,13 @@ class _Record:
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         self.calls += 1
         fits = len(arguments) == 1 and isinstance(arguments[0], Tensor) and arguments[0].dim() == 2
-        if self.calls > 1 or not fits or len(arguments[0]) != self.rows:
+        assert self.uses is not None
+        if (
+            not self.uses.called(module, arguments, output)
+            or self.calls > 1
+            or not fits
+            or (len(arguments[0]) != self.rows)
+        ):
             self.inputs = self.zeros = None
             return output
         self.inputs = arguments[0].detach().clone()
@@ -42,7 +50,7 @@ def dense_squares(
     The gradient of example i in the weight is the outer product of slope and input, so that the sum of squares is a
     product of matrices of squares (Goodfellow 2015, "Efficient per-example gradient computations"; Martens' own program
     does so). That takes one gradient for the whole chunk, and needs a layer that is called once with inputs [rows,
-    columns], the rows being the examples, and whose parameters are no other module's.
+    columns], the rows being the examples, and whose parameters are used nowhere else (`LayerUses`).
 
     Args:
         objective: of the chunk, no layer of its model tying examples together.
@@ -54,28 +62,31 @@ def dense_squares(
     model = objective.model
     names = {id(p): name for p, name in zip(space.parameters, space.names, strict=True)}
     holders = owners(model)
-    records: list[tuple[_Record, dict[str, str]]] = []
-    hooks = []
-    for module in model.modules():
+    records: dict[str, tuple[nn.Module, _Record, dict[str, str]]] = {}
+    for path, module in model.named_modules():
         own = {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}
         single = all(holders[id(p)] == 1 for p in module._parameters.values() if p is not None)
         if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and own and single:
-            record = _Record(chunk.rows)
-            records.append((record, own))
-            hooks.append(module.register_forward_hook(record))
-    constants = {name: p.detach() for name, p in model.named_parameters()}
+            records[path] = module, _Record(chunk.rows), own
+    point = {name: p.detach().requires_grad_(name in space.names) for name, p in model.named_parameters()}
+    uses = LayerUses({path: module for path, (module, *_) in records.items()}, point, model)
+    hooks = []
+    for module, record, _ in records.values():
+        record.uses = uses
+        hooks.append(module.register_forward_hook(record))
     try:
         with torch.enable_grad(), objective.random_numbers(index):
-            loss, _ = objective.forward_pass(chunk, constants, objective.buffers())
-            zeros = [record.zeros for record, _ in records if record.zeros is not None]
-            slopes = torch.autograd.grad(loss, zeros, materialize_grads=True) if loss.requires_grad else ()
+            with uses:
+                loss, _ = objective.forward_pass(chunk, point, objective.buffers())
+            zeros = [record.zeros for _, record, _ in records.values() if record.zeros is not None]
+            slopes = torch.autograd.grad(loss, zeros, materialize_grads=True) if zeros and loss.requires_grad else ()
     finally:
         for hook in hooks:
             hook.remove()
     found: dict[str, Tensor] = {}
     whole = {id(zero): slope for zero, slope in zip(zeros, slopes, strict=bool(slopes))}
-    for record, own in records:
-        if record.inputs is None or id(record.zeros) not in whole:
+    for module, record, own in records.values():
+        if record.inputs is None or id(record.zeros) not in whole or uses.obstacle(module):
             continue
         wide = torch.promote_types(record.inputs.dtype, space.dtype)
         squares = whole[id(record.zeros)].to(wide).square() * factors.to(space.device, wide).unsqueeze(1)

@@ -24,7 +24,8 @@ class Kronecker(Preconditioner):
     curvlinops, which is no dependency of this one: `pip install "latephase[kfac]"`.
 
     The factors are decomposed when they are estimated, so that the inverse is exact at every damping. Linear and
-    two-dimensional convolutional layers that are called once get factors. All other parameters (normalisation,
+    two-dimensional convolutional layers that are called once get factors, where nothing else uses their weights and no
+    hook changes what goes in or comes out; of the convolutions those in one group. All other parameters (normalisation,
     embeddings, recurrent and shared layers) get the estimated diagonal of `GGNDiagonal`, with exponent 1 so that it has
     the scale of the blocks. The loss is one that `GGNDiagonal` finds the root S of.
 

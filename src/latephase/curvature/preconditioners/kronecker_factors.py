@@ -3,9 +3,10 @@
 import contextlib
 import importlib
 import warnings
+import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -23,11 +24,13 @@ from ..linearization import Linearization
 from ..loss_hessians import Product
 from ..loss_roots import MOST_COLUMNS, root_of_any
 from .base import owners
+from .layer_uses import LayerUses
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
 WEIGHT_SHARING = ("expand", "reduce")
 """What is made of a layer's positions (Eschenhagen et al. 2023)."""
+_warned: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 OTHERWISE = "use HessianFree, alone or with the preconditioner 'ggn_diagonal' or 'nystrom'"
 
 
@@ -60,8 +63,9 @@ class Layer:
 def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer]:
     """The linear and two-dimensional convolutional layers whose factors curvlinops finds.
 
-    That is those that the model calls once in a pass, with one tensor, and whose parameters are no other module's; of
-    the convolutions those that pad with zeros, as much before as behind. Found out on up to eight examples.
+    That is those that the model calls once in a pass, with one tensor, and whose parameters are used nowhere else
+    (`LayerUses`); of the convolutions those in one group that pad with zeros, as much before as behind. Found out on up
+    to eight examples. A warning names, once for each model, layers that look as if they had factors and have none.
 
     Args:
         curved: the curvature.
@@ -71,18 +75,35 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
     holders = owners(model)
     starts = dict(zip(map(id, space.parameters), accumulate([0, *space.sizes[:-1]]), strict=True))
     ends = list(accumulate(blocks))
-    calls, found = _calls(curved.objective), []
+    candidates: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         own = {key: p for key, p in module.named_parameters() if id(p) in starts}
-        if not isinstance(module, LAYERS) or not own or not set(own) <= {"weight", "bias"}:
+        named = bool(own) and set(own) <= {"weight", "bias"} and module._parameters.get("weight") is not None
+        if isinstance(module, LAYERS) and named and not any(holders[id(p)] > 1 for p in own.values()):
+            candidates[name] = module
+    calls, uses = _calls(curved.objective, candidates)
+    found, without = [], {}
+    for name, module in candidates.items():
+        if calls[name] != 1 or not _padded_evenly(module):
             continue
-        if calls[name] != 1 or any(holders[id(p)] > 1 for p in own.values()) or not _padded_evenly(module):
+        if obstacle := _several_groups(module) or uses.obstacle(module):
+            without[name] = obstacle
             continue
         weight, bias = (starts.get(id(module._parameters[key]), -1) for key in ("weight", "bias"))
         joint = weight >= 0 and bias >= 0 and bisect_right(ends, weight) == bisect_right(ends, bias)
         shape = module.weight.shape
         found.append(Layer(name, weight, bias, shape[1:].numel(), shape[0], joint))
+    if without and model not in _warned:
+        _warned.add(model)
+        reasons = "; ".join(f"{name or type(model).__name__!r}: {reason}" for name, reason in without.items())
+        warnings.warn(f"layers that get a diagonal instead of Kronecker factors: {reasons}", stacklevel=2)
     return found
+
+
+def _several_groups(module: nn.Module) -> str | None:
+    """The factor of the inputs would be that of the groups' mean input, too small and of no group."""
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    return f"a convolution in {groups} groups" if groups > 1 else None
 
 
 def _padded_evenly(module: nn.Module) -> bool:
@@ -93,27 +114,36 @@ def _padded_evenly(module: nn.Module) -> bool:
     return module.padding_mode == "zeros" and (module.padding != "same" or all(n % 2 == 0 for n in extents))
 
 
-def _calls(objective: Objective) -> Counter[str]:
-    """How often each linear or convolutional layer is called in a pass; calls with more than a tensor count twice."""
-    calls: Counter[str] = Counter()
+def _calls(objective: Objective, layers: Mapping[str, nn.Module]) -> tuple[Counter[str], LayerUses]:
+    """How often each layer is called in a pass, and what becomes of its parameters before the loss.
 
-    def count(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    Calls with more than a tensor count twice.
+    """
+    calls: Counter[str] = Counter()
+    model, chunk = objective.model, objective.chunks[0]
+    point = {name: p.detach().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+    uses = LayerUses(layers, point, model)
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             calls[name] += 1 if len(arguments) == 1 and isinstance(arguments[0], Tensor) else 2
+            uses.called(module, arguments, output)
 
         return hook
 
-    layers = [(name, module) for name, module in objective.model.named_modules() if isinstance(module, LAYERS)]
-    hooks = [module.register_forward_pre_hook(count(name)) for name, module in layers]
-    chunk = objective.chunks[0]
+    def until_the_loss(outputs: Any) -> Any:
+        uses.watching = False
+        return outputs
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in layers.items()]
     try:
-        point = {name: p.detach() for name, p in objective.model.named_parameters()}
-        with torch.no_grad(), objective.random_numbers(0):
-            objective.forward_pass(cut(chunk, 0, min(chunk.rows, 8)), point, objective.buffers())
+        with torch.enable_grad(), objective.random_numbers(0), uses:
+            some = cut(chunk, 0, min(chunk.rows, 8))
+            objective.forward_pass(some, point, objective.buffers(), between=until_the_loss)
     finally:
         for hook in hooks:
             hook.remove()
-    return calls
+    return calls, uses
 
 
 def kronecker_factors(
@@ -242,7 +272,7 @@ class _Probed(nn.Module):
     def forward(self, _: Tensor) -> Tensor:
         program = self._objective.program
         with self._objective.random_numbers(self._index):
-            _, tree = program(self.model, self._chunk)
+            _, tree = self._objective.plain_pass(self._chunk)
         outputs = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if self._root is None:  # it is the same for every probe
             self._root = root_of_any(program.loss, outputs, self._chunk.targets, isinstance(tree, Tensor))

@@ -1,0 +1,77 @@
+"""What a pass makes of the weights of its layers: whether a layer's call is all that there is of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+OPERATIONS = (F.linear, F.conv2d)
+"""Of the layers that are watched: (input, weight, bias, ...) -> output."""
+
+
+class LayerUses(TorchFunctionMode):
+    """Within, every use of the layers' parameters through which a gradient flows is counted.
+
+    A preconditioner that reads a layer's input and the slope in its output knows the weight's gradient only where the
+    layer's own operation is the one use of the weight, with that input and that output: not where a hook or the class
+    changes them, nor where the weight is also used elsewhere, as a whole or in part.
+
+    Args:
+        layers: by name, to be called at most once.
+        at: the parameters of the pass by their names in the model, those that count requiring a gradient.
+        model: whose layers they are.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], at: Mapping[str, Tensor], model: nn.Module):
+        super().__init__()
+        self.watching = True
+        self._layer_of: dict[int, nn.Module] = {}
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._own: dict[nn.Module, list[tuple[Any, Tensor, int]]] = {layer: [] for layer in layers.values()}
+        self._elsewhere: set[nn.Module] = set()
+        self._changed: set[nn.Module] = set()
+        for name, layer in layers.items():
+            for key in layer._parameters:
+                path = f"{name}.{key}" if name else key
+                # What a pass swaps in, and the model's own, which code may have kept aside.
+                for p in (at.get(path), self._parameters[path] if layer._parameters[key] is not None else None):
+                    if p is not None:
+                        self._layer_of[id(p)] = layer
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.watching:
+            used = {self._layer_of[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._layer_of}
+            if used and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
+                own = self._owner(args[1:3]) if func in OPERATIONS else None
+                if own is not None and id(args[0]) not in self._layer_of:
+                    self._own[own].append((args[0], result, result._version))
+                    used.discard(own)
+                self._elsewhere |= used
+        return result
+
+    def _owner(self, arguments: tuple[Any, ...]) -> nn.Module | None:
+        """Whose operation has this weight, or this bias where the weight is computed."""
+        return next((self._layer_of[id(x)] for x in arguments if id(x) in self._layer_of), None)
+
+    def called(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> bool:
+        """Whether the layer's operation got what the layer got and returned what it returns; call it from a hook."""
+        calls = self._own[layer]
+        same = len(calls) == 1 and len(arguments) == 1 and arguments[0] is calls[0][0] and output is calls[0][1]
+        same = same and output._version == calls[0][2] and not is_functorch_wrapped_tensor(output)
+        if not same:
+            self._changed.add(layer)
+        return same
+
+    def obstacle(self, layer: nn.Module) -> str | None:
+        """After the pass: why a gradient in the layer's weight does not come from its one call alone, in words."""
+        if layer in self._changed:
+            return "its inputs or outputs are changed on the way, by a hook or its class"
+        if layer in self._elsewhere or len(self._own[layer]) > 1:
+            return "its weight is also used outside its call"
+        return None if self._own[layer] else "no gradient flows through its call"
