@@ -10,6 +10,15 @@ import torch
 import torch.multiprocessing as mp
 
 
+def message_of(action: Callable[[], Any]) -> str:
+    """The type and message of the error that an action raises, a KeyboardInterrupt included; "" where none is."""
+    try:
+        action()
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def results_of_ranks(child: Callable[..., None], folder: Path, ranks: int, timeout: float) -> list[dict[str, Any]]:
     """What each rank left as folder/rank{number}.pt, child(rank, folder) having run in a process of its own.
 

@@ -22,6 +22,7 @@ LAYERS = {
     "objective": 1,
     "parameters": 1,
     "reduce": 1,
+    "rank_differences": 1,
     "chunk_weights": 1,
     "chunks": 1,
     "held": 1,

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from latephase import HessianFree, Objective, layerwise
 from latephase.curvature import linearize
-from rank_processes import results_of_ranks
+from rank_processes import message_of, results_of_ranks
 
 RANKS = 2
 SHARES = (slice(0, 5), slice(5, 16))  # unequal
@@ -66,15 +66,6 @@ def steps(model, rows, group, seed_of_evaluation=3, **options) -> dict[str, Any]
         optimizer.step(objective, evaluation, objective_of(model, slice(rows.start, rows.stop - 1), group))
         reports.append(optimizer.report.as_dict() | {"seconds": 0.0})
     return {"parameters": flat(model), "damping": optimizer.damping, "reports": reports}
-
-
-def message_of(action) -> str:
-    """The type and message of the error that an action raises; "" where it raises none."""
-    try:
-        action()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def child(rank: int, folder: str) -> None:

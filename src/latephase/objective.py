@@ -17,7 +17,7 @@ from .microbatch import largest_microbatch, recut
 from .parameters import ParameterSpace
 from .program import FreeForm, LossOfOutputs, call_model, unwrap
 from .randomness import cuda_devices, draw_seed, forked, peek_seed, seed_of_chunk
-from .reduce import Local, ProcessGroup, Reduce
+from .reduce import Local, ProcessGroup, Reduce, as_one_rank
 from .weight_decay import Decay, WeightDecay
 
 
@@ -58,10 +58,14 @@ class Objective(FunctionalModel):
             curvature alike. Default 0.
         forward: (model, inputs) -> outputs, where the ordinary call of the model does not fit.
         process_group: a torch.distributed group among whose ranks the data is shared out; this rank gives its part.
+            Default: that of a DistributedDataParallel module, else none. Where there are several ranks and none is
+            given, optimizers warn that each takes steps of its own; `torch.distributed.GroupMember.NON_GROUP_MEMBER`
+            says that this is meant.
 
     Raises:
         TypeError: the model is not a module, loss or forward not callable, or the data neither batch nor batches.
         ValueError: an empty batch, inputs and targets of different length, an FSDP module, or a bad option.
+        RankError: here and in every method, another rank of the group raised an error; it is told.
     """
 
     def __init__(
@@ -74,28 +78,33 @@ class Objective(FunctionalModel):
         memory_limit: int | None = None,
         weight_decay: Decay = 0.0,
         forward: Callable[[nn.Module, Any], Any] | None = None,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: dist.ProcessGroup | int | None = None,
     ):
         if not callable(loss):
             raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
         if forward is not None and not callable(forward):
             raise TypeError(f"forward must be a callable (model, inputs) -> outputs, got {type(forward).__name__}")
-        model, process_group = unwrap(model, process_group)
-        if memory_limit is not None and not (isinstance(memory_limit, int) and memory_limit >= 0):
-            raise ValueError(f"memory_limit must be None or a number of bytes >= 0, got {memory_limit!r}")
-        program = LossOfOutputs(loss, forward or call_model)
-        auto = microbatch_size == "auto"
-        chunks = read_chunks(data, None if auto else microbatch_size)
-        self._set_up(model, program, chunks, weight_decay, process_group)
-        self._microbatch_size: int | Literal["auto"] | None = microbatch_size
-        self.memory_limit = memory_limit
-        if auto:
-            limit = available(next(model.parameters()).device) // 2 if memory_limit is None else memory_limit
-            self.chunks = recut(self.chunks, largest_microbatch(self, limit))
+        self._set_up(model, LossOfOutputs(loss, forward or call_model), process_group)
+        with self.reduce.together():
+            if memory_limit is not None and not (isinstance(memory_limit, int) and memory_limit >= 0):
+                raise ValueError(f"memory_limit must be None or a number of bytes >= 0, got {memory_limit!r}")
+            auto = microbatch_size == "auto"
+            self.chunks: list[Chunk] = read_chunks(data, None if auto else microbatch_size)
+            self.weight_decay = WeightDecay(self.model, weight_decay)
+            self._microbatch_size: int | Literal["auto"] | None = microbatch_size
+            self.memory_limit = memory_limit
+            if auto:
+                limit = available(next(model.parameters()).device) // 2 if memory_limit is None else memory_limit
+                self.chunks = recut(self.chunks, largest_microbatch(self, limit))
 
     @classmethod
     def from_forward(
-        cls, model: nn.Module, forward: Callable[[], tuple[Tensor, Any]], *, weight_decay: Decay = 0.0
+        cls,
+        model: nn.Module,
+        forward: Callable[[], tuple[Tensor, Any]],
+        *,
+        weight_decay: Decay = 0.0,
+        process_group: dist.ProcessGroup | int | None = None,
     ) -> "Objective":
         """An objective from any function that computes loss and outputs with the model's current parameters.
 
@@ -108,29 +117,35 @@ class Objective(FunctionalModel):
             model: the module whose parameters `forward` uses; put several networks into one `nn.ModuleList`.
             forward: () -> (loss, outputs), deterministic up to torch's random numbers.
             weight_decay: as in the constructor.
+            process_group: `torch.distributed.GroupMember.NON_GROUP_MEMBER` where there are several ranks, each with an
+                objective of its own. Losses of this form cannot be weighed, so that no other group will do.
         """
         if not callable(forward):
             raise TypeError(f"forward must be a callable () -> (loss, outputs), got {type(forward).__name__}")
         self = cls.__new__(cls)
-        model, group = unwrap(model, None)
-        if group is not None:
+        self._set_up(model, FreeForm(forward), process_group)
+        if self.process_group is not None:
             raise ValueError(
-                "from_forward does not work with DistributedDataParallel: it cannot weigh the ranks' losses"
+                "from_forward works with neither DistributedDataParallel nor a process group: it cannot weigh the "
+                "ranks' losses"
             )
-        self._set_up(model, FreeForm(forward), [Chunk(None, None, 0)], weight_decay, None)
+        self.chunks = [Chunk(None, None, 0)]
+        self.weight_decay = WeightDecay(self.model, weight_decay)
         self._microbatch_size = None
         self.memory_limit = None
         return self
 
-    def _set_up(self, model, program, chunks, weight_decay, process_group) -> None:
-        self.model = model
+    def _set_up(self, model: nn.Module, program: LossOfOutputs | FreeForm, process_group: Any) -> None:
+        self.model, group = unwrap(model, process_group)
         self.program = program
-        self.chunks: list[Chunk] = chunks
-        self.reduce: Reduce = Local() if process_group is None else ProcessGroup(process_group)
-        self.process_group = process_group
-        self.weight_decay = WeightDecay(model, weight_decay)
+        self.alone = isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER
+        if not (group is None or self.alone or isinstance(group, dist.ProcessGroup)):
+            raise TypeError(f"process_group must be a torch.distributed process group or None, got {group!r}")
+        self.process_group: dist.ProcessGroup | None = None if isinstance(group, int) else group
+        self.reduce: Reduce = Local() if self.process_group is None else ProcessGroup(self.process_group)
         self.seed: int | None = None  # of the random numbers of the step's passes
 
+    @as_one_rank
     def __call__(self) -> Tensor:
         """Set `.grad` of the model's trainable parameters to the gradient and return the loss, detached."""
         trainable = self.weight_decay.trainable()
@@ -153,6 +168,7 @@ class Objective(FunctionalModel):
                     p.grad = gradient.clone()
         return loss + self.weight_decay.value_of([p for _, p, decay in trainable if decay])
 
+    @as_one_rank
     def value(self, at: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss f as a scalar, without gradient or side effect.
 
@@ -168,6 +184,7 @@ class Objective(FunctionalModel):
 
         return self.sum(term)[0] + self.weight_decay.value(point)
 
+    @as_one_rank
     def sum(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """The one sum over chunks and ranks: each tensor that `term` returns, weighed, added up and reduced."""
         totals: list[Tensor] = []
@@ -176,7 +193,7 @@ class Objective(FunctionalModel):
             if len(self.chunks) * self.reduce.size > 1:  # where no target counts, a mean over them is 0/0
                 parts = [part * weight if weight else torch.zeros_like(part) for part in parts]
             totals = [total.add_(part) for total, part in zip(totals, parts, strict=True)] if totals else list(parts)
-        return self.reduce.sum(totals)
+        return self.reduce.sum(totals, "the sum over chunks and ranks")
 
     @cached_property
     def weights(self) -> list[float]:
@@ -228,6 +245,7 @@ class Objective(FunctionalModel):
         if count > 0:
             raise ValueError(f"{found or 'the data of another rank holds values that are not finite'}; clean the data")
 
+    @as_one_rank
     def split(self, *sizes: int) -> tuple["Objective", ...]:
         """Disjoint parts of the given numbers of rows, in order; of this rank's rows under a process group.
 
@@ -239,6 +257,7 @@ class Objective(FunctionalModel):
             raise ValueError(f"cannot split {rows} rows into parts of {', '.join(map(str, sizes))}")
         return tuple(self._part(part) for part in torch.arange(sum(sizes)).split(list(sizes)))
 
+    @as_one_rank
     def subsample(self, n: int, generator: torch.Generator | None = None) -> "Objective":
         """An objective on n rows drawn without replacement; of this rank's rows under a process group.
 
@@ -267,5 +286,5 @@ class Objective(FunctionalModel):
             memory_limit=self.memory_limit,
             weight_decay=self.weight_decay.given,
             forward=program.forward,
-            process_group=self.process_group,
+            process_group=dist.GroupMember.NON_GROUP_MEMBER if self.alone else self.process_group,
         )

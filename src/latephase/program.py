@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
@@ -242,7 +241,7 @@ def scalar(loss: Any) -> Tensor:
     return loss.reshape(())
 
 
-def unwrap(model: nn.Module, group: dist.ProcessGroup | None) -> tuple[nn.Module, dist.ProcessGroup | None]:
+def unwrap(model: nn.Module, group: Any) -> tuple[nn.Module, Any]:
     """The module inside `torch.compile` and DistributedDataParallel wrappers, and the latter's process group.
 
     Raises:

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..reduce import ProcessGroup
 from ..solve import CGResult, conjugate_gradient
+from .ranks import check_same_data
 
 if TYPE_CHECKING:
     from .trials import Outcome
@@ -29,14 +31,13 @@ class BlockRanks:
     """
 
     def __init__(self, group: dist.ProcessGroup, sizes: Sequence[int]):
-        self.group, self.sizes = group, list(sizes)
-        self.rank = dist.get_rank(group)
-        loads = [0] * dist.get_world_size(group)
+        self.ranks, self.sizes = ProcessGroup(group), list(sizes)
+        loads = [0] * self.ranks.size
         self.owners = [0] * len(self.sizes)
         for block in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
             self.owners[block] = loads.index(min(loads))
             loads[self.owners[block]] += sizes[block]
-        self.own = [block for block, owner in enumerate(self.owners) if owner == self.rank]
+        self.own = [block for block, owner in enumerate(self.owners) if owner == self.ranks.rank]
 
     def take(self, v: Tensor) -> Tensor:
         """Vector [P] -> its part on this rank's blocks."""
@@ -53,9 +54,7 @@ class BlockRanks:
 
     def gathered(self, part: Tensor) -> Tensor:
         """The vector [P] of all ranks' parts: every entry is one rank's number and zeros."""
-        whole = self.spread(part)
-        dist.all_reduce(whole, group=self.group)
-        return whole
+        return self.ranks.sum([self.spread(part)], "the sum over blocks")[0]
 
     def conjugate_gradient(
         self,
@@ -83,6 +82,7 @@ class BlockRanks:
         def own(apply: Matvec) -> Matvec:
             return lambda part: self.take(apply(self.spread(part)))
 
+        check_same_data(self.ranks, b)
         found = None
         options["block_sizes"] = [self.sizes[block] for block in self.own]
         if self.own:
@@ -100,8 +100,7 @@ class BlockRanks:
     def _merged(self, found: CGResult | None, like: Tensor) -> CGResult:
         """One result from all ranks'; a block that stopped earlier stands at its last iterate."""
         mine = None if found is None else (found.indices, found.values, found.iterations, found.status, found.products)
-        ranks: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(ranks, mine, group=self.group)
+        ranks = self.ranks.gather(mine)
         there = [each for each in ranks if each is not None]
         last = max(each[0][-1] for each in there)
         indices = sorted({index for each in there for index in each[0][:-1]} | {last})
@@ -132,14 +131,12 @@ def agreed(outcome: "Outcome", group: dist.ProcessGroup, like: Tensor) -> "Outco
         group: the ranks.
         like: a vector [P].
     """
-    box: list[Any] = [(dataclasses.replace(outcome, vector=None), outcome.vector is not None)]
-    dist.broadcast_object_list(box, group=group, group_src=0)
-    first, moves = box[0]
+    ranks = ProcessGroup(group)
+    first, moves = ranks.gather((dataclasses.replace(outcome, vector=None), outcome.vector is not None))[0]
     if not moves:
         return first
-    vector = torch.zeros_like(like) if outcome.vector is None else outcome.vector.contiguous()
-    dist.broadcast(vector, group=group, group_src=0)
-    return dataclasses.replace(first, vector=vector)
+    vector = torch.zeros_like(like) if outcome.vector is None else outcome.vector
+    return dataclasses.replace(first, vector=ranks.share(vector))
 
 
 def _at(known: Sequence[int], index: int) -> int:

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
@@ -17,7 +17,6 @@ from ..curvature.preconditioners import Preconditioner
 from ..curvature.preconditioners import preconditioner as find_preconditioner
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from ..reduce import ProcessGroup
 from .adaptation import adapt_damping
 from .block_ranks import agreed
 from .carried import Carried, restore_dtypes
@@ -29,10 +28,10 @@ from .options import (
     blocks_of,
     check_groups,
     check_number,
-    check_objective,
     per_parameter,
     the_objective,
 )
+from .ranks import compare, one_seed
 from .report import StepReport
 from .transaction import Transaction
 from .trials import Outcome, judge
@@ -233,17 +232,16 @@ class HessianFree(Optimizer):
         Raises:
             TypeError: a plain closure in place of an Objective, or none.
             ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
-                ranks with different parameters, or a global option that differs between groups.
+                ranks with different parameters or options, or a global option that differs between groups.
             RuntimeError: in inference mode.
+            RankError: another rank raised an error; it is told.
         """
         objective = the_objective(objective, closure, "HessianFree")
         evaluation = objective if evaluation is None else evaluation
         curvature_objective = objective if curvature_objective is None else curvature_objective
         objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
-        for each in objectives:
-            check_objective(each, objective)
-        check_groups(self.param_groups)
-        with Transaction(self, objectives) as transaction:
+        with Transaction(self, objectives, self._block_group) as transaction:
+            check_groups(self.param_groups)
             return self._step(objective, evaluation, curvature_objective, transaction)
 
     def _step(
@@ -257,9 +255,10 @@ class HessianFree(Optimizer):
                 "optimizer.step(objective, evaluation=held_out)"
             )
         space = objective.space([p for group in self.param_groups for p in group["params"]])
-        self._compare_ranks(objective, space)
+        self._compare_ranks([objective, evaluation, curvature_objective], space)
         for each in objectives:
             each.reseed()
+        one_seed(list(objectives), self._block_group)
         model = self._solve(objective, evaluation, curvature_objective, space)
         if not model.finite:
             self._carried.forget_estimate()
@@ -295,17 +294,13 @@ class HessianFree(Optimizer):
         )
         return model.loss
 
-    def _compare_ranks(self, objective: Objective, space: ParameterSpace) -> None:
-        """At the first step, and the first after loading: every rank must start from the same numbers."""
-        if self._ranks_compared:
-            return
-        start = self._carried.start(space)
-        start = torch.zeros((), device=space.device) if start is None else start
-        damping = torch.tensor([self.damping], dtype=torch.float64, device=space.device)
-        names = [*space.names, "start of conjugate gradients", "damping"]
-        objective.reduce.check_equal([*space.parameters, start, damping], names)
-        if self._block_group is not None:
-            ProcessGroup(self._block_group).check_equal([*space.parameters, start, damping], names)
+    def _compare_ranks(self, objectives: Sequence[Objective], space: ParameterSpace) -> None:
+        """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
+        kept: dict[str, Any] | None = None
+        if not self._ranks_compared:
+            kept = {"preconditioner": type(self._preconditioner).__qualname__}
+            kept["start of conjugate gradients"] = self._carried.start(space)
+        compare(self, objectives, space, self.damping, kept, self._block_group)
         self._ranks_compared = True
 
     def _solve(self, objective, evaluation, curvature_objective, space: ParameterSpace) -> LocalModel:

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -12,6 +13,8 @@ from ..curvature.traces import kept_traces, put_back
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..randomness import cuda_devices, generator_states, set_generator_states
+from .options import check_objective
+from .ranks import check_groups_of_ranks, notice_plain_module, of_blocks, one_fate
 
 
 class Transaction:
@@ -21,25 +24,45 @@ class Transaction:
     the objectives' seeds, and which shapes were seen before (a traced product differs from another in its last digits).
     States and param groups are copied one level deep: a step replaces what it keeps and writes into no tensor of it.
 
+    An exception on one rank is one on all, and nobody writes before all are about to.
+
     Args:
         optimizer: whose step this is.
-        objectives: that the step uses, of one model.
+        objectives: that the step uses, of one model; the first is one.
+        block_group: ranks that share blocks.
 
     Raises:
         RuntimeError: inference mode is on, in which nothing can be differentiated.
+        TypeError: not objectives.
+        ValueError: objectives of different models or ranks, or groups of ranks that do not fit.
     """
 
-    def __init__(self, optimizer: Optimizer, objectives: Iterable[Objective]):
+    def __init__(
+        self, optimizer: Optimizer, objectives: Iterable[Objective], block_group: dist.ProcessGroup | None = None
+    ):
+        self._optimizer, self._objectives = optimizer, list(objectives)
+        check_objective(self._objectives[0], self._objectives[0], type(optimizer).__name__)
+        self._model = self._objectives[0].model
+        self._block_group = block_group
+        self._written: list[tuple[Tensor, Tensor]] = []
+
+    def __enter__(self) -> Self:
+        with one_fate(self._objectives[0], self._block_group) as ranks:
+            self._begin()
+            if not vars(self._optimizer).get("_ranks_compared"):
+                notice_plain_module(self._objectives[0], self._block_group, stacklevel=4)
+            self._ranks = ranks.pop_all()
+        return self
+
+    def _begin(self) -> None:
+        optimizer = self._optimizer
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{type(optimizer).__name__}.step needs gradients, which inference mode forbids: call it outside"
             )
-        self._optimizer, self._objectives = optimizer, list(objectives)
-        self._model = self._objectives[0].model
-        self._written: list[tuple[Tensor, Tensor]] = []
-
-    def __enter__(self) -> Self:
-        optimizer = self._optimizer
+        for each in self._objectives:
+            check_objective(each, self._objectives[0], type(optimizer).__name__)
+        check_groups_of_ranks(self._objectives[0], self._block_group)
         self._devices = cuda_devices(self._model)
         self._generators = generator_states(self._devices)
         self._seeds = [objective.seed for objective in self._objectives]
@@ -47,26 +70,31 @@ class Transaction:
         self._groups = [dict(group) for group in optimizer.param_groups]
         self._attributes = {name: vars(optimizer)[name] for name in _ATTRIBUTES if name in vars(optimizer)}
         self._traces = kept_traces(self._model)
-        return self
 
     def write(self, space: ParameterSpace, vector: Tensor, objective: Objective, buffers: Mapping[str, Tensor]) -> None:
         """Make the vector [P] the parameters' values, and the buffers the model's.
 
         Raises:
             ValueError: a buffer that moved shares memory with itself and cannot be written; nothing is.
+        RankError: another rank cannot; nothing is written.
         """
         moved = objective.writable_buffers(buffers)
         pairs = [*zip(space.parameters, space.unflatten(vector), strict=True), *moved]
         with torch.no_grad():
             self._written = [(own, own.detach().clone()) for own, _ in pairs]
+            self._objectives[0].reduce.meet()
+            of_blocks(self._block_group).meet()
             for own, value in pairs:
                 own.copy_(value)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            return
+        if kind is not None:
+            self._restore()
+        self._ranks.__exit__(kind, error, traceback)
+
+    def _restore(self) -> None:
         optimizer = self._optimizer
         with torch.no_grad():
             for own, value in self._written:

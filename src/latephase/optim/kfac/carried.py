@@ -41,10 +41,9 @@ class KFACCarried(Carried):
     def tensors(self, space: ParameterSpace) -> dict[str, Tensor]:
         """What must be equal on all ranks, by name."""
         update = self.update(space)
-        found = {"damping": torch.tensor([self.damping], dtype=torch.float64)}
-        found |= {} if update is None else {"last update": update}
+        found = {} if update is None else {"last update": update}
         found |= {} if self.factors is None else {f"factor {k}": v for k, v in self.factors["moments"].items()}
-        return {name: tensor.to(space.device) for name, tensor in found.items()}
+        return found
 
 
 def restore(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:

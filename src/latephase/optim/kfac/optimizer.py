@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
@@ -14,7 +14,8 @@ from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import levenberg_marquardt, reduction_ratio
 from ..loading import VERSION, completed
-from ..options import check_number, check_objective, the_objective
+from ..options import check_number, the_objective
+from ..ranks import compare
 from ..report import StepStatus
 from ..transaction import Transaction
 from ..trials import ROUNDING
@@ -157,21 +158,20 @@ class KFAC(Optimizer):
         Raises:
             TypeError: a plain closure in place of an Objective, or none.
             ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
-                ranks with different parameters, a loss that K-FAC cannot treat, or a global option that differs
-                between groups.
+                ranks with different parameters or options, a loss that K-FAC cannot treat, or a global option that
+                differs between groups.
             ImportError: curvlinops is not installed.
             RuntimeError: in inference mode.
+            RankError: another rank raised an error; it is told.
         """
         started = time.perf_counter()
         objective = the_objective(objective, closure, type(self).__name__)
         evaluation = objective if evaluation is None else evaluation
         objectives = {id(o): o for o in (objective, evaluation)}.values()
-        for each in objectives:
-            check_objective(each, objective, type(self).__name__)
-        check_options(self.param_groups)
         with Transaction(self, objectives) as transaction:
+            check_options(self.param_groups)
             space = objective.space([p for group in self.param_groups for p in group["params"]])
-            self._compare_ranks(objective, space)
+            self._compare_ranks([objective, evaluation], space)
             for each in objectives:
                 each.reseed()
             loss, outcome = self._step(objective, evaluation, space, transaction)
@@ -263,12 +263,9 @@ class KFAC(Optimizer):
                 damping, ratio, factors=(omega, 1 / omega), bounds=options["damping_range"]
             )
 
-    def _compare_ranks(self, objective: Objective, space: ParameterSpace) -> None:
-        """At the first step, and the first after loading: every rank must start from the same numbers."""
-        if self._ranks_compared:
-            return
-        kept = self._carried.tensors(space)
-        objective.reduce.check_equal([*space.parameters, *kept.values()], [*space.names, *kept])
+    def _compare_ranks(self, objectives: Sequence[Objective], space: ParameterSpace) -> None:
+        """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
+        compare(self, objectives, space, self.damping, None if self._ranks_compared else self._carried.tensors(space))
         self._ranks_compared = True
 
     @property

@@ -5,13 +5,13 @@ import time
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ..options import check_number, check_objective, the_objective
+from ..options import check_number, the_objective
+from ..ranks import compare, state_of
 from ..transaction import Transaction
 from .base import check_base
 from .line import Line, forms_with, line_of, moved, schedule
@@ -144,15 +144,15 @@ class QuadraticLearningRate(Optimizer):
 
         Raises:
             TypeError: a plain closure in place of an Objective, or none.
-            ValueError: a parameter that is not the model's, data that is not finite, ranks with different parameters,
-                or an option that differs between groups.
+            ValueError: a parameter that is not the model's, data that is not finite, ranks with different parameters
+                or options, or an option that differs between groups.
             RuntimeError: in inference mode.
+            RankError: another rank raised an error; it is told.
         """
         objective = the_objective(objective, closure, type(self).__name__)
-        check_objective(objective, objective, type(self).__name__)
-        complete(self.param_groups, self.defaults)
-        check_options(self.param_groups)
         with Transaction(self, [objective]) as transaction:
+            complete(self.param_groups, self.defaults)
+            check_options(self.param_groups)
             return self._step(objective, transaction)
 
     def _step(self, objective: Objective, transaction: Transaction) -> Tensor:
@@ -248,16 +248,8 @@ class QuadraticLearningRate(Optimizer):
             group.update(values)
 
     def _compare_ranks(self, objective: Objective, space: ParameterSpace) -> None:
-        """At the first step, and the first after loading: every rank must start from the same numbers."""
-        if self._ranks_compared:
-            return
-        damping = torch.tensor([self.damping], dtype=torch.float64, device=space.device)
-        tensors, names = [*space.parameters, damping], [*space.names, "damping"]
-        for p, name in zip(space.parameters, space.names, strict=True):
-            kept = {key: value for key, value in self.state.get(p, {}).items() if isinstance(value, Tensor)}
-            tensors += [value.to(space.device) for value in kept.values()]
-            names += [f"{key} of {name}" for key in kept]
-        objective.reduce.check_equal(tensors, names)
+        """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
+        compare(self, [objective], space, self.damping, None if self._ranks_compared else state_of(self, space))
         self._ranks_compared = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
