@@ -91,7 +91,7 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
             continue
         weight, bias = (starts.get(id(module._parameters[key]), -1) for key in ("weight", "bias"))
         joint = weight >= 0 and bias >= 0 and bisect_right(ends, weight) == bisect_right(ends, bias)
-        shape = module.weight.shape
+        shape = module.get_parameter("weight").shape
         found.append(Layer(name, weight, bias, shape[1:].numel(), shape[0], joint))
     if without and model not in _warned:
         _warned.add(model)
