@@ -56,7 +56,7 @@ def mount():
 
     yield call
     for path in reversed(mounted):
-        subprocess.run(["umount", path], check=False, capture_output=True)
+        subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)  # a database may be open
 
 
 def same(directory, whole):
