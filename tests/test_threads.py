@@ -75,7 +75,7 @@ def objective_of(kind: str, seed: int) -> Objective:
     data = torch.randn(6, 3, 4, generator=generator), torch.randint(4, (6,), generator=generator)
     forward = second_derivatives if kind == "norm" else None
     objective = Objective(model, nn.CrossEntropyLoss(), data, forward=forward)
-    objective._seed = seed
+    objective.seed = seed
     return objective
 
 

@@ -82,6 +82,16 @@ def derivative_levels() -> tuple[int, int]:
     return sum(level.key() in kinds for level in stack), forward_ad._current_level
 
 
+def kept_kinds(model: nn.Module) -> dict[Hashable, bool]:
+    """What is known of the kinds of a model's passes, to be put back."""
+    return dict(_known.get(model, {}))
+
+
+def put_back_kinds(model: nn.Module, kept: dict[Hashable, bool]) -> None:
+    """Know of a model's passes what was known before."""
+    _known[model] = kept
+
+
 def substituted(
     model: nn.Module,
     kind: Hashable,

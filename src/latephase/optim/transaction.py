@@ -13,6 +13,7 @@ from ..curvature.traces import kept_traces, put_back
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..randomness import cuda_devices, generator_states, set_generator_states
+from ..substitutes import kept_kinds, put_back_kinds
 from .options import check_objective
 from .ranks import check_groups_of_ranks, notice_plain_module, of_blocks, one_fate
 
@@ -21,7 +22,8 @@ class Transaction:
     """Within, an exception of any kind leaves everything as it was, so that a second try is as good as the first.
 
     What is put back: parameters and buffers, the optimizer's state and param groups, its report, torch's generators,
-    the objectives' seeds, and which shapes were seen before (a traced product differs from another in its last digits).
+    the objectives' seeds, and which shapes and kinds of passes were seen before (a traced product, or a norm
+    written out, differs from another in its last digits).
     States and param groups are copied one level deep: a step replaces what it keeps and writes into no tensor of it.
 
     An exception on one rank is one on all, and nobody writes before all are about to.
@@ -69,14 +71,14 @@ class Transaction:
         self._state = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in optimizer.state.items()}
         self._groups = [dict(group) for group in optimizer.param_groups]
         self._attributes = {name: vars(optimizer)[name] for name in _ATTRIBUTES if name in vars(optimizer)}
-        self._traces = kept_traces(self._model)
+        self._traces, self._kinds = kept_traces(self._model), kept_kinds(self._model)
 
     def write(self, space: ParameterSpace, vector: Tensor, objective: Objective, buffers: Mapping[str, Tensor]) -> None:
         """Make the vector [P] the parameters' values, and the buffers the model's.
 
         Raises:
             ValueError: a buffer that moved shares memory with itself and cannot be written; nothing is.
-        RankError: another rank cannot; nothing is written.
+            RankError: another rank cannot; nothing is written.
         """
         moved = objective.writable_buffers(buffers)
         pairs = [*zip(space.parameters, space.unflatten(vector), strict=True), *moved]
@@ -111,6 +113,7 @@ class Transaction:
         for objective, seed in zip(self._objectives, self._seeds, strict=True):
             objective.seed = seed
         put_back(self._model, self._traces)
+        put_back_kinds(self._model, self._kinds)
 
 
 _ATTRIBUTES = ("report", "_warned", "_ranks_compared")
