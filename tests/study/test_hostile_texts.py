@@ -49,7 +49,7 @@ def hostile(write_study, break_run):
     problem |= {"title": HOSTILE, "description": HOSTILE, "name": HOSTILE}
     problem["metrics"][0]["name"] = metric
     (root / "problem.json").write_text(json.dumps(problem), encoding="utf-8")
-    machine = dict.fromkeys(("device", "cpu", "platform", "git_commit", "jobs"), f"{HOSTILE}\ud800")
+    machine = dict.fromkeys(("device", "cpu", "platform", "git_commit"), f"{HOSTILE}\ud800")
     (root / "environment.json").write_text(json.dumps(machine), encoding="utf-8")
     for path in root.rglob("*.json*"):
         text = path.read_text(encoding="utf-8").replace('test_rmse"', f'test_{json.dumps(metric)[1:-1]}"')

@@ -94,8 +94,8 @@ def test_a_foreign_checkpoint_is_named_set_aside_and_made_again(whole, trained, 
         torch.save([torch.zeros(2)], path)
     said = said_by(study_of(*STRATEGIES, **PLANS), trained, monkeypatch)
     same(trained, whole)
-    what = "epoch" if foreign == "epoch" else "training"
-    assert f"epoch-0001.pt is the checkpoint of another {what}" in said
+    what = {"epoch": "the checkpoint of another epoch", "no state": "damaged"}
+    assert f"epoch-0001.pt is {what.get(foreign, 'the checkpoint of another training')}" in said
     assert f"it is {path}.damaged now" in said
     assert load_checkpoint(path)["epoch"] == 1
 
