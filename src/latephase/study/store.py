@@ -114,7 +114,7 @@ class Journal:
         begun = self._lines([{"event": "start", "attempt": self.attempt, "of": of}, *kept])
         write_atomic(path, whole + begun.encode("utf-8"))
         with using(path):
-            self._file = open(path, "a", encoding="utf-8", opener=_no_link)
+            self._file = open(path, "a", encoding="utf-8", opener=_no_link)  # noqa: SIM115 (open as long as this is)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one row; numbers that are not finite become null."""
