@@ -1,6 +1,7 @@
-"""State dicts: without options that came later, of later versions, damaged."""
+"""States without options that came later, dampings, and what a step may be given; damaged states: test_saved_states."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from torch import nn
 
 from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective
-from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 
@@ -50,53 +50,6 @@ def test_a_state_from_before_an_option_existed_loads_and_goes_on_alike(name):
             its.step(Objective(one, nn.CrossEntropyLoss(), (X, Y)))
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)  # float32; one is traced where the other is not
-
-
-DAMAGES = {
-    "no groups": lambda d: d.pop("param_groups"),
-    "later": lambda d: d.update(version=99),
-    "damping": lambda d: d["state"][0].update(damping=math.nan),
-    "damping of text": lambda d: d["state"][0].update(damping="much"),
-    "an option": lambda d: d["param_groups"][0].update(cg_max_iter=-3),
-    "a shape": lambda d: d["state"][0].update(x0=torch.zeros(3)),
-    "a number": lambda d: d["state"][0].update(x0=torch.full((5, 4), math.inf)),
-    "a count": lambda d: d["state"][0].update(iterations=-1),
-    "an estimate": lambda d: d["state"][0].update(preconditioner={"age": 1}),
-    "a state": lambda d: d.update(state=[]),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_state_is_named_and_nothing_of_it_loaded(damage):
-    model, optimizer = trained(HessianFree)
-    saved = copy.deepcopy(optimizer.state_dict())
-    DAMAGES[damage](saved)
-    fresh = HessianFree(model.parameters(), damping=0.5)
-    with pytest.raises(ValueError, match="state dict of HessianFree"):
-        fresh.load_state_dict(saved)
-    assert fresh.damping == 0.5
-    assert not fresh.state
-    assert fresh.state_dict()["version"] == 1
-
-
-def test_an_estimate_belongs_to_its_method():
-    """Loaded into another one, whether or not the names of its tensors fit, it is made anew."""
-    model, optimizer = trained(lambda params: HessianFree(params, preconditioner=EmpiricalFisher(every=5)), 1)
-    for method in (GGNDiagonal(every=5), "nystrom", EmpiricalFisher(exponent=0.5, every=5)):
-        other = copy.deepcopy(model)
-        resumed = HessianFree(other.parameters(), preconditioner=method)
-        resumed.load_state_dict(optimizer.state_dict())
-        fresh_model = copy.deepcopy(model)
-        fresh = HessianFree(fresh_model.parameters(), preconditioner=method)
-        plain = copy.deepcopy(optimizer.state_dict())
-        for entry in plain["state"].values():
-            entry.pop("preconditioner", None)
-        fresh.load_state_dict(plain)
-        for one, its in ((other, resumed), (fresh_model, fresh)):
-            torch.manual_seed(1)
-            its.step(Objective(one, nn.CrossEntropyLoss(), (X, Y)))
-        for p, q in zip(other.parameters(), fresh_model.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -148,3 +101,17 @@ def test_a_step_takes_an_objective_as_its_closure():
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-7)  # float32, as above
     with pytest.raises(TypeError, match="needs an Objective"):
         optimizer.step()
+
+
+def test_an_objective_inside_a_wrapped_closure_is_found():
+    """As Lightning's manual optimization hands it on: a partial of its own function around the closure."""
+
+    def wrapper(trainer, closure):
+        raise AssertionError("the step evaluates the objective itself")
+
+    model, optimizer = trained(HessianFree, 1)
+    objective = Objective(model, nn.CrossEntropyLoss(), (X, Y))
+    optimizer.step(closure=functools.partial(wrapper, object(), objective))
+    assert optimizer.report.accepted
+    with pytest.raises(TypeError, match="needs an Objective"):
+        optimizer.step(closure=functools.partial(wrapper, object(), lambda: torch.zeros(())))

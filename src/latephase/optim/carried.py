@@ -13,6 +13,8 @@ from ..curvature.preconditioners import Preconditioner
 from ..curvature.traces import MAX_TRACES
 from ..objective import Objective
 from ..parameters import ParameterSpace
+from .estimates import owner_of
+from .saved import Check, fields, like_parameter, number, whole, wholes
 
 
 class Carried:
@@ -27,16 +29,17 @@ class Carried:
 
     def __init__(self, state: dict[Any, Any], groups: Sequence[Mapping[str, Any]]):
         self._state = state
-        self._key = next(p for group in groups for p in group["params"])
+        self._owner = next(p for group in groups for p in group["params"])
         self._initial_damping: float = groups[0]["damping"]
 
     @property
     def _first(self) -> Mapping[str, Any]:
-        """What is kept with the first parameter; reading it makes no entry."""
-        return self._state.get(self._key, {})
+        """What is kept with the first parameter; reading makes no entry."""
+        return self._state.get(self._owner, {})
 
-    def _keep(self, name: str, value: Any) -> None:
-        self._state[self._key][name] = value
+    def _keep(self, **values: Any) -> None:
+        """Keep values with the first parameter."""
+        self._state.setdefault(self._owner, {}).update(values)
 
     @property
     def damping(self) -> float:
@@ -45,12 +48,12 @@ class Carried:
 
     @damping.setter
     def damping(self, value: float) -> None:
-        self._keep("damping", float(value))
+        self._keep(damping=float(value))
 
     def count_rise(self, rose: bool) -> int:
         """How many steps in a row the damping has risen, this one included."""
         rises = self._first.get("rises", 0) + 1 if rose else 0
-        self._keep("rises", rises)
+        self._keep(rises=rises)
         return rises
 
     @property
@@ -60,13 +63,15 @@ class Carried:
 
     @iterations.setter
     def iterations(self, value: int) -> None:
-        self._keep("iterations", value)
+        self._keep(iterations=value)
 
     def start(self, space: ParameterSpace) -> Tensor | None:
         """The last solution of conjugate gradients [P], zero for parameters that have none; None if none has one."""
-        if not any("x0" in self._state.get(p, {}) for p in space.parameters):
+        kept = [self._state.get(p, {}).get("x0") for p in space.parameters]
+        if all(x is None for x in kept):
             return None
-        return space.flatten([self._state.get(p, {}).get("x0", torch.zeros_like(p)) for p in space.parameters])
+        pairs = zip(kept, space.parameters, strict=True)
+        return space.flatten([torch.zeros_like(p) if x is None else x for x, p in pairs])
 
     def keep_start(self, space: ParameterSpace, solution: Tensor | None) -> None:
         """Keep a solution [P] in the dtype of the flat vectors; None forgets the last one."""
@@ -74,22 +79,21 @@ class Carried:
             self._state.get(p, {}).pop("x0", None)
         if solution is not None:
             for p, x in zip(space.parameters, space.unflatten(solution, space.dtype), strict=True):
-                self._state[p]["x0"] = x
+                self._state.setdefault(p, {})["x0"] = x
 
     def estimate(self, method: Preconditioner, curved: Linearization, blocks: list[int]) -> dict[str, Tensor]:
-        """The preconditioner's estimate, made anew when it is as old as the method allows, or not of this method.
-
-        What another method or other blocks left here, or a state from before owners were kept, is no estimate of it.
-        """
-        kept, owner = self._first.get("preconditioner"), _owner(method)
-        if kept is None or kept.get("owner") != owner or kept["age"] >= method.every or kept["blocks"] != blocks:
-            kept = {"age": 0, "blocks": blocks, "estimate": method.estimate(curved, blocks), "owner": owner}
-        self._keep("preconditioner", kept | {"age": kept["age"] + 1})
+        """The preconditioner's estimate, made anew when it is too old, another method's, or of other blocks."""
+        kept, owner = self._first.get("preconditioner"), owner_of(method)
+        # One without an owner was saved by an earlier release, and was looked at when it was loaded.
+        foreign = kept is not None and kept.get("method", owner) != owner
+        if kept is None or foreign or kept["age"] >= method.every or kept["blocks"] != blocks:
+            kept = {"age": 0, "blocks": blocks, "estimate": method.estimate(curved, blocks), "method": owner}
+        self._keep(preconditioner=kept | {"age": kept["age"] + 1, "method": owner})
         return kept["estimate"]
 
     def forget_estimate(self) -> None:
         """Let the next step estimate anew."""
-        self._state.get(self._key, {}).pop("preconditioner", None)
+        self._state.get(self._owner, {}).pop("preconditioner", None)
 
     def saw(self, objective: Objective) -> bool:
         """Whether data of this form came before, so that a trace of it pays."""
@@ -99,35 +103,22 @@ class Carried:
         """Keep the form of the data."""
         form, known = _form(objective), self._first.get("forms", [])
         if form not in known:
-            self._keep("forms", [*known, form][-MAX_TRACES:])
+            self._keep(forms=[*known, form][-MAX_TRACES:])
 
 
-def restore_dtypes(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
-    """Give loaded vectors their own dtype back: torch casts what it loads to the parameter's, which may be narrower.
-
-    Args:
-        state: the optimizer's, loaded.
-        groups: its param groups.
-        saved: the state dict that was loaded.
-    """
-    indices = [index for group in saved["param_groups"] for index in group["params"]]
-    own = [p for group in groups for p in group["params"]]
-    for index, p in zip(indices, own, strict=True):
-        entry = saved["state"].get(index, {})
-        if "x0" in entry:
-            state[p]["x0"] = entry["x0"].to(p.device, copy=True)
-        if "preconditioner" in entry:
-            estimate = entry["preconditioner"]["estimate"]
-            copies = {name: tensor.to(p.device, copy=True) for name, tensor in estimate.items()}
-            state[p]["preconditioner"]["estimate"] = copies
+def checks() -> dict[str, Check]:
+    """What is checked of the state of each parameter in a state dict of `HessianFree`, by key."""
+    return {
+        "damping": number,
+        "rises": whole,
+        "iterations": whole,
+        "forms": wholes,
+        "x0": like_parameter,
+        "preconditioner": lambda where, value, _: fields(where, value, ("age", "blocks", "estimate"), ("method",)),
+    }
 
 
 def _form(objective: Objective) -> int:
     """A number for the shapes of an objective's inputs: loading a torch optimizer's state mangles anything else."""
     leaves = [leaf for chunk in objective.chunks for leaf in tree_leaves(chunk.inputs) if is_tensor(leaf)]
     return zlib.crc32(repr(sorted({tuple(leaf.shape) for leaf in leaves})).encode())
-
-
-def _owner(method: Preconditioner) -> int:
-    """A number for a method and its settings."""
-    return zlib.crc32(repr((type(method).__qualname__, sorted(vars(method).items()))).encode())

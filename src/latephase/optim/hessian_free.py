@@ -3,13 +3,12 @@
 import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..curvature import Linearization
 from ..curvature.operator import Matvec
@@ -19,8 +18,8 @@ from ..objective import Objective
 from ..parameters import ParameterSpace
 from .adaptation import adapt_damping
 from .block_ranks import agreed
-from .carried import Carried, restore_dtypes
-from .loading import VERSION, completed
+from .carried import Carried, checks
+from .estimates import check_estimate
 from .local_model import LocalModel, solve
 from .options import (
     FIXED_RATE,
@@ -28,11 +27,14 @@ from .options import (
     blocks_of,
     check_groups,
     check_number,
+    defaults_of,
     per_parameter,
     the_objective,
 )
 from .ranks import compare, one_seed
 from .report import StepReport
+from .saved import check_entries
+from .second_order import SecondOrder
 from .transaction import Transaction
 from .trials import Outcome, judge
 
@@ -45,7 +47,7 @@ def _rounded(iterations: int) -> int:
     return 1 << max(iterations - 1, 0).bit_length()
 
 
-class HessianFree(Optimizer):
+class HessianFree(SecondOrder):
     """Hessian-free optimization: truncated Newton steps by conjugate gradients on curvature products.
 
     One step (Tatzel et al. 2022, Algorithm 1): gradient and curvature on the objective's data; conjugate gradients on
@@ -119,10 +121,10 @@ class HessianFree(Optimizer):
         ValueError: an unknown option value, or a global option that differs between groups.
     """
 
+    _kind = "HessianFree"
     report: StepReport | None = None
     _preconditioner: Preconditioner | Matvec | None = None
     _block_group: dist.ProcessGroup | None = None
-    _ranks_compared = False
 
     def __init__(
         self,
@@ -345,23 +347,24 @@ class HessianFree(Optimizer):
     def _carried(self) -> Carried:
         return Carried(self.state, self.param_groups)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; vectors of conjugate gradients and preconditioners keep their dtype, which may be wider.
+    def _checked(
+        self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
+    ) -> dict[Any, Any]:
+        """The entries of a state dict, checked, without an estimate that another preconditioner made."""
+        found = {number: dict(entry) for number, entry in state.items()}
+        check_entries(found, own, checks())
+        for number, entry in found.items():
+            where = f"state_dict['state'][{number!r}]['preconditioner']"
+            if "preconditioner" in entry and not check_estimate(where, entry["preconditioner"], self._preconditioner):
+                del entry["preconditioner"]
+        return found
 
-        Options that came after the state was written stay as they are here.
-
-        Raises:
-            ValueError: the state is damaged, or of a later version; nothing is loaded then.
-        """
-        state_dict = completed(self, state_dict, check_groups)
-        super().load_state_dict(state_dict)
-        restore_dtypes(self.state, self.param_groups, state_dict)
-        self._ranks_compared = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the version of its form."""
-        return super().state_dict() | {"version": VERSION}
+    def _check_groups(self) -> None:
+        check_groups(self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report and the preconditioner."""
         return super().__getstate__() | {"report": self.report, "_preconditioner": self._preconditioner}
+
+
+HessianFree._OPTIONS = {"damping_scale": 1.0, **defaults_of(HessianFree, "preconditioner", "block_group")}

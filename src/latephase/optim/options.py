@@ -1,5 +1,7 @@
 """Arguments of the Hessian-free optimizer: their checks, and what a param group may set for itself."""
 
+import functools
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -95,6 +97,7 @@ def check_number(name: str, value: Any) -> None:
         ValueError: it is not.
     """
     number = isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool)
+    number = number and not (isinstance(value, torch.Tensor) and value.numel() != 1)
     if not number or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
 
@@ -152,6 +155,32 @@ def per_parameter(groups: Sequence[Mapping[str, Any]], name: str, space: Paramet
     return torch.tensor(values, dtype=space.dtype, device=space.device).repeat_interleave(sizes)
 
 
+def defaults_of(optimizer: type, *others: str) -> dict[str, Any]:
+    """The options of an optimizer's constructor with their defaults, but for others."""
+    parameters = inspect.signature(optimizer.__init__).parameters
+    left_out = ("self", "params", "base", *others)
+    return {name: each.default for name, each in parameters.items() if name not in left_out}
+
+
+def objective_of(closure: Any) -> Any:
+    """The objective in what a step was given: itself, or inside the closure that a wrapper of torch's makes of it.
+
+    Wrappers hand on `functools.partial(wrapper, ..., closure)`, or a function that wraps it and says so, in order to
+    call it at a time of their own; a step evaluates the objective when it needs to.
+    """
+    if isinstance(closure, Objective):
+        return closure
+    inside = []
+    if isinstance(closure, functools.partial):
+        inside = [closure.func, *closure.args, *closure.keywords.values()]
+    elif inspect.ismethod(closure) and closure.__name__ == "__call__":
+        inside = [closure.__self__]
+    elif inspect.isfunction(closure) and hasattr(closure, "__wrapped__"):
+        inside = [vars(closure)["__wrapped__"]]
+    found = [each for each in map(objective_of, inside) if isinstance(each, Objective)]
+    return found[0] if len(found) == 1 else closure
+
+
 def the_objective(objective: Objective | None, closure: Any, optimizer: str) -> Objective:
     """The objective of a step, whichever way it is handed over: torch's wrappers call `step(closure=objective)`.
 
@@ -170,7 +199,7 @@ def the_objective(objective: Objective | None, closure: Any, optimizer: str) -> 
             "A wrapper that calls step() without one, as torch.amp.GradScaler.step does, cannot drive it: call it "
             "yourself; there is no loss scale to take care of"
         )
-    given: Any = closure if objective is None else objective
+    given: Any = objective_of(closure if objective is None else objective)
     return given  # `check_objective` looks at what it is
 
 

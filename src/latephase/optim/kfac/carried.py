@@ -1,14 +1,16 @@
 """What one step of K-FAC leaves to the next: damping, last update, factors, the number of steps taken."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, is_tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
+from ...curvature.preconditioners.kfac import blocks_of
 from ...parameters import ParameterSpace
 from ..carried import Carried
+from ..estimates import layout, size_of
+from ..saved import Check, array, fields, like_parameter, number, whole, wholes
 from .factors import Factors
 
 
@@ -35,8 +37,7 @@ class KFACCarried(Carried):
         """Keep what a step that was taken leaves; the update in the dtype of the flat vectors."""
         for p, change in zip(space.parameters, space.unflatten(update, space.dtype), strict=True):
             self._state[p]["update"] = change
-        self._keep("factors", factors)
-        self._keep("steps", self.steps + 1)
+        self._keep(factors=factors, steps=self.steps + 1)
 
     def tensors(self, space: ParameterSpace) -> dict[str, Tensor]:
         """What must be equal on all ranks, by name."""
@@ -46,16 +47,34 @@ class KFACCarried(Carried):
         return found
 
 
-def restore(state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
-    """Give a loaded state its own dtypes back: torch casts what it loads to the parameter's.
+CHECKS: dict[str, Check] = {
+    "damping": number,
+    "steps": whole,
+    "forms": wholes,
+    "update": like_parameter,
+    "factors": lambda where, value, _: _check_factors(where, value),
+}
+"""What is checked of the state of each parameter in a state dict, by key."""
 
-    Args:
-        state: the optimizer's, loaded.
-        groups: its param groups.
-        saved: the state dict that was loaded.
-    """
-    indices = [index for group in saved["param_groups"] for index in group["params"]]
-    own = [p for group in groups for p in group["params"]]
-    for index, p in zip(indices, own, strict=True):
-        if index in saved["state"]:
-            state[p] = tree_map(lambda x, p=p: x.to(p.device, copy=True) if is_tensor(x) else x, saved["state"][index])
+
+def _check_factors(where: str, kept: Any) -> None:
+    """Check averages and inverses of Kronecker factors."""
+    fields(where, kept, ("count", "stale", "moments", "inverses"))
+    whole(f"{where}['count']", kept["count"])
+    whole(f"{where}['stale']", kept["stale"])
+    moments, inverses, inside = kept["moments"], kept["inverses"], f"{where}['moments']"
+    fields(inside, moments, ("layers", "diagonal"), tuple(moments) if isinstance(moments, Mapping) else ())
+    sizes = layout(inside, moments["layers"])
+    fields(inside, moments, ("layers", "diagonal", *sizes))
+    array(f"{inside}['diagonal']", moments["diagonal"], [None])
+    found = {}
+    for name, choices in sizes.items():
+        found[name] = size_of(moments[name], choices)
+        array(f"{inside}[{name!r}]", moments[name], [found[name]] * 2)
+    inside, needed = f"{where}['inverses']", {}
+    for index, block in enumerate(blocks_of(dict(moments))) if inverses else ():  # none are there before the first
+        needed |= {f"{index}.inputs": found[block.inputs]} if block.inputs else {}
+        needed[f"{index}.slopes"] = found[block.slopes]
+    fields(inside, inverses, tuple(needed))
+    for name, size in needed.items():
+        array(f"{inside}[{name!r}]", inverses[name], [size, size])

@@ -2,31 +2,31 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ...curvature import Linearization, linearize
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import levenberg_marquardt, reduction_ratio
-from ..loading import VERSION, completed
-from ..options import check_number, the_objective
+from ..options import check_number, defaults_of, the_objective
 from ..ranks import compare
 from ..report import StepStatus
+from ..saved import check_entries
+from ..second_order import SecondOrder
 from ..transaction import Transaction
 from ..trials import ROUNDING
-from .carried import KFACCarried, restore
+from .carried import CHECKS, KFACCarried
 from .factors import Factors, diagonal_layers, finite, renewed
 from .options import ADAPTIVE, UNADAPTIVE, check_options
 from .report import KFACStepReport, nothing_done
 from .trial import Trial, propose
 
 
-class KFAC(Optimizer):
+class KFAC(SecondOrder):
     """Kronecker-factored approximate curvature (Martens and Grosse 2015), in its block-diagonal form.
 
     One step on the objective's data, Sections in that paper:
@@ -84,8 +84,8 @@ class KFAC(Optimizer):
         ValueError: an unknown option value, or a global option that differs between groups.
     """
 
+    _kind = "KFAC"
     report: KFACStepReport | None = None
-    _ranks_compared = False
 
     def __init__(
         self,
@@ -272,22 +272,26 @@ class KFAC(Optimizer):
     def _carried(self) -> KFACCarried:
         return KFACCarried(self.state, self.param_groups)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; its tensors keep their dtype, which may be wider than the parameters'.
+    def _checked(
+        self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
+    ) -> dict[Any, Any]:
+        """The entries of a state dict, checked."""
+        check_entries(state, own, CHECKS)
+        return dict(state)
 
-        Options that came after the state was written stay as they are here.
+    def _completed(self, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved param group with the options that it lacks; whether momentum is exact follows from the momentum."""
+        exact = {"exact_momentum": saved["momentum"] is None} if "momentum" in saved else {}
+        return super()._completed({**exact, **saved}, kept)
 
-        Raises:
-            ValueError: the state is damaged, or of a later version; nothing is loaded then.
-        """
-        state_dict = completed(self, state_dict, check_options)
-        super().load_state_dict(state_dict)
-        restore(self.state, self.param_groups, state_dict)
-        self._ranks_compared = False
+    def _check_groups(self) -> None:
+        check_options(self.param_groups)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the version of its form."""
-        return super().state_dict() | {"version": VERSION}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state that was pickled or loaded; options that it lacks have their defaults."""
+        for group in state.get("param_groups", ()):
+            group.setdefault("exact_momentum", group.get("momentum") is None)
+        super().__setstate__(state)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report."""
@@ -299,3 +303,6 @@ def _ratio(losses: tuple[float, float], predicted: float | None, rounding: float
     if predicted is not None and abs(predicted) <= ROUNDING * rounding * abs(losses[0]) < math.inf:
         return math.nan if math.isfinite(losses[1]) else -math.inf
     return reduction_ratio(losses[1] - losses[0], math.nan if predicted is None else predicted)
+
+
+KFAC._OPTIONS = {"exact_lr": True, "exact_momentum": True, **defaults_of(KFAC), "lr": 1.0}

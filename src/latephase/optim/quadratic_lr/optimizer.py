@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,20 +11,22 @@ from torch.optim import Optimizer
 
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ..options import check_number, the_objective
+from ..options import check_number, defaults_of, the_objective
 from ..ranks import compare, state_of
+from ..second_order import SecondOrder
 from ..transaction import Transaction
 from .base import check_base
 from .line import Line, forms_with, line_of, moved, schedule
 from .options import CARRIED, QuadraticOptions, check_options, complete
 from .report import QuadraticStepReport, QuadraticStepStatus
 from .rule import averaged, judged, learning_rate, reduction
+from .saved import check_group, check_state
 
 SANE_CHANGE = 10.0
 """Root mean square change of a parameter in one step from which a learning rate without a limit is worth a warning."""
 
 
-class QuadraticLearningRate(Optimizer):
+class QuadraticLearningRate(SecondOrder):
     """The direction of a first-order optimizer, with the learning rate that minimises a damped quadratic along it.
 
     Clarke and Hernandez-Lobato, "Studying K-FAC Heuristics by Viewing Adam through a Second-Order Lens" (ICML 2024),
@@ -85,7 +88,6 @@ class QuadraticLearningRate(Optimizer):
     """
 
     report: QuadraticStepReport | None = None
-    _ranks_compared = False
     _warned = False
 
     def __init__(
@@ -113,7 +115,7 @@ class QuadraticLearningRate(Optimizer):
             if "unit_lr" in group:  # of an earlier wrapping, whose options would be taken for the group's own
                 for name in (*options, *CARRIED, "unit_lr"):
                     group.pop(name, None)
-        self.base = base
+        self.base, self._kind = base, f"QuadraticLearningRate({type(base).__name__})"
         super().__init__(base.param_groups, base.defaults | options | CARRIED)
         self.param_groups, self.state = base.param_groups, base.state
         complete(self.param_groups, self.defaults)
@@ -268,10 +270,30 @@ class QuadraticLearningRate(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state that was pickled, with its base, or loaded, which the base then shares."""
         super().__setstate__(state)
+        complete(self.param_groups, self.defaults)
+        self._kind = f"QuadraticLearningRate({type(self.base).__name__})"
         if "base" not in state:
-            complete(self.param_groups, self.defaults)  # of a base that was not wrapped
             self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._ranks_compared = False
+
+    def _optimizers(self) -> list[Optimizer]:
+        return [self, self.base]
+
+    def _checked(
+        self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
+    ) -> dict[Any, Any]:
+        """The entries of a state dict, which are the base's, checked."""
+        for index, group in enumerate(groups):
+            check_group(f"state_dict['param_groups'][{index}]", group, self.base.defaults)
+        check_state(self.base, state, own, groups)
+        return dict(state)
+
+    def _restored(self, state: Mapping[Any, Any], own: Mapping[Any, Tensor]) -> dict[Tensor, Any]:
+        """Nothing: the base's state is cast as torch does it."""
+        return {}
+
+    def _check_groups(self) -> None:
+        check_options(self.param_groups)
 
 
 def _status_of(slope: float, curvature: float, new_loss: float | None) -> QuadraticStepStatus:
@@ -280,3 +302,6 @@ def _status_of(slope: float, curvature: float, new_loss: float | None) -> Quadra
     if curvature < 0:
         return QuadraticStepStatus.NEGATIVE_CURVATURE
     return QuadraticStepStatus.NEGATIVE_SLOPE if slope < 0 else QuadraticStepStatus.TAKEN
+
+
+QuadraticLearningRate._OPTIONS = {**defaults_of(QuadraticLearningRate), **CARRIED}

@@ -1,0 +1,100 @@
+"""What the optimizers of this package have in common: state dicts that are checked before they are loaded."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .saved import VERSION, check_frame, restored
+
+
+class SecondOrder(Optimizer):
+    """An optimizer whose state dicts have a version and are checked.
+
+    A state dict may come from an earlier version: an option that did not exist then has the value that this optimizer
+    was given. One that is damaged is refused by name, and nothing is loaded.
+    """
+
+    _OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    """Options with their defaults, for an optimizer that was pickled before one of them existed."""
+    _ranks_compared = False
+
+    _kind: str = ""
+    """Whose a state dict is."""
+
+    def _checked(
+        self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
+    ) -> dict[Any, Any]:
+        """The entries of a state dict, checked, without what cannot serve this optimizer.
+
+        Args:
+            state: entries by the parameters' numbers.
+            own: the parameters by these numbers.
+            groups: of the state dict, complete.
+
+        Raises:
+            ValueError: naming the entry.
+        """
+        raise NotImplementedError
+
+    def _restored(self, state: Mapping[Any, Any], own: Mapping[Any, Tensor]) -> dict[Tensor, Any]:
+        """Entries that replace those that torch has loaded."""
+        return restored(state, own)
+
+    def _check_groups(self) -> None:
+        """Check the options of the param groups."""
+        raise NotImplementedError
+
+    def _optimizers(self) -> list[Optimizer]:
+        """This optimizer, and what it wraps: what loading may change."""
+        return [self]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch's optimizers have it, with "version" and "optimizer", whose it is."""
+        return {**super().state_dict(), "version": VERSION, "optimizer": self._kind}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; its tensors keep their dtype, which may be wider than the parameters'.
+
+        An option that the state dict does not know, having been saved before there was one, keeps the value that this
+        optimizer has.
+
+        Args:
+            state_dict: what `state_dict` returned, or an earlier version of it.
+
+        Raises:
+            ValueError: a state dict of another optimizer, of a later version, or a damaged one; says what and where,
+                and nothing is loaded.
+        """
+        own = check_frame(state_dict, self.param_groups, self._kind)
+        groups = [
+            self._completed(saved, kept)
+            for saved, kept in zip(state_dict["param_groups"], self.param_groups, strict=True)
+        ]
+        entries = self._checked(state_dict["state"], own, groups)
+        before = [(each, each.state, each.param_groups) for each in self._optimizers()]
+        try:
+            super().load_state_dict({**state_dict, "state": entries, "param_groups": groups})
+            for p, entry in self._restored(entries, own).items():
+                self.state[p] = entry
+            self._check_groups()
+        except BaseException as error:
+            for each, state, kept in before:
+                each.state, each.param_groups = state, kept
+            if isinstance(error, ValueError) and not str(error).startswith("state_dict"):
+                raise ValueError(f"state_dict cannot be loaded: {error}") from error
+            raise
+        self._ranks_compared = False
+
+    def _completed(self, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved param group with the options that it lacks."""
+        return {**{name: kept.get(name, default) for name, default in self.defaults.items()}, **saved}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state that was pickled or loaded; options that it lacks have their defaults."""
+        super().__setstate__(state)
+        self.defaults = {**self._OPTIONS, **self.defaults}
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
