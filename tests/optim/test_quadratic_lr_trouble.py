@@ -49,6 +49,16 @@ def test_a_loss_that_is_not_finite_changes_nothing(rule, function, unchanged):
     assert optimizer.damping == (0.25 if rule == "ratio" else 0.5)
 
 
+def test_a_curvature_that_is_not_finite_changes_nothing_and_is_not_averaged(function, unchanged):
+    point, objective = function(lambda x: (1e15 * (x @ x), x), 1.0, 2.0)  # d'Hd overflows float32
+    point.float()
+    optimizer = SGDQLR(point.parameters(), curvature="hessian", curvature_ema=0.5)
+    with unchanged(point):
+        optimizer.step(objective)
+    assert optimizer.report.status == QuadraticStepStatus.NONFINITE
+    SGDQLR(point.parameters()).load_state_dict(optimizer.state_dict())
+
+
 @pytest.mark.parametrize("direction", [float("inf"), float("nan")])
 def test_a_direction_that_is_not_finite_changes_nothing(direction, function, unchanged):
     class Broken(torch.optim.SGD):

@@ -72,6 +72,8 @@ class Transaction:
         self._groups = [dict(group) for group in optimizer.param_groups]
         self._attributes = {name: vars(optimizer)[name] for name in _ATTRIBUTES if name in vars(optimizer)}
         self._traces, self._kinds = kept_traces(self._model), kept_kinds(self._model)
+        first = self._objectives[0]
+        self._buffers = first.writable_buffers(first.buffers())  # an estimate may run the model itself, which moves them
 
     def write(self, space: ParameterSpace, vector: Tensor, objective: Objective, buffers: Mapping[str, Tensor]) -> None:
         """Make the vector [P] the parameters' values, and the buffers the model's.
@@ -101,6 +103,9 @@ class Transaction:
         with torch.no_grad():
             for own, value in self._written:
                 own.copy_(value)
+            for own, value in self._buffers:
+                if not torch.equal(own, value):
+                    own.copy_(value)
         optimizer.state.clear()
         optimizer.state.update(self._state)
         for group, before in zip(optimizer.param_groups, self._groups, strict=True):

@@ -198,7 +198,7 @@ class QuadraticLearningRate(SecondOrder):
         bend = bent if options["reduction_ratio"] == "damped" else line.bend
         stayed |= {"curvature": curvature, "predicted_change": 0.5 * taken**2 * bend - taken * line.slope}
         vector, _ = moved(line, lr, objective, space, self.param_groups)
-        if vector is None:
+        if vector is None or not math.isfinite(curvature):  # an infinite average would stay for ever
             if factors is not None and options["damping_rule"] == "decreasing_loss":
                 self._carry(damping=judged(loss, math.nan, math.nan, options)[1])
             return stayed | {"status": QuadraticStepStatus.NONFINITE}

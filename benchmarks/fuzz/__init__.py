@@ -1,0 +1,1 @@
+"""Configurations drawn at random, each put to a few steps; see `__main__`."""

@@ -1,0 +1,371 @@
+"""What a trial may be: models, losses, data and options, drawn by the trial's number."""
+
+import dataclasses
+import importlib.util
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective, QuadraticLearningRate, WithHidden, layerwise
+from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom
+
+FEATURES, CLASSES = 4, 3
+
+
+class Recurrent(nn.Module):
+    """Over the features as if they were time steps; hands its pre-activations on, for structural damping."""
+
+    def __init__(self):
+        super().__init__()
+        self.input, self.hidden, self.output = nn.Linear(1, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, CLASSES)
+
+    def forward(self, inputs: Tensor) -> WithHidden:
+        """Outputs [rows, 3] of inputs [rows, 4], with the pre-activations."""
+        state, hidden = inputs.new_zeros(len(inputs), 3), []
+        for column in inputs.unbind(dim=1):
+            hidden.append(self.input(column[:, None]) + self.hidden(state))
+            state = torch.tanh(hidden[-1])
+        return WithHidden(self.output(state), tuple(hidden), "tanh")
+
+
+class Attention(nn.Module):
+    """A transformer layer over the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(1, 4)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+        self.output = nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs [rows, 3] of inputs [rows, 4]."""
+        return self.output(self.layer(self.embed(inputs[..., None])).mean(1))
+
+
+class Lstm(nn.Module):
+    """Over the features as if they were time steps, by torch's own layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.output = nn.LSTM(1, 3, batch_first=True), nn.Linear(3, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs [rows, 3] of inputs [rows, 4]."""
+        return self.output(self.lstm(inputs[..., None])[0][:, -1])
+
+
+class Tied(nn.Module):
+    """One weight in two places, and a parameter that is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, CLASSES)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs [rows, 3] of inputs [rows, 4]."""
+        return self.last(torch.tanh(self.first(torch.tanh(self.first(inputs)))))
+
+
+def _mlp(*between: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 5), *between, nn.Linear(5, CLASSES))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": lambda: _mlp(nn.Tanh()),
+    "relu": lambda: _mlp(nn.ReLU()),
+    "in_place": lambda: _mlp(nn.LeakyReLU(0.1, inplace=True)),
+    "batch_norm": lambda: _mlp(nn.BatchNorm1d(5), nn.Tanh()),
+    "batch_norm_eval": lambda: _mlp(nn.BatchNorm1d(5), nn.Tanh()).eval(),
+    "dropout": lambda: _mlp(nn.Dropout(0.3), nn.Tanh()),
+    "layer_norm": lambda: _mlp(nn.LayerNorm(5), nn.GELU()),
+    "weight_norm": lambda: _mlp(nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(5, 5))),
+    "linear": lambda: nn.Sequential(nn.Linear(FEATURES, CLASSES)),
+    "convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Conv2d(1, 4, 2, padding=1, groups=1),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(36, CLASSES),
+    ),
+    "grouped": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 4, 1, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(8, CLASSES)
+    ),
+    "zeros": lambda: _zeroed(_mlp(nn.Tanh())),
+    "frozen": lambda: _frozen(_mlp(nn.Tanh())),
+    "recurrent": Recurrent,
+    "attention": Attention,
+    "lstm": Lstm,
+    "tied": Tied,
+}
+
+
+def _zeroed(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    next(model.parameters()).requires_grad_(False)
+    return model
+
+
+class _Own:
+    """A user's loss, which says that it takes a mean."""
+
+    reduction = "mean"
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets) ** 4).mean()
+
+
+def _undeclared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs - targets) ** 4).mean()
+
+
+class _Poisson(nn.PoissonNLLLoss):
+    def forward(self, log_input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(log_input, target.abs())
+
+
+CLASSIFYING: dict[str, Callable[[], Any]] = {
+    "cross_entropy": nn.CrossEntropyLoss,
+    "cross_entropy_sum": lambda: nn.CrossEntropyLoss(reduction="sum"),
+    "weighted": lambda: nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.0, 2.0])),
+    "ignoring": lambda: nn.CrossEntropyLoss(ignore_index=0, label_smoothing=0.1),
+    "multi_margin": nn.MultiMarginLoss,
+}
+REGRESSING: dict[str, Callable[[], Any]] = {
+    "squared": nn.MSELoss,
+    "absolute": nn.L1Loss,
+    "huber": nn.HuberLoss,
+    "squared_sum": lambda: nn.MSELoss(reduction="sum"),
+    "poisson": _Poisson,
+    "fourth_power": _Own,
+    "undeclared": lambda: _undeclared,
+}
+
+SETTING: dict[str, list[Any]] = {
+    "optimizer": ["HessianFree"] * 5 + ["KFAC", "AdamQLR", "SGDQLR", "momentum", "AdamW"],
+    "model": [*MODELS, "tanh", "tanh"],
+    "loss": [*CLASSIFYING, *REGRESSING, "cross_entropy", "squared"],
+    "dtype": [torch.float64, torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16],
+    "rows": [1, 2, 7, 13],
+    "data": ["normal"] * 6 + ["zeros", "equal", "one_class", "outlier", "nan", "infinite", "subnormal", "empty"],
+    "input_scale": [1.0] * 4 + [1e-12, 1e-4, 30.0, 1e4, 1e12],
+    "target_scale": [1.0] * 4 + [1e-12, 1e-4, 1e4, 1e12],
+    "parameter_scale": [1.0] * 6 + [0.0, 1e-12, 1e-3, 1e3, 1e12],
+    "chunks": [None, None, 1, 5, "auto"],
+    "weight_decay": [0.0, 0.0, 0.01, 1e6, 1e-12],
+    "evaluation": ["none", "none", "same", "copy", "other", "other"],
+    "curved": ["none", "none", "none", "part"],
+    "rates": [None, None, (0.5, 2.0), (1.0, 0.0)],
+    "damping_scales": [None, None, (1.0, 0.0), (0.1, 10.0)],
+    "steps": [3, 4],
+}
+
+_FINITE_RANGES = [(1e-12, 1e12), (1e-12, 1e12), (0.0, math.inf), (1e-10, 300.0)]
+
+HESSIAN_FREE: dict[str, list[Any]] = {
+    "curvature": ["ggn", "ggn", "hessian"],
+    "damping": [0.0, 1e-12, 1e-4, 0.03, 1.0, 1.0, 300.0, 1e12],
+    "adapt_damping": [True, True, False],
+    "lr": [0.0, 1e-12, 1e-3, 0.5, 1.0, 1.0, 1.0, 4.0],
+    "line_search": [True, True, True, False],
+    "cg_max_iter": [1, 2, 7, 30, 100],
+    "cg_decay_x0": [0.0, 0.5, 0.95, 1.0, 3.0],
+    "cg_backtracking": [True, True, False],
+    "cg_stopping": ["martens", "martens", "residual"],
+    "cg_tolerance": [0.0, 1e-12, 5e-4, 0.5],
+    "nonpositive_curvature": ["truncate", "ignore", "absolute"],
+    "curvature_dtype": [None, None, None, None, torch.float32, torch.float64, torch.bfloat16],
+    "block_diagonal": [False, False, True],
+    "iterates_on_host": [False, False, True],
+    "damping_thresholds": [(0.25, 0.75), (0.25, 0.75), (0.5, 0.5), (0.0, 0.0), (-2.0, 3.0), (0.9, 0.99)],
+    "damping_factors": [(2 / 3, 3 / 2), (2 / 3, 3 / 2), (1.0, 1.0), (0.01, 100.0), (1e-12, 1e12)],
+    "damping_range": _FINITE_RANGES,
+    "reduction_ratio": ["undamped", "undamped", "damped"],
+    "ratio_data": ["evaluation", "evaluation", "objective"],
+    "structural_damping": [0.0, 0.0, 0.0, 1 / 30, 10.0],
+    "max_step_norm": [None, None, 1e-12, 0.1, 10.0, 1e12],
+    "debias": [False, False, False, True],
+    "preconditioner": [
+        None, None, "empirical_fisher", "ggn_diagonal", "nystrom", "kfac",
+        EmpiricalFisher(every=2, exponent=1.0), GGNDiagonal(probes=2, every=3), Nystrom(rank=3, every=2),
+        Kronecker(every=2, probes=2, damping="exact"),
+    ],
+}  # fmt: skip
+KFAC_OPTIONS: dict[str, list[Any]] = {
+    "lr": [None, None, 1e-12, 0.1, 1.0],
+    "momentum": [None, None, 0.0, 0.9],
+    "damping": [1e-12, 1e-4, 1.0, 1.0, 300.0, 1e12],
+    "adapt_period": [0, 1, 2, 5],
+    "damping_decay": [1e-200, 0.1, 0.95, 0.999],
+    "damping_range": [(1e-8, math.inf), (1e-8, math.inf), (1e-12, 1e12)],
+    "reduction_ratio": ["undamped", "damped"],
+    "factor_period": [1, 1, 2],
+    "inverse_period": [1, 2, 5],
+    "factor_decay": [0.0, 0.95, 0.999],
+    "probes": [1, 2],
+    "weight_sharing": ["expand", "reduce"],
+}
+QUADRATIC: dict[str, list[Any]] = {
+    "curvature": ["ggn", "ggn", "hessian"],
+    "damping": [0.0, 1e-12, 1e-3, 1.0, 1e12],
+    "damping_factors": [None, (0.5, 2.0), (0.5, 2.0), (1e-12, 1e12)],
+    "damping_range": [(1e-8, math.inf), (1e-8, math.inf), (0.0, math.inf), (1e-12, 1e12)],
+    "damping_rule": ["ratio", "ratio", "decreasing_loss"],
+    "reduction_ratio": ["damped", "undamped"],
+    "lr_clip": [None, None, 1e-12, 0.1, 1e12],
+    "amplification": [1.0, 1.0, 0.5, 1e-12],
+    "curvature_ema": [0.0, 0.0, 0.5, 0.99],
+    "lr_ema": [0.0, 0.0, 0.5, 0.99],
+    "absolute_curvature": [False, False, True],
+    "gradient_clip": [None, None, 1e-12, 1.0],
+    "direction_clip": [None, None, 1e-12, 1.0],
+    "step_clip": [None, None, 1e-12, 1.0, 1e12],
+    "decay_per_step": [0.0, 0.0, 1e-12, 0.5],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One configuration.
+
+    Attributes:
+        number: of the trial, from which everything is drawn.
+        setting: model, loss, data and how they are put together.
+        options: of the optimizer.
+    """
+
+    number: int
+    setting: dict[str, Any]
+    options: dict[str, Any]
+
+    def as_text(self) -> dict[str, Any]:
+        """For a row of JSON."""
+        return {"setting": {k: str(v) for k, v in self.setting.items()}} | {
+            "options": {k: str(v) for k, v in self.options.items()}
+        }
+
+
+def draw(number: int) -> Trial:
+    """The trial of this number; half of them differ from the defaults in a few options only."""
+    generator = random.Random(number)
+    setting = {name: generator.choice(values) for name, values in SETTING.items()}
+    if not _has_curvlinops():
+        setting["optimizer"] = "HessianFree" if setting["optimizer"] == "KFAC" else setting["optimizer"]
+    table = {"HessianFree": HESSIAN_FREE, "KFAC": KFAC_OPTIONS}.get(setting["optimizer"], QUADRATIC)
+    options = {name: generator.choice(values) for name, values in table.items()}
+    if generator.random() < 0.9:  # else combinations that are documented errors
+        if setting["model"] != "recurrent":
+            options.pop("structural_damping", None)
+        if setting["evaluation"] in ("none", "same"):
+            options.pop("debias", None)
+    if generator.random() < 0.5:
+        kept = generator.sample(sorted(options), min(3, len(options)))
+        options = {name: value for name, value in options.items() if name in kept}
+    if not _has_curvlinops() and (
+        options.get("preconditioner") == "kfac" or isinstance(options.get("preconditioner"), Kronecker)
+    ):
+        options["preconditioner"] = None
+    return Trial(number, setting, options)
+
+
+def _has_curvlinops() -> bool:
+    return importlib.util.find_spec("curvlinops") is not None
+
+
+def model_of(trial: Trial) -> nn.Module:
+    """The model, its parameters drawn by the number of the trial."""
+    torch.manual_seed(trial.number)
+    model = MODELS[trial.setting["model"]]().to(trial.setting["dtype"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(trial.setting["parameter_scale"])
+    return model
+
+
+def optimizer_of(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer with its options; param groups by layer where rates are to differ."""
+    groups = [dict(group) for group in layerwise(model)]
+    kind = trial.setting["optimizer"]
+    own: dict[str, Any] = {"lr": trial.setting["rates"]} if kind in ("HessianFree", "KFAC") else {}
+    if kind == "HessianFree":
+        own["damping_scale"] = trial.setting["damping_scales"]
+    for name, values in own.items():
+        if values is not None:
+            groups[0][name], groups[-1][name] = values
+    match kind:
+        case "HessianFree":
+            return HessianFree(groups, **trial.options)
+        case "KFAC":
+            return KFAC(groups, **trial.options)
+        case "AdamQLR":
+            return AdamQLR(groups, **trial.options)
+        case "SGDQLR":
+            return SGDQLR(groups, **trial.options)
+        case "momentum":
+            return QuadraticLearningRate(torch.optim.SGD(groups, lr=0.1, momentum=0.9), **trial.options)
+    return QuadraticLearningRate(torch.optim.AdamW(groups, lr=0.1, amsgrad=True), **trial.options)
+
+
+def batch(trial: Trial, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Inputs [rows, 4] and targets, as the setting wants them spoilt."""
+    setting, rows = trial.setting, trial.setting["rows"]
+    kind = setting["data"]
+    rows = 0 if kind == "empty" else rows
+    inputs = torch.randn(rows, FEATURES, generator=generator, dtype=torch.float64) * setting["input_scale"]
+    targets = torch.randn(rows, CLASSES, generator=generator, dtype=torch.float64) * setting["target_scale"]
+    classes = torch.randint(CLASSES, (rows,), generator=generator)
+    match kind:
+        case "zeros":
+            inputs, targets = inputs * 0, targets * 0
+        case "equal":
+            inputs, targets = inputs[:1].expand(rows, -1).clone(), targets[:1].expand(rows, -1).clone()
+        case "one_class":
+            classes = classes * 0
+        case "outlier":
+            inputs[0] *= 1e6
+        case "nan":
+            inputs[-1, 0] = math.nan
+        case "infinite":
+            inputs[-1, 0] = math.inf
+        case "subnormal":
+            inputs, targets = inputs * 1e-310, targets * 1e-310
+    if setting["loss"] in CLASSIFYING:
+        return inputs.to(setting["dtype"]), classes
+    return inputs.to(setting["dtype"]), targets.to(setting["dtype"])
+
+
+def objectives_of(trial: Trial, model: nn.Module, step: int) -> tuple[tuple[Any, ...], Objective]:
+    """The arguments of a step, and the objective that judges it."""
+    setting = trial.setting
+    generator = torch.Generator().manual_seed(1000 * trial.number + step)
+    loss = (CLASSIFYING | REGRESSING)[setting["loss"]]()
+    loss = loss.to(setting["dtype"]) if isinstance(loss, nn.Module) else loss
+
+    def objective(data: tuple[Tensor, Tensor]) -> Objective:
+        options = {"microbatch_size": setting["chunks"], "weight_decay": setting["weight_decay"]}
+        return Objective(model, loss, data, **options)
+
+    data = batch(trial, generator)
+    first = objective(data)
+    evaluation = {
+        "none": lambda: None,
+        "same": lambda: first,
+        "copy": lambda: objective(data),
+        "other": lambda: objective(batch(trial, generator)),
+    }[setting["evaluation"]]()
+    kind = setting["optimizer"]
+    if kind not in ("HessianFree", "KFAC"):
+        return (first,), first
+    if kind == "KFAC":
+        return (first, evaluation), first if evaluation is None else evaluation
+    curved = objective(batch(trial, generator)) if setting["curved"] == "part" else None
+    return (first, evaluation, curved), first if evaluation is None else evaluation
