@@ -1,5 +1,6 @@
 """The Kronecker factors of K-FAC over its steps: moving averages, and damped inverses that are kept for a while."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,14 +91,17 @@ def _inverse(factor: Tensor, ridge: Tensor) -> Tensor:
     """(F + ridge I)^-1, the ridge at least the rounding of F's largest eigenvalue, by Cholesky's decomposition.
 
     Eigenvectors take seven times as long (785 inputs, float32, one core: 51 ms and 7 ms); they serve where the
-    decomposition fails, F being singular to rounding.
+    decomposition fails, F being singular to rounding. Not a number where F is not finite.
     """
     ridge = torch.maximum(ridge, torch.finfo(factor.dtype).eps * factor.diagonal().sum())
     damped = (factor + factor.T) / 2 + torch.diag(ridge.expand(len(factor)))
     lower, failed = torch.linalg.cholesky_ex(damped)
     if not failed:
         return torch.cholesky_inverse(lower)
-    values, vectors = torch.linalg.eigh(damped)
+    if not damped.isfinite().all():
+        return torch.full_like(damped, math.nan)
+    # In float32 it may not converge.
+    values, vectors = (each.to(damped.dtype) for each in torch.linalg.eigh(damped.double()))
     return (vectors / floored(values.clamp(min=0))) @ vectors.T
 
 
