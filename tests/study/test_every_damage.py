@@ -1,0 +1,402 @@
+"""Every kind of file of a study's and a tuning's folder, damaged in every way: refused or named, and no score moves.
+
+What a folder holds is found by looking, so that a new kind of file is tried without being listed here.
+"""
+
+import contextlib
+import csv
+import functools
+import html
+import os
+import re
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import tomli_w
+from small_studies import first_order, hessian_free, performed, rows_of, study_of, training_rows_of
+from test_failing_disk import TUNING
+from typer.testing import CliRunner
+
+from latephase.cli import app
+
+SECONDS = 60
+"""After which a command counts as hung; each takes less than one, or some where trials are repeated."""
+SECRET = "nobody's business, 0.125\n"
+STUDY = {"seeds": [0], "checkpoints": [1]}
+STRATEGIES = (first_order(), hessian_free())
+
+
+def small_study(**changes):
+    return study_of(*STRATEGIES, **STUDY | changes)
+
+
+def tuning_table(seed=0):
+    strategy = first_order(lr=0.1, optimizer="sgd") | {"search": {"lr": {"low": 0.01, "high": 0.5, "log": True}}}
+    return TUNING | {"strategies": [strategy], "tune": TUNING["tune"] | {"seed": seed}}
+
+
+def command(*arguments):
+    """A command's exit status and all that it said; a hang, a traceback and another error are this test's failures."""
+
+    def hung(*_):
+        raise AssertionError(f"latephase {' '.join(map(str, arguments))} hangs")
+
+    before = signal.signal(signal.SIGALRM, hung)
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.chdir(arguments[-1].parent):
+            found = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "2000"})
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise AssertionError(f"{type(found.exception).__name__} reaches the user") from found.exception
+    assert "Traceback" not in found.output
+    return found.exit_code, found.output
+
+
+@pytest.fixture(scope="module")
+def no_figures():
+    """Figures take seconds each time, have tests of their own, and no score rests on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latephase.study.report.draw_results", lambda results: [])
+        patch.setattr("latephase.study.report.render", lambda results, narrow: {})
+        patch.setattr("latephase.study.tune.conduct.draw", lambda *arguments: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory, no_figures):
+    """A finished study with its report, and another of the same runs whose numbers are others."""
+    root = tmp_path_factory.mktemp("studies")
+    for name, changes in {"study": {}, "other": {"training": {"epochs": 4, "seed": 9}, "evaluations": 2}}.items():
+        with pytest.MonkeyPatch.context() as patch:
+            assert performed(small_study(**changes), root / name, patch) == []
+        assert command("report", root / name)[0] == 0
+        (root / name / "figures").mkdir(exist_ok=True)
+        (root / name / "figures" / "relative.png").write_bytes(b"a picture")
+    return root / "study", root / "other"
+
+
+@pytest.fixture(scope="module")
+def tunings(tmp_path_factory, no_figures):
+    root = tmp_path_factory.mktemp("tunings")
+    for seed, name in enumerate(("tuning", "other")):
+        (root / f"{name}.toml").write_text(tomli_w.dumps(tuning_table(seed)), encoding="utf-8")
+        assert command("tune", root / f"{name}.toml", "--out", root / name)[0] == 0
+    return root / "tuning", root / "other"
+
+
+def kinds(folder):
+    """One path of each kind that the folder holds: names of runs, workers, epochs and figures tell no kinds apart."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        kind = re.sub(r"(runs|workers)/[^/]+|\d+|figures/[^.]+", r"\1", name)
+        found.setdefault(kind, name)
+    return list(found.values())
+
+
+def changed(change):
+    """A damage of a file's content."""
+
+    @functools.wraps(change)
+    def apply(path, other):
+        old = path.read_bytes()
+        new = change(old)
+        path.write_bytes(new)
+        return new != old
+
+    return apply
+
+
+def lines_of(content):
+    return content.splitlines(keepends=True)
+
+
+def without_middle(content):
+    lines = lines_of(content)
+    return b"".join(lines[: len(lines) // 2] + lines[len(lines) // 2 + 1 :])
+
+
+def middle_twice(content):
+    lines = lines_of(content)
+    return b"".join(lines[: len(lines) // 2] + lines[len(lines) // 2 - 1 :])
+
+
+def exchanged(content):
+    lines = lines_of(content)
+    if len(lines) > 3:
+        lines[1], lines[2] = lines[2], lines[1]
+    return b"".join(lines)
+
+
+def digits_flipped(content):
+    return re.sub(rb"0\.(\d)", lambda found: b"0." + str(9 - int(found.group(1))).encode(), content)
+
+
+def last_digit(content):
+    """The last digit of the first long number."""
+    return re.sub(rb"(\d\.\d{4,})(\d)", lambda f: f.group(1) + str(9 - int(f.group(2))).encode(), content, count=1)
+
+
+def byte_flipped(at):
+    def flip(content):
+        place = int(at * len(content))
+        return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :] if content else content
+
+    return flip
+
+
+def value_for(value):
+    """The value of the first key of the last row or object that has a number, by another."""
+    return lambda content: re.sub(rb"(: |= )(-?\d[\d.e+-]*)", rb"\g<1>" + value, content, count=1)
+
+
+def key_lost(content):
+    return re.sub(rb'("[a-z_]+": [\w."+-]+, |\n *"?[a-z_]+"?(: | = )[\w."+-]+,?)', b"", content, count=1)
+
+
+CONTENTS = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "last line cut": lambda content: content[:-9],
+    "last row lost": lambda content: b"".join(lines_of(content)[:-1]),
+    "row lost": without_middle,
+    "row twice": middle_twice,
+    "rows exchanged": exchanged,
+    "digits flipped": digits_flipped,
+    "last digit": last_digit,
+    **{f"byte at {at}": byte_flipped(at) for at in (0.0, 0.3, 0.6, 0.99)},
+    "not UTF-8": lambda content: content.replace(b"e", b"\xff\xfe", 1),
+    "zeros": lambda content: bytes(len(content)),
+    "deep": lambda content: b"[" * 100_000,
+    "deep value": value_for(b"[" * 100_000 + b"]" * 100_000),
+    "400 digits": value_for(b"9" * 400),
+    "NaN": value_for(b"NaN"),
+    "infinity": value_for(b"Infinity"),
+    "huge exponent": value_for(b"1e999"),
+    "text for a number": value_for(b'"many"'),
+    "key lost": key_lost,
+    "list at top": lambda content: b"[]\n",
+    "number at top": lambda content: b"3\n",
+    "text at top": lambda content: b'"finished"\n',
+    "nothing known": lambda content: b"{}\n",
+    "trailing": lambda content: content + b"garbage\n",
+}
+
+
+def gone(path):
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def removed(path, other):
+    gone(path)
+
+
+def fifo(path, other):
+    gone(path)
+    os.mkfifo(path)
+
+
+def folder(path, other):
+    gone(path)
+    path.mkdir()
+
+
+def plain_file(path, other):
+    gone(path)
+    path.write_text("a file\n")
+
+
+def bound_socket(path, other):
+    gone(path)
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:  # names of sockets must be short
+        server.bind(path.name)
+
+
+def link_to(target):
+    def link(path, other):
+        gone(path)
+        path.symlink_to(target or path.parents[len(path.parts) - 1 - path.parts.index("damaged")] / "victim")
+
+    return link
+
+
+def of_another(path, other):
+    if not other.is_file():
+        return False
+    same = path.read_bytes() == other.read_bytes()
+    shutil.copyfile(other, path)
+    return not same
+
+
+def of_another_run(path, other):
+    """A file of the same name in a folder beside this one's."""
+    beside = [p for p in sorted(path.parent.parent.glob(f"*/{path.name}")) if p != path]
+    return bool(beside) and of_another(path, beside[-1])
+
+
+def huge(path, other):
+    os.truncate(path, 10 * 2**30)
+
+
+def unreadable(path, other):
+    path.chmod(0)
+    return not os.access(path, os.R_OK)  # the administrator reads it all the same
+
+
+ANYTHING = {
+    "removed": removed,
+    "named pipe": fifo,
+    "a folder": folder,
+    "a socket": bound_socket,
+    "link to a victim": link_to(None),
+    "link to zeros": link_to("/dev/zero"),
+    "link to nothing": link_to("/nonexistent/file"),
+    "unreadable": unreadable,
+}
+FILES = {name: changed(change) for name, change in CONTENTS.items()}
+FILES |= {"of another study": of_another, "of another run": of_another_run, "huge": huge} | ANYTHING
+FOLDERS = ANYTHING | {"a file": plain_file}
+
+
+def cases(whole):
+    """Every kind of path with every damage."""
+    return [(name, damage) for name in kinds(whole) for damage in (FOLDERS if (whole / name).is_dir() else FILES)]
+
+
+def damaged(whole, other, name, damage, tmp_path):
+    """A copy with the damage; None where that changes nothing, as another's file may be equal."""
+    root = tmp_path / "damaged"
+    root.mkdir()
+    (root / "victim").write_text(SECRET)
+    copy = shutil.copytree(whole, root / whole.name)
+    apply = (FOLDERS if (copy / name).is_dir() else FILES)[damage]
+    return None if apply(copy / name, other / name) is False else copy
+
+
+def table_of(path, without=()):
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+    return {(row["strategy"], row.get("seed"), row.get("trial")): row for row in rows}
+
+
+def names(name, said):
+    """Whether what was said names a file, or the folder of the run that it is of."""
+    return any(part in said for part in (name, *(str(parent) for parent in Path(name).parents)) if part != ".")
+
+
+def check_report(whole, other, name, damage, tmp_path):
+    """The report of a damaged study: the scores of before, or words that name the file."""
+    directory = damaged(whole, other, name, damage, tmp_path)
+    if directory is None:
+        return
+    for written in ("scores.csv", "report.html"):
+        if written != name:
+            (directory / written).unlink()
+    code, said = command("report", directory)
+    assert (directory.parent / "victim").read_text() == SECRET
+    if code and not (directory / "report.html").is_file():
+        assert names(name, said), said
+        return
+    if code and name in ("scores.csv", "report.html"):
+        assert names(name, said), said
+        return
+    before, after = table_of(whole / "scores.csv"), table_of(directory / "scores.csv")
+    page = html.unescape((directory / "report.html").read_text(encoding="utf-8"))
+    assert SECRET.strip() not in page
+    assert before.keys() == after.keys()
+    whole_runs = all(row["status"] == "finished" for row in after.values())
+    for key, row in after.items():
+        differ = {column for column in row if row[column] != before[key][column]}
+        if row["status"] == "finished" and differ:
+            assert not whole_runs, f"silently changed: {differ}"
+            assert all(column.startswith(("relative_", "time_to_target_")) for column in differ)  # to runs not counted
+    if before != after:
+        statuses = {row["status"] for row in after.values()} - {"finished"}
+        assert statuses <= {"damaged", "missing", "running"}
+        assert "damaged" not in statuses or names(name, said + page), said
+
+
+def check_tuning(whole, other, name, damage, tmp_path):
+    """A tuning that goes on from damaged files: the trials of before, or words that name the file."""
+    directory = damaged(whole, other, name, damage, tmp_path)
+    if directory is None:
+        return
+    code, said = command("tune", whole.with_suffix(".toml"), "--out", directory)
+    assert (directory.parent / "victim").read_text() == SECRET
+    if code:
+        assert names(name, said), said
+        return
+    again = ("number", "seconds")  # of trials that were repeated, as their storage was lost
+    assert table_of(directory / "trials.csv", again) == table_of(whole / "trials.csv", again)
+    assert (directory / "best.toml").read_text() == (whole / "best.toml").read_text()
+
+
+def all_checked(check, whole, other, chosen, tmp_path):
+    assert chosen
+    failed = []
+    for number, (name, damage) in enumerate(chosen):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            check(whole, other, name, damage, folder)
+        except Exception as error:
+            cause = error.__cause__ or error
+            failed.append(f"{name}, {damage}: {str(error)[-500:]} {cause!r:.300}")
+        finally:
+            for path in folder.rglob("*"):
+                if not path.is_symlink() and path.exists():
+                    path.chmod(0o700)
+            shutil.rmtree(folder)
+    assert not failed, f"{len(failed)} of {len(chosen)}:\n" + "\n".join(failed)
+
+
+FAST = 29
+"""One case in so many; it has no factor in common with the number of damages, so that kinds and damages mix."""
+
+
+def test_some_damages_of_a_study_are_named_and_move_no_score(studies, tmp_path):
+    all_checked(check_report, *studies, cases(studies[0])[::FAST], tmp_path)
+
+
+def test_some_damages_of_a_tuning_are_named_and_move_no_trial(tunings, tmp_path):
+    chosen = [case for case in cases(tunings[0])[::FAST] if case[0] != "tune.db"]  # seconds where trials are repeated
+    all_checked(check_tuning, *tunings, chosen, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_damage_of_a_study_is_named_and_moves_no_score(studies, tmp_path):
+    all_checked(check_report, *studies, cases(studies[0]), tmp_path)
+
+
+@pytest.mark.slow
+def test_every_damage_of_a_tuning_is_named_and_moves_no_trial(tunings, tmp_path):
+    all_checked(check_tuning, *tunings, cases(tunings[0]), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_from_every_damage_to_the_same_rows(studies, tmp_path, monkeypatch):
+    """Several at once, as each going on starts processes; what is refused must say which file to mend."""
+    whole, other = studies
+    failed = []
+    for number, (name, damage) in enumerate(cases(whole)[::7]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        directory = damaged(whole, other, name, damage, folder)
+        if directory is None:
+            continue
+        try:
+            assert performed(small_study(), directory, monkeypatch) == []
+            assert rows_of(directory) == rows_of(whole)
+            assert training_rows_of(directory) == training_rows_of(whole)
+        except Exception as error:
+            if not names(name, str(error)) or isinstance(error, AssertionError):
+                failed.append(f"{name}, {damage}: {error!r:.500}")
+        if (directory.parent / "victim").read_text() != SECRET:
+            failed.append(f"{name}, {damage}: the victim outside was written")
+    assert not failed, "\n".join(failed)
