@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from test_failing_disk import TUNING
 from typer.testing import CliRunner
 
 from latephase.cli import app
+from latephase.study.store import read_json, write_json
 
 SECONDS = 60
 """After which a command counts as hung; each takes less than one, or some where trials are repeated."""
@@ -367,6 +369,36 @@ def test_some_damages_of_a_study_are_named_and_move_no_score(studies, tmp_path):
 def test_some_damages_of_a_tuning_are_named_and_move_no_trial(tunings, tmp_path):
     chosen = [case for case in cases(tunings[0])[::FAST] if case[0] != "tune.db"]  # seconds where trials are repeated
     all_checked(check_tuning, *tunings, chosen, tmp_path)
+
+
+@pytest.mark.parametrize("change", [
+    "UPDATE trial_user_attributes SET value_json = replace(value_json, '0.', '0.1') WHERE key = 'record'",
+    "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'record'",
+    "DELETE FROM trial_user_attributes WHERE key = 'record'",
+    "UPDATE trial_params SET param_value = param_value * 1.01",
+    "UPDATE trial_user_attributes SET value_json = 1 - value_json WHERE key = 'place'",
+])  # fmt: skip
+def test_a_value_changed_within_a_storage_is_noticed(tunings, tmp_path, change):
+    directory = damaged(*tunings, "tune.toml", "empty", tmp_path)
+    with contextlib.closing(sqlite3.connect(directory / "tune.db")) as database, database:
+        assert database.execute(change).rowcount > 0
+    before = {name: (directory / name).read_bytes() for name in ("best.toml", "trials.csv")}
+    code, said = command("tune", tunings[0].with_suffix(".toml"), "--out", directory)
+    assert code == 1
+    assert f"the storage sqlite:///{directory / 'tune.db'} is damaged: the checksum of place" in said
+    assert before == {name: (directory / name).read_bytes() for name in before}
+
+
+def test_the_budget_of_another_study_does_not_come_in_with_its_file(studies, tmp_path):
+    name = "runs/checkpoint-0001_hf_seed-0/run.json"
+    directory = damaged(*studies, "study.toml", "unreadable", tmp_path) or tmp_path / "damaged" / "study"
+    write_json(directory / name, read_json(directory / name) | {"budget": 4.0, "identity": "0" * 16})
+    code, said = command("report", directory)
+    assert code == 1
+    assert name in said
+    row = next(row for row in table_of(directory / "scores.csv").values() if row["strategy"] == "hf")
+    assert row["status"] == "damaged"
+    assert f"{name} cannot be read: it is not what the run ended with" in (directory / "report.html").read_text()
 
 
 @pytest.mark.slow
