@@ -11,12 +11,13 @@ import pytest
 import tomli_w
 from matplotlib.text import Text
 from rich.console import Console
-from small_studies import first_order
+from small_studies import first_order, table
 from test_tune_config import adamqlr, tuning_table
 from test_tune_figures import outcome
 from typer.testing import CliRunner
 
 from latephase.cli import app
+from latephase.study.config import ConfigError, parse_study
 from latephase.study.figures import build
 from latephase.study.progress import StudyProgress
 from latephase.study.report import Picture, render_page
@@ -166,3 +167,39 @@ def test_a_tunings_figures_take_any_label_path_and_choice():
             for _, figure in build_tuning(tuned, trials):
                 freeze(figure)
                 figure.savefig(io.BytesIO(), format="png", dpi=20)
+
+
+@pytest.mark.parametrize("arguments", [
+    ("problems", "evil_texts:make"),
+    ("check", "evil_texts:make"),
+    ("study", "plan.toml", "--out", "out", "--dry-run"),
+    ("study", f"{HOSTILE[:40]}\x1b[2J\u202e.toml", "--out", "out"),
+    ("study", "tuning.toml", "--out", f"out {HOSTILE[:20]}\x1b[2J", "--jobs", "1"),
+    ("tune", "tuning.toml", "--out", "out", "--storage", "sqlite:///absent/[/foo]\x1b[2J\u202e.db"),
+    ("report", "[/foo]\x1b[2J\u202e"),
+])  # fmt: skip
+def test_what_commands_say_of_hostile_names_and_errors_is_letters(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil_texts.py").write_text(f"def make():\n    raise ValueError({HOSTILE!r})\n", encoding="utf-8")
+    (tmp_path / "plan.toml").write_text(tomli_w.dumps({"name": "x", HOSTILE: HOSTILE, "strategies": [HOSTILE]}))
+    (tmp_path / "tuning.toml").write_text(tomli_w.dumps(tuning_table()), encoding="utf-8")
+    found = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "2000"})
+    assert isinstance(found.exception, SystemExit)
+    assert found.exit_code in (1, 2)
+    assert not STEERING.search(found.output)
+    assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize(("strategy", "said"), [
+    ({"name": "mine", "label": "m"}, "strategy 'mine' has no kind; known kinds: first_order, hessian_free"),
+    ({"name": "mine", "kinds": "lbfgs"}, r"strategy 'mine' has no kind \(did you mean it by 'kinds'\?\)"),
+    ({"name": "mine", "kind": "hesian_free"}, "'mine' has the unknown kind 'hesian_free' .did you mean 'hessian_free'"),
+    ({"name": "mine", "kind": 3}, "strategy 'mine' has the unknown kind 3; known kinds"),
+    ({"label": "m"}, "a strategy without a name has no kind; known kinds"),
+    ("mine", "must be a table, got 'mine'"),
+    ({"name": "mine", "kind": "chain", "label": "m", "parts": [{"until": 1.0, "strategy": {"name": "part"}}]},
+     r"parts.0.strategy: strategy 'part' has no kind; known kinds: (?!.*chain)"),
+])  # fmt: skip
+def test_a_strategy_without_its_kind_is_named_with_the_kinds_there_are(strategy, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_study(table(strategy), "small")

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from filelock import FileLock
 from kill_campaign import names_of, study_subject
 from rich.console import Console
 from small_studies import custom, first_order, hessian_free, performed, rows_of, statuses_of, study_of, training_rows_of
@@ -21,7 +22,7 @@ from latephase.study.execute import how_ended
 from latephase.study.progress import StudyProgress
 from latephase.study.run import Conditions, perform_run
 from latephase.study.runs import plan_runs
-from latephase.study.store import write_json
+from latephase.study.store import UNFINISHED, read_json, write_json
 from latephase.study.train import latest_path, train
 
 STRATEGIES = (first_order(), hessian_free())
@@ -110,6 +111,16 @@ def test_a_training_does_not_go_on_from_the_state_of_another(whole, trained, tmp
     assert latest_path(trained).with_name("latest.pt.damaged").exists()
 
 
+def test_the_status_of_another_training_does_not_set_the_budget(whole, trained, tmp_path, monkeypatch):
+    checkpoint_of_another(tmp_path, 1, training={"epochs": 4, "seed": 9})
+    path = trained / "training" / "status.json"
+    shutil.copy(tmp_path / "other" / "training" / "status.json", path)
+    assert performed(study_of(*STRATEGIES, **PLANS), trained, monkeypatch) == []
+    same(trained, whole)
+    assert read_json(path)["identity"] == read_json(whole / "training" / "status.json")["identity"]
+    assert path.with_name("status.json.damaged").exists()
+
+
 def test_a_checkpoint_that_is_exchanged_under_a_study_fails_the_run_and_is_said(trained, tmp_path):
     shutil.copy(checkpoint_of_another(tmp_path, 1, training={"epochs": 4, "seed": 9}), checkpoint_path(trained, 1))
     study = study_of(*STRATEGIES, **PLANS)
@@ -160,6 +171,23 @@ def test_files_from_the_future_do_no_harm_when_a_clock_was_set_back(whole, tmp_p
     assert performed(study_of(*STRATEGIES, **PLANS), directory, monkeypatch) == []
     same(directory, whole)
     assert names_of(directory) == names_of(whole)
+
+
+def test_what_a_killed_process_had_not_written_to_its_end_is_removed_and_nothing_else(trained, tmp_path, monkeypatch):
+    for folder in (trained, trained / "training"):
+        (folder / f".status.json.x1y2z3w4{UNFINISHED}").write_text("{")
+    own = trained / ".settings.original"  # a user's
+    own.touch()
+    performed(study_of(*STRATEGIES, **PLANS), trained, monkeypatch)
+    assert [path for path in trained.rglob(".*") if not path.name.startswith(".lock")] == [own]
+    tuning_in(tmp_path / "tuning", monkeypatch)
+    left = tmp_path / "tuning" / f".best.toml.x1y2z3w4{UNFINISHED}"
+    left.touch()
+    with FileLock(tmp_path / "tuning" / "workers" / "another"):  # which may be writing it
+        tuning_in(tmp_path / "tuning", monkeypatch)
+        assert left.exists()
+    tuning_in(tmp_path / "tuning", monkeypatch)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("unit", ["steps", "seconds"])
@@ -226,7 +254,7 @@ def test_a_small_disk_that_is_full_and_then_enlarged(whole, tmp_path, mount, mon
 
     with pytest.raises(StudyError, match=r"the disk is full|is full.*nothing in it is lost"):
         again()
-    assert not [name for name in names_of(disk) if name.endswith(".damaged") or "/." in f"/{name}"]
+    assert not [name for name in names_of(disk / "study") if name.endswith(".damaged") or "/." in f"/{name}"]
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
     assert again() == ([] if perform == "study" else before)
     if perform == "study":

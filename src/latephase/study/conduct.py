@@ -165,7 +165,9 @@ def check_folder(study: Study, directory: Path) -> None:
                     "choose another folder with --out, or delete this one"
                 )
     elif filled:
-        raise ConfigError(f"{directory} is not empty and holds no study; choose another folder with --out")
+        raise ConfigError(
+            f"{directory} is not empty and holds no study (no study.toml); choose another folder with --out"
+        )
 
 
 def _default_of(key: str) -> Any:

@@ -15,7 +15,7 @@ from .clock import Clock
 from .config import Study
 from .context import StrategyContext
 from .evaluate import Evaluator
-from .files import DamagedFile
+from .files import DamagedFile, checksum
 from .identity import code_version, identity_of, training_identity
 from .run_files import JOURNALS, RECORDS, read_sealed_attempt, wrong_folder
 from .runs import RunKey
@@ -91,21 +91,19 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
     folder = conditions.directory / "runs" / key.run_id
     strategy = key.strategy
     make_way(folder)
-    write_json(
-        folder / "run.json",
-        {
-            "run_id": key.run_id,
-            "identity": conditions.identity(key),
-            "problem": conditions.study.problem,
-            "checkpoint_epoch": key.checkpoint_epoch,
-            "strategy": strategy.name,
-            "kind": strategy.kind,
-            "label": strategy.label,
-            "seed": key.seed,
-            "unit": conditions.study.budget.unit,
-            "budget": conditions.budget,
-        },
-    )
+    what = {
+        "run_id": key.run_id,
+        "identity": conditions.identity(key),
+        "problem": conditions.study.problem,
+        "checkpoint_epoch": key.checkpoint_epoch,
+        "strategy": strategy.name,
+        "kind": strategy.kind,
+        "label": strategy.label,
+        "seed": key.seed,
+        "unit": conditions.study.budget.unit,
+        "budget": conditions.budget,
+    }
+    write_json(folder / "run.json", what)
     write_json(folder / "environment.json", conditions.environment)
     write_json(folder / "status.json", {"status": "running"})
     for name in ("error.txt", "warnings.txt"):
@@ -124,7 +122,7 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
         record = {"status": "finished"}
     finally:
         run.close()
-    write_json(folder / "status.json", record | run.record())
+    write_json(folder / "status.json", record | {"run": checksum(what)} | run.record())
     return record["status"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import DamagedFile, Journaled, read_attempt, read_record
+from .files import DamagedFile, Journaled, checksum, read_attempt, read_record
 
 CONCLUDED = ("finished", "failed")
 """The statuses of a run that will not go on: only these enter means and figures."""
@@ -162,6 +162,8 @@ def _judge(folder: Path, found: RunFiles, journals: Sequence[Journaled], sealed:
             found.damage.append(Damage(folder / "run.json", f"it is of another run, {run.get('run_id')!r}"))
         elif not is_number(run.get("budget"), 0.0):
             found.damage.append(Damage(folder / "run.json", f"its budget is {run.get('budget')!r}"))
+        elif found.record.get("run", checksum(run)) != checksum(run):
+            found.damage.append(Damage(folder / "run.json", "it is not what the run ended with, but of another study"))
     if status in CONCLUDED and sealed:
         found.damage += lost_rows(folder, dict(zip(JOURNALS, journals, strict=True)), found.record)
 

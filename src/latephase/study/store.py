@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import tempfile
 import traceback
 import warnings
@@ -38,6 +37,10 @@ def using(path: str | os.PathLike[str]) -> Iterator[None]:
         raise StudyFileError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
+UNFINISHED = ".latephase-unfinished"
+"""How the name of a file ends that `write_atomic` has not written to its end."""
+
+
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that a reader sees the old or the new content, never a part.
 
@@ -51,7 +54,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     path = Path(path)
     with using(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -70,15 +73,10 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     write_atomic(path, text.encode("utf-8"))
 
 
-LEFTOVER = re.compile(r"\.(?!lock).+\.[a-z0-9_]{8}")
-"""Name of what `write_atomic` renames at its end, which stays where the process is killed before."""
-
-
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed processes had not written to its end; for a folder in which nobody else writes."""
-    for path in directory.rglob(".*"):
-        if LEFTOVER.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+    for path in directory.rglob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def _no_link(path: str, flags: int) -> int:

@@ -44,7 +44,7 @@ def is_whole(directory: Path, study: Study, say: Say = _nobody) -> bool:
         study: the study.
         say: told of each checkpoint that is set aside. Default: nobody is.
     """
-    finished = training_status(directory).get("status") == "finished"
+    finished = _own_status(directory, study).get("status") == "finished"
     return finished and _has_rows(_rows(directory), study, study.training.epochs) and not _lost(directory, study, say)
 
 
@@ -97,6 +97,12 @@ def training_status(directory: Path) -> dict[str, Any]:
         return {}
 
 
+def _own_status(directory: Path, study: Study) -> dict[str, Any]:
+    """The same; nothing where it is of another training."""
+    status = training_status(directory)
+    return status if status.get("identity") == training_identity(study) else {}
+
+
 def train(directory: Path, study: Study) -> None:
     """Train, or go on from the last state of a training that was stopped.
 
@@ -112,7 +118,7 @@ def train(directory: Path, study: Study) -> None:
     for part in (folder, folder / "checkpoints"):
         if wrong_folder(part):
             set_aside(part)
-    path, status = folder / "status.json", training_status(directory)
+    path, status = folder / "status.json", _own_status(directory, study)
     if not status:
         set_aside(path)
     finished = status.get("status") == "finished"
@@ -128,6 +134,7 @@ def train(directory: Path, study: Study) -> None:
     if not finished:
         status = {
             "status": "finished",
+            "identity": run.identity,
             "seconds": run.clock.seconds,
             "epochs": study.training.epochs,
             "steps": run.steps,

@@ -93,8 +93,8 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
                 remove_leftovers(directory)
             if (places := trials.places()) > tuning.tune.trials:
                 raise ConfigError(
-                    f"the storage holds {places} trials of a strategy, more than the {tuning.tune.trials} asked for: "
-                    f"give --trials {places}, or more"
+                    f"the storage {trials.where} holds {places} trials of a strategy, more than the "
+                    f"{tuning.tune.trials} asked for: give --trials {places}, or more"
                 )
             write_text_atomic(directory / "tune.toml", tomli_w.dumps(tuning.given))
             _Worker(tuning, study, rows, directory, trials, progress).work()

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from ...visible import as_cell
 from ..config import parse_study
 from ..store import write_text_atomic
 from .config import Tuning
+from .record import record_of
 from .storage import Trials
 
 
@@ -55,7 +55,7 @@ def outcomes(trials: Trials) -> list[Outcome]:
     found = []
     for name in tuning.tuned:
         for place, trial in sorted(trials.concluded(name).items()):
-            record = json.loads(trial.user_attrs["record"])
+            record = record_of(trial, trials.where)
             values = {path: search.value(trial.params[path]) for path, search in tuning.searches[name].items()}
             found.append(
                 Outcome(

@@ -24,6 +24,7 @@ from ..environment import describe_environment
 from ..identity import code_version, own_code
 from .address import without_its_password
 from .config import Tuning
+from .record import sealed_record
 from .sampler import SamplerByPlace, suggest
 
 BEAT_EVERY = 10.0
@@ -77,7 +78,7 @@ class Trials:
         self._alive.acquire(timeout=0)
         self._beats: dict[int, tuple[Any, float]] = {}
         self._dead: set[str] = set()
-        self._storage = open_storage(url)
+        self.where, self._storage = without_its_password(url, url), open_storage(url)
         direction = "maximize" if tuning.higher_is_better else "minimize"
         self.studies = {}
         for stream, name in enumerate(tuning.tuned):
@@ -88,7 +89,7 @@ class Trials:
                 direction=direction,
                 load_if_exists=True,
             )
-            _claim_study(self.studies[name], configuration(tuning, name))
+            _claim_study(self.studies[name], configuration(tuning, name), self.where)
 
     def close(self) -> None:
         """Let others know that this worker is gone; the lock's file stays, and says so of trials that it left."""
@@ -177,7 +178,7 @@ class Trials:
         states = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}
         state = states.get(outcome, TrialState.PRUNED)
         try:
-            trial.set_user_attr("record", json.dumps(record))
+            trial.set_user_attr("record", sealed_record(trial, record))
             trial.set_user_attr("outcome", outcome)
             self.studies[claimed.strategy].tell(trial, record["value"] if outcome == "finished" else None, state)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
@@ -284,7 +285,7 @@ def configuration(tuning: Tuning, strategy: str) -> dict[str, Any]:
     return json.loads(json.dumps(table))
 
 
-def _claim_study(study: optuna.Study, table: dict[str, Any]) -> None:
+def _claim_study(study: optuna.Study, table: dict[str, Any], where: str) -> None:
     """Write down the configuration of a strategy's trials, unless others did.
 
     Raises:
@@ -294,7 +295,7 @@ def _claim_study(study: optuna.Study, table: dict[str, Any]) -> None:
     for key in table:
         if before.get(key) != table[key]:
             raise ConfigError(
-                f"the storage holds trials of {study.study_name} with {key} {before.get(key)!r}, this is "
+                f"the storage {where} holds trials of {study.study_name} with {key} {before.get(key)!r}, this is "
                 f"{table[key]!r}: they do not compare; choose another folder with --out, or another storage"
             )
     study.set_user_attr("configuration", table)
