@@ -107,7 +107,8 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
             draw(tuning, found, directory / "figures")
         return found
     except optuna.exceptions.StorageInternalError as error:
-        said = without_its_password(str(error), storage or "")
+        cause = error.__cause__ or error  # the driver's own words; those around it are the same whatever happened
+        said = without_its_password(str(cause).splitlines()[0], storage or "")
         raise StudyError(f"the storage fails ({said}); nothing in it is lost, and the same command goes on") from error
     except OSError as error:
         raise StudyError(stopped_by(error)) from error
