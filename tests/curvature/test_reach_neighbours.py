@@ -15,6 +15,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -226,6 +227,7 @@ PLAIN = types.ModuleType("plain_of_a_test")
 sys.modules["plain_of_a_test"] = PLAIN
 FILE = Path("/nowhere")
 ITERATOR = itertools.repeat(1.0)
+METHOD = attrgetter("_read")
 
 
 def from_import(h: Tensor) -> Tensor:
@@ -367,6 +369,20 @@ def test_a_loss_that_reads(name, change):
     never_stale(Objective(nn.Linear(4, 3).double(), lambda z, y: ((read(z) - y) ** 2).mean(), data()), change)
 
 
+def test_a_cache_that_is_emptied_later(monkeypatch):
+    remembered.cache_clear()
+
+    def change(value: float) -> None:
+        monkeypatch.setitem(globals(), "NUMBER", 1.0 if value == 1.0 else 3.0)
+        if value == 5.0:
+            remembered.cache_clear()
+
+    read = READERS["lru_cache"]
+    objective = Objective(nn.Linear(4, 3).double(), lambda z, y: ((read(z) - y) ** 2).mean(), data())
+    never_stale(objective, change, (1, 1, 1, 3, 3, 3, 3, 5, 5))
+    remembered.cache_clear()
+
+
 class Dynamic(nn.Module):
     """Asks for its methods by names that it puts together."""
 
@@ -384,6 +400,11 @@ class Dynamic(nn.Module):
 class ByConstant(Dynamic):
     def forward(self, x: Tensor) -> Tensor:
         return getattr(self, "_read")(self.linear(x))  # noqa: B009
+
+
+class ByGetter(Dynamic):
+    def forward(self, x: Tensor) -> Tensor:
+        return METHOD(self)(self.linear(x))
 
 
 class Statics(nn.Module):
@@ -432,17 +453,31 @@ def forward_of_its_own() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("build", [Dynamic, ByConstant, Statics, hooked, parametrized, forward_of_its_own])
+@pytest.mark.parametrize("build", [Dynamic, ByConstant, ByGetter, Statics, hooked, parametrized, forward_of_its_own])
 def test_ways_through_a_model(build, change):
     never_stale(Objective(build().double(), nn.MSELoss(), data()), change)
 
 
-def test_a_layer_of_torchs_that_was_replaced(monkeypatch):
-    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).double()
+REPLACED = {
+    "forward": (nn.Tanh, "forward", lambda value: lambda self, h: torch.tanh(value * h)),
+    "another method": (
+        nn.Conv1d,
+        "_conv_forward",
+        lambda value: lambda self, x, w, b: value * nn.functional.conv1d(x, w, b),
+    ),
+    "function": (nn.functional, "relu", lambda value: lambda h, inplace=False: value * h.clamp(min=0)),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_layer_of_torchs_that_was_replaced(name, monkeypatch):
+    owner, attribute, build = REPLACED[name]
+    layers = [nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 1, 1), nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.ReLU()]
+    model = nn.Sequential(*layers).double()
 
     def change(value: float) -> None:
         if value != 1.0:
-            monkeypatch.setattr(nn.Tanh, "forward", lambda self, h: torch.tanh(value * h))
+            monkeypatch.setattr(owner, attribute, build(value))
 
     never_stale(Objective(model, nn.MSELoss(), data()), change)
 

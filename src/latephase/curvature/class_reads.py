@@ -2,7 +2,6 @@
 
 import functools
 import types
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,14 +36,11 @@ _NEVER_RUN = frozenset(
 _MADE = frozenset(("__init__", "__new__", "__post_init__"))
 """Run where an object is made: of interest for a class that a function names, not for an object that is there."""
 
-_owners: "weakref.WeakKeyDictionary[type, tuple[type, ...]]" = weakref.WeakKeyDictionary()
 
-
+@functools.lru_cache(maxsize=1024)
 def owners_of(kind: type) -> tuple[type, ...]:
     """The class and its bases, those of trusted packages left out."""
-    if kind not in _owners:
-        _owners[kind] = tuple(owner for owner in kind.__mro__ if not trusted_package(owner.__module__))
-    return _owners[kind]
+    return tuple(owner for owner in kind.__mro__ if not trusted_package(owner.__module__))
 
 
 def of_class(kind: type, made: bool = False, names: frozenset[str] | None = None) -> Iterator[tuple[str, Any]]:
@@ -55,7 +51,8 @@ def of_class(kind: type, made: bool = False, names: frozenset[str] | None = None
         made: the object is made where it is used, so that what makes it counts.
         names: only methods of these names, and special ones. Default: all.
     """
-    for owner in owners_of(kind):
+    owners = owners_of(kind)
+    for owner in owners:
         for name, value in vars(owner).items():
             special = name.startswith("__")
             if name in _NEVER_RUN or (name in _MADE and not made):
@@ -65,11 +62,24 @@ def of_class(kind: type, made: bool = False, names: frozenset[str] | None = None
             function = _function_of(value)
             if function is not None and not is_trusted(function):
                 yield f"{owner.__qualname__}.{name}", function
-    replaced = getattr(kind, "forward", None) if issubclass(kind, nn.Module) and not owners_of(kind) else None
-    if isinstance(replaced, types.FunctionType) and not is_trusted(replaced):  # a layer of torch's with another's code
-        yield f"{kind.__qualname__}.forward", replaced
-    if not trusted_package(type(kind).__module__):
+    yield from _replaced_in(kind)
+    if type(kind) is not type and not trusted_package(type(kind).__module__):
         yield from of_class(type(kind))
+
+
+def _replaced_in(kind: type) -> Iterator[tuple[str, Any]]:
+    """Methods of torch's layers that are somebody else's."""
+    for owner in _layers_of(kind):
+        for name, value in vars(owner).items():
+            if isinstance(value, types.FunctionType) and not is_trusted(value):
+                yield f"{owner.__qualname__}.{name}", value
+
+
+@functools.lru_cache(maxsize=1024)
+def _layers_of(kind: type) -> tuple[type, ...]:
+    """Those of torch's layers that a class is, or is made of."""
+    owners = kind.__mro__ if issubclass(kind, nn.Module) else ()
+    return tuple(owner for owner in owners if owner.__module__.startswith("torch.nn.") and owner is not nn.Module)
 
 
 def class_attributes(kind: type, names: frozenset[str] | None = None) -> dict[str, Any]:

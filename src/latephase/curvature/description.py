@@ -7,7 +7,7 @@ import random
 import types
 import weakref
 import zlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +21,8 @@ from .recorder import CannotTrace
 from .trust import is_fixed, is_trusted, shows_all, trusted_package
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
+_PLAINEST = frozenset([type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device])
+_SIMPLE = frozenset([dict, OrderedDict, list, tuple, set, frozenset])
 _NO_OWNER = (type(None), types.ModuleType, type)
 _RAW = (bytearray, array.array, memoryview)
 MOST_OBJECTS = 50_000
@@ -57,32 +59,33 @@ class Reader:
         """A hashable description: equal for values that compute the same."""
         if isinstance(value, weakref.ReferenceType):  # recurrent layers make new ones to the same weights
             value = value()
-        if isinstance(value, Opaque):
-            self.opaque = value.name
-            return "opaque", value.name
-        if is_plain(value):
-            if isinstance(value, pathlib.Path):
-                self._path = str(value)
-            return type(value), value
-        if isinstance(value, Tensor):
-            return "tensor", layout_of(value), self.number(value)
+        kind = type(value)
+        if kind in _PLAINEST:
+            return kind, value
+        if kind not in _SIMPLE:
+            if isinstance(value, Tensor):
+                return "tensor", layout_of(value), self.number(value)
+            if isinstance(value, Opaque):
+                self.opaque = value.name
+                return "opaque", value.name
+            if is_plain(value):
+                self._path = str(value) if isinstance(value, pathlib.Path) else self._path
+                return kind, value
         if id(value) in self.numbers:
             return "again", self.numbers[id(value)]
         self.number(value)
+        if kind in _SIMPLE:
+            return kind, tuple([(name, self.describe(part)) for name, part in _items(value)])
         if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
-            raise CannotTrace(
-                f"a {type(value).__name__} hangs at the model or the loss; draw random numbers with torch"
-            )
+            raise CannotTrace(f"a {kind.__name__} hangs at the model or the loss; draw random numbers with torch")
         if isinstance(value, np.ndarray) and value.dtype != object:
             return "array", value.shape, str(value.dtype), zlib.crc32(value.tobytes())
-        if isinstance(value, _RAW):
-            return type(value), bytes(value)
-        return self._of_parts(value)
+        return (kind, bytes(value)) if isinstance(value, _RAW) else self._of_parts(value)
 
     def _of_parts(self, value: Any) -> Hashable:
         known = not isinstance(value, types.BuiltinFunctionType) or is_trusted(value)
         if not known or not (shows_all(value) or _is_known(value)):
-            self.opaque = getattr(value, "__qualname__", type(value).__qualname__)
+            self.opaque = str(getattr(value, "__qualname__", type(value).__name__))
         elif isinstance(value, types.ModuleType) and not trusted_package(value.__name__):
             self.opaque = value.__name__  # whoever holds it may ask for anything of it
         if isinstance(value, types.FunctionType) and names_of(value.__code__).of_files:
@@ -155,18 +158,23 @@ def _is_container(value: Any) -> bool:
     return isinstance(value, kinds) or hasattr(value, "__dict__")
 
 
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """What a container holds."""
+    if isinstance(value, (tuple, list, deque)):
+        return [(str(index), part) for index, part in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return [(str(index), part) for index, part in enumerate(sorted(value, key=repr))]
+    return [(repr(key), part) for key, part in value.items()]
+
+
 def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
     """What a value consists of, by name."""
     original = getattr(value, "_torchdynamo_orig_callable", None) if isinstance(value, types.FunctionType) else None
     if original is not None:  # what torch.compile wrapped; our passes run it as it was written
         yield "compiled", original
         return
-    if isinstance(value, Mapping):
-        yield from ((repr(key), part) for key, part in value.items())
-    elif isinstance(value, (tuple, list, deque)):
-        yield from ((str(index), part) for index, part in enumerate(value))
-    elif isinstance(value, (set, frozenset)):
-        yield from ((str(index), part) for index, part in enumerate(sorted(value, key=repr)))
+    if isinstance(value, (tuple, list, deque, set, frozenset, Mapping)):
+        yield from _items(value)
     elif isinstance(value, np.ndarray):
         yield from ((str(index), part) for index, part in enumerate(value.ravel().tolist()))
     elif isinstance(value, functools.partial):
@@ -191,9 +199,19 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """Attributes of an object, slots included."""
     yield from getattr(value, "__dict__", {}).items()
-    for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
+    for name in _slots_of(type(value)):
+        if hasattr(value, name):
+            yield name, getattr(value, name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """The names of what objects of a class hold in slots."""
+    found: list[str] = []
+    for owner in kind.__mro__:
+        slots = vars(owner).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            private = f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") else name
-            if name not in ("__dict__", "__weakref__") and hasattr(value, private):
-                yield name, getattr(value, private)
+            private = name.startswith("__") and not name.endswith("__")
+            if name not in ("__dict__", "__weakref__"):
+                found.append(f"_{owner.__name__.lstrip('_')}{name}" if private else name)
+    return tuple(found)

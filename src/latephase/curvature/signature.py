@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as functions_of_torch
 import torch.nn.modules.module as module_of_torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -23,6 +24,7 @@ _HOOKS_OF_ALL = tuple(
     name for name, value in vars(module_of_torch).items() if name.startswith("_global_") and isinstance(value, dict)
 )
 """Torch's tables of the hooks that run at every module, by name."""
+_FUNCTIONS = dict(vars(functions_of_torch))
 
 
 def signature(
@@ -77,7 +79,7 @@ def _key(
         tuple((path, reader.describe(function)) for path, function in _methods(objective.model)),
         reader.describe(objective.program.loss),
         reader.describe(objective.program.forward),
-        tuple((name, reader.describe(tuple(table.values()))) for name, table in _hooks_of_all()),
+        tuple((name, reader.describe(what)) for name, what in _put_into_torch()),
         _torch_settings(space.device.type),
     )
 
@@ -103,7 +105,7 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
     for path, value in (
         *reader.walk(objective.program.loss, "loss"),
         *reader.walk(objective.program.forward, "forward"),
-        *(found for name, table in _hooks_of_all() for found in reader.walk(tuple(table.values()), name)),
+        *(found for name, what in _put_into_torch() for found in reader.walk(what, name)),
     ):
         keep(path, value)
     return found
@@ -128,10 +130,14 @@ def _own_attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _hooks_of_all() -> list[tuple[str, dict[int, Any]]]:
-    """The hooks of all modules, where there are any."""
+def _put_into_torch() -> list[tuple[str, Any]]:
+    """The hooks of all modules, where there are any, and what stands in place of functions of torch's."""
     tables = ((name, getattr(module_of_torch, name)) for name in _HOOKS_OF_ALL)
-    return [(name, table) for name, table in tables if table]
+    found = [(name, tuple(table.values())) for name, table in tables if table]
+    functions = vars(functions_of_torch)
+    if functions == _FUNCTIONS:
+        return found
+    return found + [(name, value) for name, value in functions.items() if _FUNCTIONS.get(name) is not value]
 
 
 def _holds(value: Any) -> bool:

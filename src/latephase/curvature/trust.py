@@ -138,17 +138,20 @@ def shows_all(value: Any) -> bool:
     What C keeps in an object (an iterator, a context variable, a number of ctypes', a cache, a scripted module) is not
     shown.
     """
-    if isinstance(value, (torch.jit.ScriptModule, torch.jit.ScriptFunction, torch.ScriptObject, torch.Generator)):
+    if isinstance(value, type) and not _are_open(value):
         return False
-    if isinstance(value, type) and not all(_is_open(kind) for kind in value.__mro__):
-        return False
-    if isinstance(value, (*_ACCESS, types.FunctionType, types.MethodType, types.ModuleType)):
-        return True
-    return all(_is_open(kind) for kind in type(value).__mro__)
+    return _are_open(type(value))
+
+
+@functools.lru_cache(maxsize=1024)
+def _are_open(kind: type) -> bool:
+    return kind in _SHOWN or all(_is_open(base) for base in kind.__mro__)
 
 
 def _is_open(kind: type) -> bool:
     root = root_of(kind.__module__)
+    if kind in (torch.jit.ScriptModule, torch.jit.ScriptFunction, torch.ScriptObject, torch.Generator):
+        return False
     if kind in _CONTAINERS or root == "torch" or (root == "builtins" and issubclass(kind, BaseException)):
         return True
     if root.startswith("_") and root in sys.stdlib_module_names and root not in ("_collections_abc", "_abc"):
@@ -160,3 +163,4 @@ _MADE_AT_RUN_TIME, _IMMUTABLE = 1 << 9, 1 << 8
 """Py_TPFLAGS_HEAPTYPE and Py_TPFLAGS_IMMUTABLETYPE: classes that are written in Python, and few in C, are the one and
 not the other."""
 _CACHE = type(functools.lru_cache(int))
+_SHOWN = (*_ACCESS, types.FunctionType, types.MethodType, types.ModuleType)
