@@ -57,6 +57,10 @@ class Bound(nn.Module):
         self.program = program
         self.buffers_after: dict[str, Tensor] = {}
 
+    def __call__(self, *arguments: Any) -> tuple[Tensor, Any]:
+        """Run the program; no module of the user's, so that torch's hooks of all modules pass it by."""
+        return self.forward(*arguments)
+
     def forward(
         self, chunk: Chunk, precision: Precision | None = None, between: Between | None = None
     ) -> tuple[Tensor, Any]:

@@ -88,7 +88,7 @@ def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
         for name, ends in {"gradient": of_gradient, "product": of_product, "form": of_form}.items()
     }
 
-    def stage(starts: Iterable[fx.Node], ends: list[fx.Node]) -> fx.GraphModule:
+    def stage(starts: Iterable[fx.Node], ends: list[fx.Node]) -> Callable[..., Any]:
         return _part(nodes, list(starts), ends)
 
     return Stages(
@@ -132,7 +132,7 @@ def _frontier(ends: Iterable[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
 
 def _part(
     nodes: list[fx.Node], starts: list[fx.Node], ends: list[fx.Node], others: Iterable[fx.Node] = ()
-) -> fx.GraphModule:
+) -> Callable[..., Any]:
     """The part of a graph that computes the ends from the starts, and other nodes: draws that later ones depend on."""
     needed = _ancestors([*ends, *others], stop=starts)
     graph = fx.Graph()
@@ -142,4 +142,4 @@ def _part(
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output([copies[end] for end in ends])
     reuse_memory(graph)
-    return fx.GraphModule(torch.nn.Module(), graph)
+    return fx.GraphModule(torch.nn.Module(), graph).forward  # not as a module: hooks of all modules are the user's

@@ -138,7 +138,7 @@ def record(
             graph, further = record_operations(computation, given, held)
         if any(mutates(node) for node in graph.nodes):
             given += [held[x] if isinstance(x, str) else x for x in further]
-            functional = functionalize(fx.GraphModule(torch.nn.Module(), graph), remove="mutations")
+            functional = functionalize(fx.GraphModule(torch.nn.Module(), graph).forward, remove="mutations")
             with torch.no_grad(), objective.random_numbers(index):
                 graph, _ = record_operations(functional, given, {})
     except (RuntimeError, NotImplementedError) as error:

@@ -1,31 +1,30 @@
 """What a trace is valid for: everything outside its inputs that the traced computation may have read."""
 
-import functools
-import random
-import types
-import weakref
-import zlib
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as functions_of_torch
+import torch.nn.modules.module as module_of_torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..chunks import Chunk
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from .reach import Opaque, is_trusted, methods_reached, of_class, read_by
+from .class_reads import class_attributes, names_reached, of_class
+from .description import Reader, layout_of
 from .recorder import CannotTrace
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
-MOST_OBJECTS = 50_000
-"""A description of more is no key: somebody's whole program hangs at the model."""
 _OWN = ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs", "_compiled_call_impl")
 """Attributes of a module that are read otherwise, (those of recurrent layers) are its parameters once more, or do not
 count since passes run uncompiled."""
+_HOOKS_OF_ALL = tuple(
+    name for name, value in vars(module_of_torch).items() if name.startswith("_global_") and isinstance(value, dict)
+)
+"""Torch's tables of the hooks that run at every module, by name."""
+_FUNCTIONS = dict(vars(functions_of_torch))
 
 
 def signature(
@@ -43,15 +42,15 @@ def signature(
     Raises:
         CannotTrace: random numbers may be drawn outside torch, or there is too much to describe.
     """
-    reader = _Reader(objective.model)
+    reader = Reader(objective.model)
     try:
-        return _key(reader, objective, chunk, space, hessian, dtype), reader.opaque
+        return _key(reader, objective, chunk, space, hessian, dtype), reader.unseen
     except RecursionError as error:
         raise CannotTrace("what the model or the loss reads is nested too deeply to be described") from error
 
 
 def _key(
-    reader: "_Reader",
+    reader: "Reader",
     objective: Objective,
     chunk: Chunk,
     space: ParameterSpace,
@@ -59,12 +58,14 @@ def _key(
     dtype: torch.dtype | None,
 ) -> Hashable:
     leaves, structure = tree_flatten((chunk.inputs, chunk.targets))
+    scripted = [type(x).__name__ for x in objective.model.modules() if isinstance(x, torch.jit.ScriptModule)]
+    reader.opaque = scripted[0] if scripted else None
     model = [
         (name, type(module), reader.describe(_own_attributes(module)))
         for name, module in objective.model.named_modules()
     ]
     places = [
-        (name, key, _layout(tensor), tensor.requires_grad, reader.number(tensor))
+        (name, key, layout_of(tensor), tensor.requires_grad, reader.number(tensor))
         for name, module in objective.model.named_modules(remove_duplicate=False)
         for key, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
@@ -78,6 +79,7 @@ def _key(
         tuple((path, reader.describe(function)) for path, function in _methods(objective.model)),
         reader.describe(objective.program.loss),
         reader.describe(objective.program.forward),
+        tuple((name, reader.describe(what)) for name, what in _put_into_torch()),
         _torch_settings(space.device.type),
     )
 
@@ -88,7 +90,7 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
     They are attributes of submodules, and what loss and forward function hold or captured.
     """
     found: dict[str, Tensor] = {}
-    reader = _Reader(objective.model)
+    reader = Reader(objective.model)
 
     def keep(path: str, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -103,6 +105,7 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
     for path, value in (
         *reader.walk(objective.program.loss, "loss"),
         *reader.walk(objective.program.forward, "forward"),
+        *(found for name, what in _put_into_torch() for found in reader.walk(what, name)),
     ):
         keep(path, value)
     return found
@@ -110,27 +113,36 @@ def held_tensors(objective: Objective) -> dict[str, Tensor]:
 
 def _methods(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The methods that a forward pass may run, of the classes that are not torch's."""
-    for kind, names in methods_reached({type(module) for module in model.modules()}).items():
+    kinds = {type(module): None for module in model.modules()}
+    names = names_reached(set(kinds))
+    for kind in kinds:
         yield from of_class(kind, names=names)
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
     """What hangs at a module beside parameters, buffers and submodules: its own, and plain attributes of its class."""
-    if isinstance(vars(module)["_modules"].get("_orig_mod"), nn.Module):  # what torch.compile put around another
+    if "_orig_mod" in module._modules and isinstance(
+        module._modules["_orig_mod"], nn.Module
+    ):  # what torch.compile put around another
         return {}
-    return _class_attributes(type(module)) | {
+    return class_attributes(type(module)) | {
         key: value for key, value in vars(module).items() if key not in _OWN and _holds(value)
     }
+
+
+def _put_into_torch() -> list[tuple[str, Any]]:
+    """The hooks of all modules, where there are any, and what stands in place of functions of torch's."""
+    tables = ((name, getattr(module_of_torch, name)) for name in _HOOKS_OF_ALL)
+    found = [(name, tuple(table.values())) for name, table in tables if table]
+    functions = vars(functions_of_torch)
+    if functions == _FUNCTIONS:
+        return found
+    return found + [(name, value) for name, value in functions.items() if _FUNCTIONS.get(name) is not value]
 
 
 def _holds(value: Any) -> bool:
     """Whether there is something in it: a module has a dozen empty tables of hooks."""
     return type(value) not in (dict, OrderedDict) or bool(value)
-
-
-def _layout(tensor: Tensor) -> Hashable:
-    strides = tensor.stride() if tensor.layout == torch.strided else None
-    return tuple(tensor.shape), strides, tensor.dtype, tensor.device, tensor.layout
 
 
 def _torch_settings(device: str) -> Hashable:
@@ -142,138 +154,3 @@ def _torch_settings(device: str) -> Hashable:
         torch.backends.cudnn.enabled,
         torch.backends.mkldnn.enabled,
     )
-
-
-class _Identity:
-    """Equal to itself alone: an object that cannot be described, known by weak reference where it has one."""
-
-    def __init__(self, value: Any):
-        self.kind, self.id = type(value), id(value)
-        try:
-            self.reference = weakref.ref(value)
-        except TypeError:
-            self.reference = functools.partial(_same, value)
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.id))
-
-    def __eq__(self, other: object) -> bool:
-        alive = self.reference()
-        return isinstance(other, _Identity) and alive is not None and alive is other.reference()
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-class _Reader:
-    """Describes values by what they hold; an object met again is described by its number."""
-
-    def __init__(self, model: nn.Module):
-        self.numbers: dict[int, int] = {id(model): 0}
-        self.alive: list[Any] = []
-        self.opaque: str | None = None
-
-    def number(self, value: Any) -> int:
-        """The place of this object in the order in which they were met."""
-        self.alive.append(value)
-        if len(self.alive) > MOST_OBJECTS:
-            raise CannotTrace(f"the model or the loss reads more than {MOST_OBJECTS} objects")
-        return self.numbers.setdefault(id(value), len(self.numbers))
-
-    def describe(self, value: Any) -> Hashable:
-        """A hashable description: equal for values that compute the same."""
-        if isinstance(value, weakref.ReferenceType):  # recurrent layers make new ones to the same weights
-            value = value()
-        if isinstance(value, Opaque):
-            self.opaque = value.name
-            return "opaque", value.name
-        if isinstance(value, _PLAIN) and not _is_own_class(value):
-            return type(value), value
-        if isinstance(value, Tensor):
-            return "tensor", _layout(value), self.number(value)
-        if id(value) in self.numbers:
-            return "again", self.numbers[id(value)]
-        self.number(value)
-        if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
-            raise CannotTrace(
-                f"a {type(value).__name__} hangs at the model or the loss; draw random numbers with torch"
-            )
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            return "array", value.shape, str(value.dtype), zlib.crc32(value.tobytes())
-        if isinstance(value, types.BuiltinFunctionType) and not is_trusted(value):
-            self.opaque = value.__qualname__
-        parts = list(_parts(value))
-        if not parts and not _is_container(value):
-            return _Identity(value)
-        label = value.__code__ if isinstance(value, types.FunctionType) else type(value)
-        return label, tuple((name, self.describe(part)) for name, part in parts)
-
-    def walk(self, value: Any, path: str) -> Iterator[tuple[str, Any]]:
-        """Every value inside, with its path; each object once."""
-        plain = isinstance(value, (*_PLAIN, weakref.ReferenceType, Opaque)) and not _is_own_class(value)
-        if plain or id(value) in self.numbers:
-            return
-        self.number(value)
-        yield path, value
-        if not isinstance(value, Tensor):
-            for name, part in _parts(value):
-                yield from self.walk(part, f"{path}.{name}")
-
-
-def _is_container(value: Any) -> bool:
-    kinds = (Mapping, tuple, list, set, frozenset, nn.Module, types.FunctionType)
-    return isinstance(value, kinds) or hasattr(value, "__dict__")
-
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value consists of, by name."""
-    if isinstance(value, Mapping):
-        yield from ((repr(key), part) for key, part in value.items())
-    elif isinstance(value, (tuple, list)):
-        yield from ((str(index), part) for index, part in enumerate(value))
-    elif isinstance(value, (set, frozenset)):
-        yield from ((str(index), part) for index, part in enumerate(sorted(value, key=repr)))
-    elif isinstance(value, functools.partial):
-        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
-    elif isinstance(value, types.MethodType):
-        yield from (("function", value.__func__), ("self", value.__self__))
-    elif isinstance(value, types.FunctionType):
-        yield from read_by(value)
-    elif isinstance(value, type):
-        yield from ((name, part) for name, part in _class_attributes(value).items())
-        yield from of_class(value, made=True)
-        return
-    if not isinstance(value, (types.ModuleType, types.FunctionType)):
-        if not isinstance(value, nn.Module):
-            yield from _class_attributes(type(value)).items()
-            yield from of_class(type(value))
-        yield from _attributes(value)
-    elif isinstance(value, types.FunctionType):
-        yield from _attributes(value)
-
-
-def _is_own_class(value: Any) -> bool:
-    """Whether this is a class that is not torch's or Python's."""
-    return isinstance(value, type) and not is_trusted(value)
-
-
-def _class_attributes(kind: type) -> dict[str, Any]:
-    """Plain attributes of a class and of its bases, torch's and Python's left out."""
-    return {
-        f"class {key}": value
-        for owner in kind.__mro__
-        if not is_trusted(owner)
-        for key, value in vars(owner).items()
-        if isinstance(value, (bool, int, float, str, Tensor, dict, list, tuple)) and not key.startswith("__")
-    }
-
-
-def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Attributes of an object, slots included, and the plain ones of a module's class."""
-    yield from getattr(value, "__dict__", {}).items()
-    for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                yield name, getattr(value, name)

@@ -120,7 +120,8 @@ class Maps:
                 copies[node] = _expanded(graph, copies[alive], alive, node)
         graph.output([copied(end) for end in ends])
         reuse_memory(graph)
-        return LinearMap(fx.GraphModule(torch.nn.Module(), graph), [self.linear.residuals[x] for x in given])
+        function = fx.GraphModule(torch.nn.Module(), graph).forward
+        return LinearMap(function, [self.linear.residuals[x] for x in given])
 
 
 def _alive(node: fx.Node, inside: Iterable[fx.Node], moving: Iterable[fx.Node]) -> fx.Node | None:
