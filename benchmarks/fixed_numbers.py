@@ -26,7 +26,6 @@ import math
 import os
 import platform
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +50,8 @@ LEFT_OUT = ("seconds",)
 """Fields of reports that no two runs have in common."""
 ELSEWHERE = {"rows": 3, "relative": 1e-6}
 """On another machine: the first rows that are compared, and the relative difference that they may have."""
+KEPT = 20
+"""Rows of a case that are kept in full; of those after them every tenth, and a hash of all."""
 NARROW = 1e-3
 """That difference where parameters are in float32: studies, tunings, and cases that say so."""
 SHOWN = 5
@@ -103,11 +104,11 @@ def steps_of(case: Case, steps: int) -> dict[str, Any]:
             group["lr"] *= case.schedule
         loss = optimizer.step(**case.feed(function, model, step))
         row = {"returned": float(loss)} | fields(optimizer.report)
-        row |= {"next_damping": float(optimizer.damping), "parameters": digest(list(model.parameters()))}
+        row["parameters"] = digest(list(model.parameters()))
         for name, value in row.items():
             columns.setdefault(name, []).append(cell(value))
-    buffers = {"buffers": digest(list(model.buffers()))} if list(model.buffers()) else {}
-    return {"columns": columns, "end": {"rows": steps, "state": state_of(optimizer), **buffers}}
+    end = {"rows": steps, "damping": cell(float(optimizer.damping)), "state": state_of(optimizer)}
+    return {"columns": columns, "end": end | {"buffers": digest(list(model.buffers()))}}
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def record(only: str = "*", steps: int = STEPS) -> Records:
     for name, run in runs.items():
         if not (fnmatch.fnmatchcase(name, only) or (name in studies.RUNS and only.startswith(name))):
             continue
-        started = time.process_time()
+        started = sum(os.times()[:4])
         with fixed():
             try:
                 made = run()
@@ -140,7 +141,7 @@ def record(only: str = "*", steps: int = STEPS) -> Records:
                 made = {"columns": {}, "end": {"rows": 0, "error": f"{type(error).__name__}: {error}"[:300]}}
         for each, of_each in ({name: made} if "columns" in made else made).items():
             found[each] = of_each
-        print(f"{name}: {time.process_time() - started:.1f} s {made.get('end', {}).get('error', '')}", flush=True)
+        print(f"{name}: {sum(os.times()[:4]) - started:.1f} s {made.get('end', {}).get('error', '')}", flush=True)
     return found
 
 
@@ -162,37 +163,53 @@ def _software() -> dict[str, Any]:
     }
 
 
-def packed(columns: Table) -> dict[str, Any]:
-    """Columns in little space: one entry for a constant, the name alone of one that is there already."""
+def kept(rows: int) -> list[int]:
+    """The rows of a case that the file has."""
+    return [row for row in range(rows) if row < KEPT or row % 10 == 9]
+
+
+def everything(columns: Table, names: Sequence[str]) -> str:
+    """A hash of all rows in the named columns."""
+    text = repr([(name, columns[name]) for name in sorted(names)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def packed(columns: Table, rows: int) -> dict[str, Any]:
+    """The rows to keep, in little space: one entry for a constant, the name alone of a column that is there already."""
     found: dict[str, Any] = {}
     for name, column in columns.items():
         twin = next((other for other in found if repr(columns[other]) == repr(column)), None)
-        if len({repr(entry) for entry in column}) == 1:
-            found[name] = column[0]
+        few = [column[row] for row in kept(rows)]
+        if len({repr(entry) for entry in few}) == 1:
+            found[name] = few[0]
         else:
-            found[name] = column if twin is None else {"same_as": twin}
+            found[name] = few if twin is None else {"same_as": twin}
     return found
 
 
 def unpacked(columns: Mapping[str, Any], rows: int) -> Table:
-    """What `packed` made small."""
+    """What `packed` made small: the kept rows."""
     found: Table = {}
     for name, column in columns.items():
         same = found[column["same_as"]] if isinstance(column, dict) else column
-        found[name] = same if isinstance(same, list) else [same] * rows
+        found[name] = same if isinstance(same, list) else [same] * len(kept(rows))
     return found
 
 
 def write(path: Path, records: Records) -> None:
     """Write the file."""
-    cases = {name: {"end": each["end"], "columns": packed(each["columns"])} for name, each in records.items()}
-    lines = [f"{json.dumps(name)}: {json.dumps(case, separators=(',', ':'))}" for name, case in cases.items()]
+    lines = []
+    for name, record in records.items():
+        columns, end = record["columns"], record["end"]
+        case = {"end": end | {"everything": everything(columns, list(columns))}}
+        case["columns"] = packed(columns, end["rows"])
+        lines.append(f"{json.dumps(name)}: {json.dumps(case, separators=(',', ':'))}")
     head = json.dumps(environment())
     path.write_text(f'{{"environment": {head},\n"cases": {{\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
 
 
 def read(path: Path) -> tuple[dict[str, Any], Records]:
-    """The environment and the records of a file."""
+    """The environment and the records of a file, with the rows that are kept."""
     content = json.loads(path.read_text(encoding="utf-8"))
     for case in content["cases"].values():
         case["columns"] = unpacked(case["columns"], case["end"]["rows"])
@@ -223,19 +240,27 @@ def _of_case(name: str, old: dict[str, Any], new: dict[str, Any], alike: bool) -
         return [] if same else [f"was {old['end']}", f"is {new['end']}"]
     whole = old["end"]["rows"] == new["end"]["rows"]
     rows = min(old["end"]["rows"], new["end"]["rows"], *([] if alike else [ELSEWHERE["rows"]]))
-    lines: list[str] = []
-    for row in range(rows):
-        for column, values in old["columns"].items():
-            if column not in new["columns"]:
-                lines += [f"{column}: no such column now"] if row == 0 else []
-            elif not _equal(name, column, values[row], new["columns"][column][row], alike):
-                lines.append(f"row {row}, {column}: was {values[row]!r}, is {new['columns'][column][row]!r}")
+    gone = [column for column in old["columns"] if column not in new["columns"]]
+    lines = [f"{column}: no such column now" for column in gone]
+    for place, row in enumerate(kept(rows)):
+        for column in (each for each in old["columns"] if each not in gone):
+            before, after = old["columns"][column][place], new["columns"][column][row]
+            if not _equal(name, column, before, after, alike):
+                lines.append(f"row {row}, {column}: was {before!r}, is {after!r}")
     if alike and whole:
-        ends = {**old["end"], **new["end"]}
-        lines += [f"at the end, {key} differs" for key in ends if old["end"].get(key) != new["end"].get(key)]
+        end = dict(new["end"])
+        if not lines:
+            end["everything"] = everything(new["columns"], list(old["columns"]))
+        lines += [
+            f"at the end, {key}: was {old['end'].get(key)!r}, is {end[key]!r}" for key in _unequal(old["end"], end)
+        ]
     elif alike and name not in CASES:  # of a study: all rows or none
         lines.append(f"{old['end']['rows']} rows were there, {new['end']['rows']} are")
     return lines
+
+
+def _unequal(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [key for key in new if repr(old.get(key)) != repr(new[key])]
 
 
 def _equal(name: str, column: str, old: Any, new: Any, alike: bool) -> bool:

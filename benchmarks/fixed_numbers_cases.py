@@ -49,24 +49,24 @@ def judged(task: Task, model: nn.Module, step: int, **options: Any) -> dict[str,
 def part(task: Task, model: nn.Module, step: int) -> dict[str, Objective]:
     """Other data judge the step, and the curvature is that of a part of the batch."""
     given = judged(task, model, step)
-    return given | {"curvature_objective": given["objective"].subsample(12, torch.Generator().manual_seed(step))}
+    return given | {"curvature_objective": given["objective"].subsample(24, torch.Generator().manual_seed(step))}
 
 
 def cut(task: Task, model: nn.Module, step: int) -> dict[str, Objective]:
     """Chunks of uneven size."""
     (inputs, targets), judging = task.data(step)
-    chunks = list(zip(inputs.split([30, 20, 14]), targets.split([30, 20, 14]), strict=True))
+    chunks = list(zip(inputs.split([70, 36, 22]), targets.split([70, 36, 22]), strict=True))
     return {"objective": task.objective(model, chunks), "evaluation": task.objective(model, judging)}
 
 
 def in_microbatches(task: Task, model: nn.Module, step: int) -> dict[str, Objective]:
     """Microbatches, the last a short one."""
-    return judged(task, model, step, microbatch_size=24)
+    return judged(task, model, step, microbatch_size=48)
 
 
 def recomputed(task: Task, model: nn.Module, step: int) -> dict[str, Objective]:
     """Microbatches, of which products may keep nothing."""
-    return judged(task, model, step, microbatch_size=24, memory_limit=0)
+    return judged(task, model, step, microbatch_size=48, memory_limit=0)
 
 
 def undecayed(task: Task, model: nn.Module, step: int) -> dict[str, Objective]:
@@ -129,15 +129,15 @@ def diagonal(residual: Tensor) -> Tensor:
 
 
 def hf(preset: str = "", **options: Any) -> Make:
-    """HessianFree on all parameters, 12 iterations where neither preset nor options say it."""
+    """HessianFree on all parameters, 12 iterations and damping 0.1 where neither preset nor options say it."""
     if preset:
         return lambda model: getattr(HessianFree, preset)(model.parameters(), **options)
     return grouped(lambda model: model.parameters(), **options)
 
 
 def grouped(groups: Callable[[nn.Module], Any], **options: Any) -> Make:
-    """HessianFree on param groups, 12 iterations where the options do not say it."""
-    options = {"cg_max_iter": 12} | options
+    """HessianFree on param groups, 12 iterations and damping 0.1 where the options do not say it."""
+    options = {"cg_max_iter": 12, "damping": 0.1} | options
     return lambda model: HessianFree(groups(model), **options)
 
 
@@ -169,7 +169,7 @@ OPTIMIZERS: dict[str, tuple[Make, Feed]] = {
 EVERYWHERE = ("digits", "transformer", "recurrent", "convection", "reaction")
 
 HESSIAN_FREE: dict[str, Case] = {
-    "default": Case("small", hf(cg_max_iter=250)),
+    "default": Case("small", hf(cg_max_iter=250, damping=1.0)),
     "own_batch": Case("small", hf(), own),
     "same_data": Case("small", hf(), same_data),
     "part_of_curvature": Case("small", hf(), part),
@@ -179,9 +179,9 @@ HESSIAN_FREE: dict[str, Case] = {
     "recomputed": Case("small", hf(), recomputed),
     "no_decay": Case("small", hf(), undecayed),
     "decay": Case("small", hf(), decayed),
-    "hessian_truncate": Case("small", hf(curvature="hessian")),
-    "hessian_ignore": Case("small", hf(curvature="hessian", nonpositive_curvature="ignore")),
-    "hessian_absolute": Case("small", hf(curvature="hessian", nonpositive_curvature="absolute")),
+    "hessian_truncate": Case("small", hf(curvature="hessian", damping=1e-3)),
+    "hessian_ignore": Case("small", hf(curvature="hessian", damping=1e-3, nonpositive_curvature="ignore")),
+    "hessian_absolute": Case("small", hf(curvature="hessian", damping=1e-3, nonpositive_curvature="absolute")),
     "hessian_convection": Case("convection", hf(curvature="hessian")),
     "stopping_residual": Case("small", hf(cg_stopping="residual", cg_tolerance=0.1)),
     "stopping_martens": Case("small", hf(cg_max_iter=60, cg_tolerance=5e-3)),

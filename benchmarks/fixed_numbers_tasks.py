@@ -91,10 +91,10 @@ def small_network(*between: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 def texts(step: int) -> tuple[Data, Data]:
     """Texts over twelve symbols of uneven frequency, each the last one or a new one."""
     frequencies = 1 / torch.arange(1, 13)
-    symbols = torch.multinomial(frequencies, 24 * 11, replacement=True, generator=random(step)).view(24, 11)
-    repeated = torch.rand(24, 11, generator=random(step)) < 0.5
+    symbols = torch.multinomial(frequencies, 40 * 11, replacement=True, generator=random(step)).view(40, 11)
+    repeated = torch.rand(40, 11, generator=random(step)) < 0.5
     symbols = torch.where(repeated, symbols.roll(1, dims=1), symbols)
-    parts = [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in symbols.split([16, 8])]
+    parts = [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in symbols.split([24, 16])]
     return parts[0], parts[1]
 
 
@@ -135,12 +135,12 @@ DECAY = (5e-4, lambda name, parameter: name.endswith("weight"))
 
 
 def _digits(*between: Callable[[], nn.Module]) -> Callable[[], Task]:
-    return lambda: Task(small_network(*between), _CROSS_ENTROPY, digits_of(64, 32), DECAY)
+    return lambda: Task(small_network(*between), _CROSS_ENTROPY, digits_of(128, 64), DECAY)
 
 
 def _convolutions() -> Task:
     problem = problems.get("digits")
-    return Task(problem.model, problem.loss, digits_of(16, 8), problem.weight_decay, problem.forward)
+    return Task(problem.model, problem.loss, digits_of(32, 32), problem.weight_decay, problem.forward)
 
 
 TASKS: dict[str, Callable[[], Task]] = {

@@ -104,6 +104,8 @@ def measure(names: Sequence[str], repeats: int) -> Costs:
     import latephase
     from latephase.curvature import linearize
 
+    if not Path(latephase.__file__).is_relative_to(os.environ["PYTHONPATH"]):
+        raise SystemExit(f"latephase comes from {latephase.__file__}, not from {os.environ['PYTHONPATH']}")
     costs = {"import": time.process_time() - started}
     torch.set_num_threads(1)
     for name in names:
@@ -121,15 +123,14 @@ def measure(names: Sequence[str], repeats: int) -> Costs:
             again = linearize(o)
             return again.loss, again.gradient
 
-        costs[f"{name}: set-up"] = timed(set_up, 3 * repeats)
-        costs[f"{name}: product"] = timed(lambda linear=linear, v=v: linear.matvec(v), 5 * repeats)
-        costs[f"{name}: quadratic form"] = timed(lambda linear=linear, v=v: linear.quadratic_form(v), 5 * repeats)
+        costs[f"{name}: set-up"] = timed(set_up, 5 * repeats)
+        costs[f"{name}: product"] = timed(lambda linear=linear, v=v: linear.matvec(v), 15 * repeats)
+        costs[f"{name}: quadratic form"] = timed(lambda linear=linear, v=v: linear.quadratic_form(v), 15 * repeats)
         start = [p.detach().clone() for p in parameters]
         for kind, make in optimizers(parameters).items():
             with torch.no_grad():
                 for p, value in zip(parameters, start, strict=True):
                     p.copy_(value)
-            costs[f"{name}: {kind}, made"] = timed(make, 3 * repeats)
             optimizer = make()
             given = {"evaluation": held_out} if kind.startswith("HessianFree") else {}
 
@@ -138,7 +139,7 @@ def measure(names: Sequence[str], repeats: int) -> Costs:
 
             costs[f"{name}: {kind}, first step"] = timed(step, 1)
             step()
-            costs[f"{name}: {kind}, step"] = timed(step, 2 * repeats)
+            costs[f"{name}: {kind}, step"] = timed(step, 3 * repeats)
     return costs
 
 
@@ -164,23 +165,22 @@ def costs_of(tree: Path, arguments: Sequence[str]) -> Costs:
 
 def compare(old: Path, new: Path, rounds: int, arguments: Sequence[str], limit: float) -> int:
     """Print the medians of the rounds' ratios; returns how many are above the limit."""
-    pairs: list[dict[Path, Costs]] = []
+    rows: tuple[list[Costs], list[Costs]] = ([], [])  # of the old tree, and of the new one
     for turn in range(rounds):
-        order = (old, new) if turn % 2 == 0 else (new, old)
-        pairs.append({tree: costs_of(tree, arguments) for tree in order})
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            rows[which].append(costs_of((old, new)[which], arguments))
         print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     above = 0
     print(f"{'':44} {'old, ms':>9} {'new, ms':>9} {'new/old':>8}   quartiles")
-    for name in pairs[0][old]:
-        seconds = {tree: [pair[tree][name] for pair in pairs] for tree in (old, new)}
-        ratios = [b / a for a, b in zip(seconds[old], seconds[new], strict=True)]
+    for name in rows[0][0]:
+        before, after = ([costs[name] for costs in of_tree] for of_tree in rows)
+        ratios = [b / a for a, b in zip(before, after, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
-        dearer = middle > limit
-        above += dearer
-        medians = [1000 * statistics.median(seconds[tree]) for tree in (old, new)]
-        mark = "  above the limit" if dearer else ""
-        print(f"{name:44} {medians[0]:9.3f} {medians[1]:9.3f} {middle:8.3f}   {low:.3f} to {high:.3f}{mark}")
-    print(f"{above} of {len(pairs[0][old])} costs are above {limit:g}")
+        above += middle > limit
+        medians = f"{1000 * statistics.median(before):9.3f} {1000 * statistics.median(after):9.3f}"
+        mark = "  above the limit" if middle > limit else ""
+        print(f"{name:44} {medians} {middle:8.3f}   {low:.3f} to {high:.3f}{mark}")
+    print(f"{above} of {len(rows[0][0])} costs are above {limit:g}")
     return above
 
 

@@ -50,7 +50,7 @@ def test_what_is_kept_of_each_step(numbers, written):
     columns = cases["hessian_free-nystrom"]["columns"]
     assert all(len(column) == 3 for column in columns.values())
     assert columns["returned"] == columns["loss"]
-    assert columns["next_damping"][:2] == columns["damping"][1:]
+    assert columns["damping"][0] == 0.1
     assert len(set(columns["parameters"])) == 3
     assert "seconds" not in columns
 
@@ -76,8 +76,19 @@ def test_a_hash_a_state_and_a_missing_case_are_found(numbers, written, tmp_path,
     assert compared(numbers, changed(written, tmp_path, change), "--only", "hessian_free-n*") == 1
     said = capsys.readouterr().out
     assert "row 2, parameters: was '0000000000000000'" in said
-    assert "at the end, state differs" in said
+    assert "at the end, state: was" in said
     assert "hessian_free-never_was:\n    is missing" in said
+
+
+def test_a_difference_between_the_kept_rows_is_found(numbers):
+    rows = [float(row) for row in range(40)]
+    old = {"columns": {"loss": rows}, "end": {"rows": 40}}
+    kept = {"columns": {"loss": [rows[row] for row in numbers.kept(40)]}}
+    kept["end"] = {"rows": 40, "everything": numbers.everything(old["columns"], ["loss"])}
+    assert len(kept["columns"]["loss"]) < 40
+    assert numbers.differences({"case": kept}, {"case": old}) == {}
+    new = {"columns": {"loss": [*rows[:33], -1.0, *rows[34:]], "another": rows}, "end": {"rows": 40}}
+    assert "everything" in numbers.differences({"case": kept}, {"case": new})["case"][0]
 
 
 def test_fewer_steps_compare_with_the_first_of_the_file(numbers, written):
