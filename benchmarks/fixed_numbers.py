@@ -21,10 +21,8 @@ import contextlib
 import copy
 import fnmatch
 import hashlib
-import json
 import math
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,24 +32,17 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fixed_numbers_studies as studies
-import numpy as np
 import torch
 from fixed_numbers_cases import CASES, GONE, RENAMED, STEPS, Case
+from fixed_numbers_file import Records, Table, environment, everything, kept, read, write
 from fixed_numbers_tasks import task
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-
-Table = dict[str, list[Any]]
-"""Columns by name, an entry for each row: numbers, texts, True, False or None."""
-Records = dict[str, dict[str, Any]]
-"""Of each case "columns", a `Table`, and "end", what is there after the last step."""
 
 LEFT_OUT = ("seconds",)
 """Fields of reports that no two runs have in common."""
 ELSEWHERE = {"rows": 3, "relative": 1e-6}
 """On another machine: the first rows that are compared, and the relative difference that they may have."""
-KEPT = 20
-"""Rows of a case that are kept in full; of those after them every tenth, and a hash of all."""
 NARROW = 1e-3
 """That difference where parameters are in float32: studies, tunings, and cases that say so."""
 SHOWN = 5
@@ -143,77 +134,6 @@ def record(only: str = "*", steps: int = STEPS) -> Records:
             found[each] = of_each
         print(f"{name}: {sum(os.times()[:4]) - started:.1f} s {made.get('end', {}).get('error', '')}", flush=True)
     return found
-
-
-def environment() -> dict[str, Any]:
-    """What decides in which order numbers are added."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-        return _software() | {"processor": model}
-    return _software() | {"processor": platform.processor() or platform.machine()}
-
-
-def _software() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def kept(rows: int) -> list[int]:
-    """The rows of a case that the file has."""
-    return [row for row in range(rows) if row < KEPT or row % 10 == 9]
-
-
-def everything(columns: Table, names: Sequence[str]) -> str:
-    """A hash of all rows in the named columns."""
-    text = repr([(name, columns[name]) for name in sorted(names)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def packed(columns: Table, rows: int) -> dict[str, Any]:
-    """The rows to keep, in little space: one entry for a constant, the name alone of a column that is there already."""
-    found: dict[str, Any] = {}
-    for name, column in columns.items():
-        twin = next((other for other in found if repr(columns[other]) == repr(column)), None)
-        few = [column[row] for row in kept(rows)]
-        if len({repr(entry) for entry in few}) == 1:
-            found[name] = few[0]
-        else:
-            found[name] = few if twin is None else {"same_as": twin}
-    return found
-
-
-def unpacked(columns: Mapping[str, Any], rows: int) -> Table:
-    """What `packed` made small: the kept rows."""
-    found: Table = {}
-    for name, column in columns.items():
-        same = found[column["same_as"]] if isinstance(column, dict) else column
-        found[name] = same if isinstance(same, list) else [same] * len(kept(rows))
-    return found
-
-
-def write(path: Path, records: Records) -> None:
-    """Write the file."""
-    lines = []
-    for name, record in records.items():
-        columns, end = record["columns"], record["end"]
-        case = {"end": end | {"everything": everything(columns, list(columns))}}
-        case["columns"] = packed(columns, end["rows"])
-        lines.append(f"{json.dumps(name)}: {json.dumps(case, separators=(',', ':'))}")
-    head = json.dumps(environment())
-    path.write_text(f'{{"environment": {head},\n"cases": {{\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
-
-
-def read(path: Path) -> tuple[dict[str, Any], Records]:
-    """The environment and the records of a file, with the rows that are kept."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    for case in content["cases"].values():
-        case["columns"] = unpacked(case["columns"], case["end"]["rows"])
-    return content["environment"], content["cases"]
 
 
 def differences(stored: Records, now: Records, alike: bool = True) -> dict[str, list[str]]:
