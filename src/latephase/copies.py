@@ -36,7 +36,7 @@ class Copies:
         self._given = _tensors(trees)
         self._plain = _is_plain(self._given)
         self._before = self._known.get(self._key)
-        self.trees = trees if self._before is False else tree_map(_copy, trees)
+        self.trees = trees if self._before is False else copied(trees)
         self._used = _tensors(self.trees)
         self._versions = [x._version for x in self._used] if self._plain else []
 
@@ -66,8 +66,9 @@ def _tensors(trees: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
 
 
-def _copy(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+def copied(trees: Any) -> Any:
+    """The trees with copies of their tensors."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, trees)
 
 
 def _is_plain(tensors: list[Tensor]) -> bool:
