@@ -95,7 +95,7 @@ def test_settings_of_a_partial_in_a_narrow_dtype_meet_outputs_of_theirs():
     torch.testing.assert_close(value, loss(model(inputs), labels).detach())
 
 
-@pytest.mark.parametrize("own, of_targets", [(torch.bfloat16,) * 2, (torch.float64, torch.float32)])
+@pytest.mark.parametrize(("own", "of_targets"), [(torch.bfloat16,) * 2, (torch.float64, torch.float32)])
 def test_kfac_takes_narrow_targets_as_the_others_do(own, of_targets):
     pytest.importorskip("curvlinops")
     torch.manual_seed(0)
@@ -107,7 +107,8 @@ def test_kfac_takes_narrow_targets_as_the_others_do(own, of_targets):
 
 
 @pytest.mark.parametrize(
-    "loss, of_targets", [(nn.HuberLoss(), torch.float64), (nn.BCEWithLogitsLoss(), torch.int64), (nn.BCELoss(), None)]
+    ("loss", "of_targets"),
+    [(nn.HuberLoss(), torch.float64), (nn.BCEWithLogitsLoss(), torch.int64), (nn.BCELoss(), None)],
 )
 def test_an_error_of_dtypes_says_whose_they_are(loss, of_targets):
     model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
@@ -115,6 +116,6 @@ def test_an_error_of_dtypes_says_whose_they_are(loss, of_targets):
     of_targets = of_targets or torch.bool
     objective = Objective(model, loss, (inputs, targets.round().to(of_targets)))
     for call in (lambda: HessianFree(model.parameters()).step(objective), objective):
-        with pytest.raises(RuntimeError, match="type|bool") as caught:
+        with pytest.raises(RuntimeError, match=r"type|bool") as caught:
             call()
         assert f"of {type(loss).__name__}: parameters torch.float32; targets {of_targets}" in caught.value.__notes__[0]

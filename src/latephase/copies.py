@@ -72,8 +72,10 @@ def copied(trees: Any) -> Any:
 
 
 def _is_plain(tensors: list[Tensor]) -> bool:
-    """Whether these are tensors with values and versions, outside function transforms and recorders."""
+    """Whether these are tensors with values and versions, outside function transforms, recorders and inference."""
     if torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+        return False
+    if torch.is_inference_mode_enabled():  # copies made there have no versions
         return False
     return all(type(x) in (Tensor, nn.Parameter) and not x.is_inference() for x in tensors)
 

@@ -151,6 +151,8 @@ class Objective(FunctionalModel):
         trainable = self.weight_decay.trainable()
         if not trainable:
             raise ValueError("no trainable parameter: the model has none that requires a gradient")
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("the objective needs gradients, which inference mode forbids: call it outside")
         parameters = [p for _, p, _ in trainable]
 
         def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:

@@ -115,3 +115,14 @@ def test_an_objective_inside_a_wrapped_closure_is_found():
     assert optimizer.report.accepted
     with pytest.raises(TypeError, match="needs an Objective"):
         optimizer.step(closure=functools.partial(wrapper, object(), lambda: torch.zeros(())))
+
+
+def test_a_value_needs_no_gradient_and_is_there_in_inference_mode():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    objective = Objective(model, nn.MSELoss(), (torch.randn(5, 3), torch.randn(5, 2)))
+    with torch.inference_mode():
+        inside = float(objective.value())
+        with pytest.raises(RuntimeError, match="inference mode"):
+            objective()
+    assert inside == float(objective.value())
