@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latephase import SGDQLR, AdamQLR, HessianFree, Objective
+from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective
 from latephase.curvature import linearize
 
 LOSSES = {
@@ -93,3 +93,29 @@ def test_settings_of_a_partial_in_a_narrow_dtype_meet_outputs_of_theirs():
     loss = functools.partial(nn.functional.cross_entropy, weight=weight)
     value = Objective(model, loss, (inputs, labels)).value()
     torch.testing.assert_close(value, loss(model(inputs), labels).detach())
+
+
+@pytest.mark.parametrize(("own", "of_targets"), [(torch.bfloat16,) * 2, (torch.float64, torch.float32)])
+def test_kfac_takes_narrow_targets_as_the_others_do(own, of_targets):
+    pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).to(own)
+    inputs, targets = batch("real", torch.float32)
+    optimizer = KFAC(model.parameters())
+    optimizer.step(Objective(model, nn.HuberLoss(), (inputs.to(own), targets.to(of_targets))))
+    assert optimizer.report.accepted
+
+
+@pytest.mark.parametrize(
+    ("loss", "of_targets"),
+    [(nn.HuberLoss(), torch.float64), (nn.BCEWithLogitsLoss(), torch.int64), (nn.BCELoss(), None)],
+)
+def test_an_error_of_dtypes_says_whose_they_are(loss, of_targets):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    inputs, targets = batch("share", torch.float32)
+    of_targets = of_targets or torch.bool
+    objective = Objective(model, loss, (inputs, targets.round().to(of_targets)))
+    for call in (lambda: HessianFree(model.parameters()).step(objective), objective):
+        with pytest.raises(RuntimeError, match=r"type|bool") as caught:
+            call()
+        assert f"of {type(loss).__name__}: parameters torch.float32; targets {of_targets}" in caught.value.__notes__[0]

@@ -68,3 +68,30 @@ def test_check_leaves_the_data():
     assert torch.equal(y, Y)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "clock" not in str(found)
+
+
+def working_loss(outputs, targets):
+    targets.mul_(2)
+    return outputs.sub(targets).square().mean()
+
+
+working_loss.reduction = "mean"
+
+
+@pytest.mark.parametrize("optimizer", ["kfac", "ggn_diagonal", "chunks"])
+def test_what_looks_at_the_loss_alone_leaves_the_targets_alone(optimizer):
+    torch.manual_seed(0)
+    model, inputs, targets = nn.Linear(3, 2), torch.randn(8, 3), torch.randn(8, 2)
+    given = targets.clone()
+    if optimizer == "chunks":
+        whole = Objective(model, working_loss, (inputs, targets)).value()
+        in_chunks = Objective(model, working_loss, (inputs, targets), microbatch_size=3)
+        torch.testing.assert_close(in_chunks.value(), whole)
+    elif optimizer == "kfac":
+        pytest.importorskip("curvlinops")
+        KFAC(model.parameters()).step(Objective(model, working_loss, (inputs, targets)))
+    else:
+        HessianFree(model.parameters(), preconditioner=optimizer).step(
+            Objective(model, working_loss, (inputs, targets))
+        )
+    assert torch.equal(targets, given)

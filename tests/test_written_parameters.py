@@ -180,3 +180,37 @@ def test_parameters_that_are_not_finite_are_not_taken_for_written():
     with torch.no_grad():
         model.weight[0, 0] = torch.nan
     assert Objective(model, nn.CrossEntropyLoss(), (torch.randn(4, 3), LABELS)).value().isnan()
+
+
+class Culprit(nn.Module):
+    """A bag of embeddings, which torch cannot differentiate twice, after a layer that moves its statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.table, self.last = nn.BatchNorm1d(3), nn.EmbeddingBag(5, 4, max_norm=0.1), nn.Linear(4, 2)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.last(self.table(words)) + 0 * F.dropout(self.first(words.float())).sum()
+
+
+def product(objective: Objective) -> Tensor:
+    curved = linearize(objective)
+    return curved.matvec(torch.ones(curved.space.size))
+
+
+@pytest.mark.parametrize("look", ["step", "check", "linearize"])
+def test_the_search_for_the_layer_to_blame_changes_nothing(look):
+    torch.manual_seed(0)
+    model = Culprit()
+    objective = Objective(model, nn.MSELoss(), (torch.randint(5, (6, 3)), torch.randn(6, 2)))
+    before = copy.deepcopy(model.state_dict())
+    drawn = torch.get_rng_state()
+    if look == "check":
+        assert "EmbeddingBag" in str(check(objective))
+    else:
+        take = HessianFree(model.parameters()).step if look == "step" else product
+        with pytest.raises(RuntimeError, match=r"layer 'table' \(EmbeddingBag\)"):
+            take(objective)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), drawn)

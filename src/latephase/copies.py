@@ -36,7 +36,7 @@ class Copies:
         self._given = _tensors(trees)
         self._plain = _is_plain(self._given)
         self._before = self._known.get(self._key)
-        self.trees = trees if self._before is False else tree_map(_copy, trees)
+        self.trees = trees if self._before is False else copied(trees)
         self._used = _tensors(self.trees)
         self._versions = [x._version for x in self._used] if self._plain else []
 
@@ -66,13 +66,16 @@ def _tensors(trees: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
 
 
-def _copy(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+def copied(trees: Any) -> Any:
+    """The trees with copies of their tensors."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, trees)
 
 
 def _is_plain(tensors: list[Tensor]) -> bool:
-    """Whether these are tensors with values and versions, outside function transforms and recorders."""
+    """Whether these are tensors with values and versions, outside function transforms, recorders and inference."""
     if torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+        return False
+    if torch.is_inference_mode_enabled():  # copies made there have no versions
         return False
     return all(type(x) in (Tensor, nn.Parameter) and not x.is_inference() for x in tensors)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .chunks import Chunk
+from .copies import copied
 from .held import moving_buffers
 from .kernels import differentiable_kernels
 from .program import Between, Bound, scalar
@@ -118,10 +119,13 @@ class FunctionalModel:
         return list(self.model.named_parameters())
 
     def evaluate_loss(self, outputs: Any, targets: Any, seed: int | None = 0) -> Tensor:
-        """The loss of given outputs, without side effect; on torch's generators where no seed is given."""
+        """The loss of given outputs, without side effect; on torch's generators where no seed is given.
+
+        A loss may work in place: outputs that carry a graph are as safe as in a pass, and targets are copies.
+        """
         numbers = contextlib.nullcontext() if seed is None else forked(seed, cuda_devices(self.model))
         with torch.enable_grad(), numbers, self._loss_on({}):
-            return scalar(self.program.loss_of(outputs, targets))
+            return scalar(self.program.loss_of(outputs, copied(targets)))
 
     @contextlib.contextmanager
     def _loss_on(self, buffers: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from .functional import FunctionalModel
 from .memory import available
 from .microbatch import largest_microbatch, recut
 from .parameters import ParameterSpace
-from .program import FreeForm, LossOfOutputs, call_model, unwrap
+from .program import FreeForm, LossOfOutputs, call_model, dtypes_in_words, unwrap
 from .randomness import cuda_devices, draw_seed, forked, peek_seed, seed_of_chunk
 from .reduce import Local, ProcessGroup, Reduce, as_one_rank
 from .weight_decay import Decay, WeightDecay
@@ -151,6 +151,8 @@ class Objective(FunctionalModel):
         trainable = self.weight_decay.trainable()
         if not trainable:
             raise ValueError("no trainable parameter: the model has none that requires a gradient")
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("the objective needs gradients, which inference mode forbids: call it outside")
         parameters = [p for _, p, _ in trainable]
 
         def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
@@ -189,7 +191,12 @@ class Objective(FunctionalModel):
         """The one sum over chunks and ranks: each tensor that `term` returns, weighed, added up and reduced."""
         totals: list[Tensor] = []
         for index, (chunk, weight) in enumerate(zip(self.chunks, self.weights, strict=True)):
-            parts = term(chunk, index)
+            try:
+                parts = term(chunk, index)
+            except (RuntimeError, NotImplementedError) as error:
+                if "type" in str(error) and (said := dtypes_in_words(self.model, self.program, chunk)) is not None:
+                    error.add_note(said)
+                raise
             if len(self.chunks) * self.reduce.size > 1:  # where no target counts, a mean over them is 0/0
                 parts = [part * weight if weight else torch.zeros_like(part) for part in parts]
             totals = [total.add_(part) for total, part in zip(totals, parts, strict=True)] if totals else list(parts)

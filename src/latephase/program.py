@@ -136,7 +136,7 @@ class LossOfOutputs:
         if self.several:
             check_apart(self.loss, outputs, targets)
         if self._widens:
-            targets = _as_wide(targets, outputs)
+            targets = as_wide(targets, outputs)
         if isinstance(self.loss, nn.GaussianNLLLoss) and isinstance(outputs, tuple) and len(outputs) == 2:
             return self.loss(outputs[0], targets, outputs[1])  # torch's order: mean, target, variance
         return self.loss(outputs, targets)
@@ -199,7 +199,7 @@ def _settings_of(loss: Any) -> list[Any]:
     return [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
 
 
-def _as_wide(targets: Any, outputs: Any) -> Any:
+def as_wide(targets: Any, outputs: Any) -> Any:
     """Floating-point targets in the outputs' dtype where theirs is narrower, which changes no value."""
     floating = [x.dtype for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
 
@@ -209,6 +209,20 @@ def _as_wide(targets: Any, outputs: Any) -> Any:
         return leaf.to(floating[0]) if torch.promote_types(leaf.dtype, floating[0]) == floating[0] else leaf
 
     return tree_map(widened, targets)
+
+
+def dtypes_in_words(model: nn.Module, program: "LossOfOutputs | FreeForm", chunk: Chunk) -> str | None:
+    """The dtypes that meet in a loss, where they differ: torch's errors seldom say whose dtype they complain about."""
+    targets = [x for x in tree_leaves(chunk.targets) if isinstance(x, Tensor)]
+    found = {"parameters": model.parameters(), "targets": targets, "the loss's own tensors": _settings_of(program.loss)}
+    dtypes = {what: {x.dtype for x in each if isinstance(x, Tensor)} for what, each in found.items()}
+    if len(set().union(*dtypes.values())) < 2:
+        return None
+    words = [f"{what} {', '.join(sorted(map(str, each)))}" for what, each in dtypes.items() if each]
+    return (
+        f"of {name_of(program.loss)}: {'; '.join(words)}. If it wants one dtype, give it that: targets.to(dtype) for "
+        "numbers, targets.long() for classes, loss.to(dtype) for its own tensors"
+    )
 
 
 def _widened(tree: Any) -> Any:

@@ -1,6 +1,8 @@
 """Random numbers that every pass over a chunk draws alike, without disturbing torch's generators."""
 
 import contextlib
+import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -38,6 +40,26 @@ def set_generator_states(states: Sequence[Tensor], devices: Sequence[int]) -> No
     torch.set_rng_state(states[0])
     for device, state in zip(devices, states[1:], strict=True):
         torch.cuda.set_rng_state(state, device)
+
+
+def other_generators(model: nn.Module) -> Callable[[], None]:
+    """Keep the generators that a model may draw from beside torch's; returns what puts them back.
+
+    Those of Python and NumPy, and torch generators that hang at its modules. Passes draw from them as they come.
+    """
+    python, numpy = random.getstate(), sys.modules.get("numpy.random")
+    of_numpy = None if numpy is None else numpy.get_state()
+    held = [x for module in model.modules() for x in vars(module).values() if isinstance(x, torch.Generator)]
+    states = [generator.get_state() for generator in held]
+
+    def put_back() -> None:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.set_state(of_numpy)
+        for generator, state in zip(held, states, strict=True):
+            generator.set_state(state)
+
+    return put_back
 
 
 def seed_of_chunk(seed: int, index: int, rank: int) -> int:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective
+from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective, QuadraticLearningRate
+from latephase.solve import levenberg_marquardt
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 
@@ -115,3 +116,28 @@ def test_an_objective_inside_a_wrapped_closure_is_found():
     assert optimizer.report.accepted
     with pytest.raises(TypeError, match="needs an Objective"):
         optimizer.step(closure=functools.partial(wrapper, object(), lambda: torch.zeros(())))
+
+
+def test_a_value_needs_no_gradient_and_is_there_in_inference_mode():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    objective = Objective(model, nn.MSELoss(), (torch.randn(5, 3), torch.randn(5, 2)))
+    with torch.inference_mode():
+        inside = float(objective.value())
+        with pytest.raises(RuntimeError, match="inference mode"):
+            objective()
+    assert inside == float(objective.value())
+
+
+def test_a_damping_that_falls_stays_where_it_can_rise_again():
+    assert levenberg_marquardt(1e-10, 1.0, factors=(1e-200, 1e200)) == 1e-30
+    assert levenberg_marquardt(0.0, 1.0) == 0
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    base = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = QuadraticLearningRate(
+        base, damping_factors=(1e-200, 1e200), damping_range=(0.0, math.inf), damping_rule="decreasing_loss"
+    )
+    for _ in range(4):
+        optimizer.step(Objective(model, nn.CrossEntropyLoss(), (X, Y)))
+        assert optimizer.damping > 0

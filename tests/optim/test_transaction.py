@@ -1,7 +1,9 @@
 """A step that raises, wherever it does, leaves everything bit for bit, and the next try is as good as the first."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -194,3 +196,31 @@ def test_a_base_that_only_sets_up_in_its_first_step_moves_in_its_second():
     assert optimizer.report.status == "stationary"
     optimizer.step(objective)
     assert optimizer.report.accepted
+
+
+class Draws(nn.Module):
+    """Draws from every generator that a model may have, and fails at its second call."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.own, self.calls = nn.Linear(2, 2), torch.Generator().manual_seed(0), 0
+
+    def forward(self, x):
+        self.calls += 1
+        torch.rand(1, generator=self.own)
+        x = x + 0 * (random.random() + np.random.rand())  # noqa: NPY002
+        if self.calls == 2:
+            raise FloatingPointError
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("optimizer", [HessianFree, AdamQLR, SGDQLR])
+def test_a_step_that_fails_leaves_all_generators(optimizer):
+    model = Draws()
+    objective = Objective(model, nn.MSELoss(), (torch.ones(3, 2), torch.zeros(3, 2)))
+    before = random.getstate(), str(np.random.get_state()), model.own.get_state()  # noqa: NPY002
+    with pytest.raises(FloatingPointError):
+        optimizer(model.parameters()).step(objective)
+    assert random.getstate() == before[0]
+    assert str(np.random.get_state()) == before[1]  # noqa: NPY002
+    assert torch.equal(model.own.get_state(), before[2])

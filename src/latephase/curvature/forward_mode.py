@@ -8,6 +8,9 @@ from torch.overrides import TorchFunctionMode
 
 from .recorder import CannotTrace
 
+FORWARD_MODE = "the forward pass takes derivatives in forward mode itself"
+"""Why a pass is not recorded."""
+
 
 class TangentsLikeGradients(TorchFunctionMode):
     """Within, tangents stop where gradients do, so that J v and J'u are of one Jacobian.
@@ -34,7 +37,7 @@ class NoForwardMode(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if forward_ad._current_level >= 0:
-            raise CannotTrace("the forward pass takes derivatives in forward mode itself")
+            raise CannotTrace(FORWARD_MODE)
         return func(*args, **(kwargs or {}))
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..chunks import _setting
+from ..copies import copied
 from ..kernels import as_written
 from ..memory import is_exhaustion
+from ..program import as_wide
 from ..randomness import random_signs
 from .loss_hessians import Product, _cross_entropy, _formula, _position_weights, hessian_product
 
@@ -106,7 +108,7 @@ def _blocks(loss: Any, x: Tensor, targets: Any) -> tuple[Tensor, bool] | None:
 
     try:
         with torch.enable_grad(), as_written():
-            value = loss(x.clone(), targets)  # a loss may work in place
+            value = loss(x.clone(), as_wide(copied(targets), x))  # a loss may work in place
             slope = torch.autograd.grad(value, x, create_graph=True)[0]
         units = torch.eye(columns, dtype=x.dtype, device=x.device)
         blocks = torch.stack([product(unit.repeat(rows)) for unit in units], dim=2)

@@ -26,7 +26,7 @@ from ..kernels import differentiable_kernels, quiet_forward_mode
 from ..memory import is_exhaustion
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from .forward_mode import NoForwardMode, TangentsLikeGradients
+from .forward_mode import FORWARD_MODE, NoForwardMode, TangentsLikeGradients
 from .loss_curvature import loss_curvature
 from .recorder import CannotTrace, record_operations
 from .rewrite import mutates
@@ -161,7 +161,12 @@ class _Pass:
     def gauss_newton(self, leaves: Tensors, v: Tensors) -> tuple[Tensor, Tensors, Tensors, Tensor]:
         """J' H_L J v."""
         with forward_ad.dual_level(), TangentsLikeGradients():
-            loss = forward_ad.unpack_dual(self._loss(_duals(leaves, v), self._part)).primal
+            try:
+                loss = forward_ad.unpack_dual(self._loss(_duals(leaves, v), self._part)).primal
+            except RuntimeError as error:
+                if "Nested forward mode" in str(error):  # torch's words, of a level within the recorder's
+                    raise CannotTrace(FORWARD_MODE) from error
+                raise
         if not self.outputs:
             raise CannotTrace("no output depends on the parameters")
         times = loss_curvature(self.objective.program, self.chunk.targets, loss, self.outputs)(self.tangents)

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
 
 from ..kernels import differentiable_kernels
 from ..memory import is_exhaustion
+from ..randomness import cuda_devices, forked
 from .forward_pass import ForwardPass, Tensors
 from .loss_curvature import loss_curvature
 from .tangents import Push, double_backward, double_backward_gradient, linearized, refuse_ends, trace_pays
@@ -120,11 +122,18 @@ def _culprit(forward: ForwardPass) -> str:
 
 def _differentiates_twice(module: torch.nn.Module, arguments: tuple[Any, ...]) -> bool:
     leaves = [x.detach().requires_grad_() if _is_real(x) else x for x in arguments]
-    starts = [x for x in (*leaves, *module.parameters()) if _is_real(x) and x.requires_grad]
-    with torch.enable_grad(), differentiable_kernels(module):
+    # Copies, since a module by itself may move its buffers, scale its rows and draw random numbers.
+    own = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
+    swap = own | {name: buffer.clone() for name, buffer in module.named_buffers()}
+    starts = [x for x in (*leaves, *own.values()) if _is_real(x) and x.requires_grad]
+    with torch.enable_grad(), differentiable_kernels(module), forked(0, cuda_devices(module)):
         try:
             copies = [x.clone() if _is_real(x) else x for x in leaves]  # for a module that works in place
-            outputs = [x for x in tree_flatten(module(*copies))[0] if _is_real(x) and x.requires_grad]
+            outputs = [
+                x
+                for x in tree_flatten(functional_call(module, swap, tuple(copies)))[0]
+                if _is_real(x) and x.requires_grad
+            ]
             weights = [torch.ones_like(x, requires_grad=True) for x in outputs]
             slopes = torch.autograd.grad(outputs, starts, weights, create_graph=True, allow_unused=True)
             curved = [slope for slope in slopes if slope is not None and slope.requires_grad]

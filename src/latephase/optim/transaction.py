@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..curvature.traces import kept_traces, put_back
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from ..randomness import cuda_devices, generator_states, set_generator_states
+from ..randomness import cuda_devices, generator_states, other_generators, set_generator_states
 from ..substitutes import kept_kinds, put_back_kinds
 from .options import check_objective
 from .ranks import check_groups_of_ranks, notice_plain_module, of_blocks, one_fate
@@ -21,9 +21,9 @@ from .ranks import check_groups_of_ranks, notice_plain_module, of_blocks, one_fa
 class Transaction:
     """Within, an exception of any kind leaves everything as it was, so that a second try is as good as the first.
 
-    What is put back: parameters and buffers, the optimizer's state and param groups, its report, torch's generators,
-    the objectives' seeds, and which shapes and kinds of passes were seen before (a traced product, or a norm
-    written out, differs from another in its last digits).
+    What is put back: parameters and buffers, the optimizer's state and param groups, its report, the generators of
+    torch, Python, NumPy and the model's modules, the objectives' seeds, and which shapes and kinds of passes were seen
+    before (a traced product, or a norm written out, differs from another in its last digits).
     States and param groups are copied one level deep: a step replaces what it keeps and writes into no tensor of it.
 
     An exception on one rank is one on all, and nobody writes before all are about to.
@@ -67,6 +67,7 @@ class Transaction:
         check_groups_of_ranks(self._objectives[0], self._block_group)
         self._devices = cuda_devices(self._model)
         self._generators = generator_states(self._devices)
+        self._put_back_others = other_generators(self._model)
         self._seeds = [objective.seed for objective in self._objectives]
         self._state = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in optimizer.state.items()}
         self._groups = [dict(group) for group in optimizer.param_groups]
@@ -117,6 +118,7 @@ class Transaction:
             vars(optimizer).pop(name, None)
         vars(optimizer).update(self._attributes)
         set_generator_states(self._generators, self._devices)
+        self._put_back_others()
         for objective, seed in zip(self._objectives, self._seeds, strict=True):
             objective.seed = seed
         put_back(self._model, self._traces)

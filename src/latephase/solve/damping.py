@@ -4,6 +4,8 @@ import math
 
 LARGEST = 1e30
 """Where a damping is not bounded otherwise: float32 can still hold it beside the curvature."""
+SMALLEST = 1e-30
+"""The same below: zero times a factor stays zero."""
 
 
 def reduction_ratio(change: float, predicted: float) -> float:
@@ -42,11 +44,13 @@ def levenberg_marquardt(
         bounds: least and greatest damping. Default none.
 
     Returns:
-        The damping times a factor, within the bounds, and never above 1e30, from where it can still come back.
+        The damping times a factor, within the bounds, and never above 1e30 nor, from above it, below 1e-30,
+        from where it can still come back.
     """
     low, high = thresholds
+    least = max(bounds[0], min(damping, SMALLEST))
     if ratio > high:
         damping *= factors[0]
     elif not ratio >= low:
         damping *= factors[1]
-    return min(max(damping, bounds[0]), bounds[1], LARGEST)
+    return min(max(damping, least), bounds[1], LARGEST)
