@@ -73,10 +73,8 @@ class Transaction:
         self._groups = [dict(group) for group in optimizer.param_groups]
         self._attributes = {name: vars(optimizer)[name] for name in _ATTRIBUTES if name in vars(optimizer)}
         self._traces, self._kinds = kept_traces(self._model), kept_kinds(self._model)
-        first = self._objectives[0]
-        self._buffers = first.writable_buffers(
-            first.buffers()
-        )  # an estimate may run the model itself, which moves them
+        first = self._objectives[0]  # an estimate may run the model itself, which moves its buffers
+        self._buffers = first.writable_buffers(first.buffers())
 
     def write(self, space: ParameterSpace, vector: Tensor, objective: Objective, buffers: Mapping[str, Tensor]) -> None:
         """Make the vector [P] the parameters' values, and the buffers the model's.
