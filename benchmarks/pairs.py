@@ -5,7 +5,8 @@
 OLD and NEW are folders with `src/latephase`. In each round a fresh process of either tree measures all costs, in
 seconds of its own processor time, each first in every other round; compared is the median of the rounds' ratios. Ends
 with status 1 where a ratio is above `--limit`. Networks and data are built here, so that both trees get the same.
-`latephase bench` compares with other packages; it knows one tree.
+`latephase bench` compares with other packages; it knows one tree. Give the same tree twice first: what that shows is
+the machine's noise, which is far above 3 % while others use its cores, and falls with `--rounds`.
 """
 
 import argparse
