@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from latephase import Objective, layerwise
-from latephase.curvature import damped, linearize
+from latephase.curvature import damped, linearize, over_blocks
 from latephase.problems.architectures import autoencoder
 from latephase.solve import conjugate_gradient
 
@@ -61,9 +61,9 @@ def measure(name: str, model: nn.Module, loss: nn.Module, data: tuple[Tensor, Te
     sizes = [sum(p.numel() for p in group["params"]) for group in layerwise(model)]
     v = torch.randn(curved.space.size, device=args.device)
     for expected in (1, 100):
-        first = curved.over_blocks(sizes, expected)
+        first = over_blocks(curved, sizes, expected)
         first.matvec(v)  # the plan, made once per shape
-        set_up = linearize(curved.objective, at_once=True).over_blocks(sizes, expected)
+        set_up = over_blocks(linearize(curved.objective, at_once=True), sizes, expected)
         ways = {
             "set-up and one product": lambda over=set_up: over.matvec(v),
             "whole": lambda: curved.matvec(v),

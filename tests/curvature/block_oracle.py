@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latephase import Objective, layerwise
-from latephase.curvature import linearize
+from latephase.curvature import linearize, over_blocks
 
 Blocks = list[list[nn.Parameter]]
 METHODS = {"products", "pruned", "jacobian", "bottleneck"}
@@ -124,7 +124,7 @@ def check(
     """
     wanted, sizes = without_cross_blocks(matrix, objective.model, blocks), sizes_of(blocks)
     curved = linearize(objective, parameters=[p for block in blocks for p in block], at_once=True, **options)
-    over = curved.over_blocks(sizes, expected=expected)
+    over = over_blocks(curved, sizes, expected=expected)
     least = 1e-2 * float(wanted.abs().max()) + 1e-300
     everything = {*range(len(blocks))}
     for seed, moving in enumerate((everything, everything, {*range(0, len(blocks), 2)}, {len(blocks) - 1})):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from latephase import HessianFree, Objective, layerwise
-from latephase.curvature import linearize
+from latephase.curvature import linearize, over_blocks
 
 ROWS = 13
 
@@ -37,9 +37,9 @@ def test_products_are_those_of_the_whole_precision(kind):
         sizes = [sum(p.numel() for p in group["params"]) for group in layerwise(model)]
         objective = Objective(model, nn.CrossEntropyLoss(), batch())
         v = torch.randn(sum(sizes))
-        exact = linearize(objective, method="traced").over_blocks(sizes).matvec(v)
+        exact = over_blocks(linearize(objective, method="traced"), sizes).matvec(v)
         for expected in (1, 30):  # few products and many have other plans
-            narrow = linearize(objective, dtype=torch.bfloat16, method="traced").over_blocks(sizes, expected)
+            narrow = over_blocks(linearize(objective, dtype=torch.bfloat16, method="traced"), sizes, expected)
             product = narrow.matvec(v)
             for one, other in zip(product.split(sizes), exact.split(sizes), strict=True):
                 assert (one - other).norm() <= 0.06 * other.norm(), (seed, narrow.methods)

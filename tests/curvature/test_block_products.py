@@ -22,7 +22,7 @@ from product_cases import CLASSES, REALS, ROWS, TIGHT, VECTORS, Case, randn, see
 from torch import Tensor, nn
 
 from latephase import Objective
-from latephase.curvature import block_diagonal, linearize
+from latephase.curvature import block_diagonal, linearize, over_blocks
 
 CORE = ["classifier", "autoencoder", "convolution", "embedding", "tied", "batch_norm"]
 CHUNKED = [
@@ -56,7 +56,7 @@ def test_every_entry(name):
     model = case.model()
     blocks = partitions(model)["layers"]
     wanted = without_cross_blocks(dense_of(name), model, blocks)
-    over = linearize(objective_of(case, model), at_once=True).over_blocks(sizes_of(blocks), expected=ALWAYS)
+    over = over_blocks(linearize(objective_of(case, model), at_once=True), sizes_of(blocks), expected=ALWAYS)
     assert relative(columns(over.matvec, len(wanted)), wanted) < TIGHT
 
 
@@ -205,7 +205,7 @@ def test_a_fixed_linear_symmetric_operator(name, expected):
     generator = torch.get_rng_state()
     with torch.no_grad():  # as optimizers step
         curved = linearize(objective_of(case, model), at_once=True)
-        over, other = (curved.over_blocks(sizes, expected=count) for count in (expected, 7))
+        over, other = (over_blocks(curved, sizes, expected=count) for count in (expected, 7))
         u, v = randn(sum(sizes), seed=1), randn(sum(sizes), seed=2)
         kept = u.clone()
         first = over.matvec(u)
@@ -246,14 +246,14 @@ def test_blocks_are_of_whole_parameters(short):
     model = ALL["classifier"].model()
     assert [p.numel() for p in model.parameters()] == [24, 6, 30, 5, 20, 4, 12, 3]
     with pytest.raises(ValueError, match="block"):
-        linearize(objective_of(ALL["classifier"], model)).over_blocks(short)
+        over_blocks(linearize(objective_of(ALL["classifier"], model)), short)
 
 
 @pytest.mark.parametrize("expected", EXPECTED)
 def test_products_are_refused_once_the_parameters_moved(expected):
     model = ALL["classifier"].model()
     curved = linearize(objective_of(ALL["classifier"], model), at_once=True)
-    over = curved.over_blocks(sizes_of(partitions(model)["layers"]), expected=expected)
+    over = over_blocks(curved, sizes_of(partitions(model)["layers"]), expected=expected)
     v = torch.ones_like(curved.gradient)
     over.matvec(v)
     with torch.no_grad():
@@ -271,7 +271,7 @@ def test_the_plain_way_agrees():
     v = randn(sum(sizes), seed=1)
     plain = block_diagonal(curved.matvec, sizes)(v)
     for expected in EXPECTED:
-        agree(curved.over_blocks(sizes, expected=expected).matvec(v), plain, sizes, TIGHT, 1e-300, "of the plain way")
+        agree(over_blocks(curved, sizes, expected=expected).matvec(v), plain, sizes, TIGHT, 1e-300, "of the plain way")
 
 
 def test_every_way_of_computing_products_is_compared():

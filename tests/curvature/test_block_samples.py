@@ -12,7 +12,7 @@ from product_cases import CLASS_WEIGHTS, CLASSES, ROWS, TIGHT, VECTORS, Case, ra
 from torch import Tensor, nn
 
 from latephase import Objective
-from latephase.curvature import linearize
+from latephase.curvature import linearize, over_blocks
 
 DRAWS = 150
 WIDE = 40
@@ -37,7 +37,7 @@ def drawn(objective: Objective, sizes: Sequence[int], samples: int, seed: int, e
     """Products over blocks by a draw of its own."""
     torch.manual_seed(seed)
     objective.reseed()
-    return linearize(objective, at_once=True).over_blocks(sizes, expected=expected, samples=samples)
+    return over_blocks(linearize(objective, at_once=True), sizes, expected=expected, samples=samples)
 
 
 def set_up(name: str, **options) -> tuple[Objective, Tensor, list[int]]:
@@ -161,7 +161,7 @@ def test_class_weights_and_targets_that_do_not_count():
     loss = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS)
     sizes = sizes_of(partitions(model)["layers"])
     first, second = (Objective(model, loss, (VECTORS[:n], targets[:n])) for n in (5, ROWS))
-    exact = linearize(first, at_once=True).over_blocks(sizes)
+    exact = over_blocks(linearize(first, at_once=True), sizes)
     v = randn(sum(sizes), seed=48)
     mean = sum(drawn(second, sizes, 50, seed).matvec(v) for seed in range(20)) / 20
     wanted = exact.matvec(v)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from latephase import Objective
-from latephase.curvature import linearize
+from latephase.curvature import linearize, over_blocks
 from latephase.parameters import Versions
 
 
@@ -80,7 +80,7 @@ def test_the_gradient_is_refused_after_a_write_through_data(method):
     with pytest.raises(RuntimeError, match="parameter"):
         _ = linearization.gradient
     with pytest.raises(RuntimeError, match="parameter"):
-        linearization.over_blocks([43]).matvec(torch.ones(43, dtype=linearization.space.dtype))
+        over_blocks(linearization, [43]).matvec(torch.ones(43, dtype=linearization.space.dtype))
 
 
 @pytest.mark.parametrize("method", METHODS)

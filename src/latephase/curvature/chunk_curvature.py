@@ -9,7 +9,6 @@ from torch import Tensor
 from ..chunks import Chunk
 from ..objective import Objective
 from ..parameters import ParameterSpace
-from .blocks.block_trace import BlockPass, Blocks
 from .forward_pass import ForwardPass
 from .retained import Retained
 from .tangents import trace_pays
@@ -77,13 +76,10 @@ class ChunkCurvature:
         """v'Cv, scalar."""
         return self._products.quadratic_form(self.split(v))
 
-    def by_blocks(self, blocks: Blocks, expected: int, memory: float, columns: list[Tensor] | None) -> BlockPass | None:
-        """Products by blocks, see `BlockPass`; None where the chunk is not traced.
-
-        Raises:
-            CannotTrace: a value is needed that the trace does not hand over.
-        """
-        return None if self._traced is None else self._traced.by_blocks(blocks, expected, memory, columns)
+    @property
+    def traced(self) -> TracedPass | None:
+        """The pass of the products by a trace; None where the chunk is not traced."""
+        return self._traced
 
     def storages(self) -> dict[int, int]:
         """Bytes of each storage that is kept for products, by its address."""

@@ -1,7 +1,8 @@
 """The objective linearised at the current parameters: loss, gradient, and products that share one linearisation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 from ..memory import available
 from ..objective import Objective
 from ..parameters import Versions
-from .blocks.over_blocks import OverBlocks
 from .chunk_curvature import METHODS, ChunkCurvature
 
 Term = Callable[[ChunkCurvature, bool], Tensor]
@@ -76,6 +76,7 @@ class Linearization:
         buffers: the model's buffers by name, as this linearisation's forward pass leaves them.
         products: how many products have been computed.
         recomputed: how many chunks are linearised anew at every product, for want of memory.
+        kept: what else was made of this linearisation and lives as long, such as products by blocks.
     """
 
     def __init__(self, objective, curvature, parameters, dtype, method, products, at_once, compile):
@@ -86,7 +87,7 @@ class Linearization:
         self.products = 0
         self._options = (curvature == "hessian", dtype, method if products else "double_backward", at_once, compile)
         self._parts: list[ChunkCurvature | Mapping[str, Tensor]] = []
-        self._over_blocks: dict[tuple[tuple[int, ...], int | None], OverBlocks] = {}
+        self.kept: dict[Hashable, Any] = {}
         self._ways: dict[int, tuple[str, str | None]] = {}
         self.buffers: dict[str, Tensor] = objective.buffers()
         self._decay = objective.weight_decay.of(self.space.parameters)
@@ -176,26 +177,6 @@ class Linearization:
     def _used(self) -> list[tuple[str, str | None]]:
         kept = [(part.method, part.reason) for part in self._parts if isinstance(part, ChunkCurvature)]
         return [*kept, *self._ways.values()] or [(self._options[2], None)]
-
-    def over_blocks(self, sizes: Sequence[int], expected: int = 1, samples: int | None = None) -> OverBlocks:
-        """The curvature matrix with its blocks beside the diagonal set to zero (Zhang et al. 2017).
-
-        Args:
-            sizes: number of entries of each block: consecutive parameters, summing to P.
-            expected: about how many products will be asked for: with many, more set-up pays. Default 1.
-            samples: estimate blocks from this many random columns where that is cheaper, instead of all outputs:
-                unbiased and positive semi-definite, see `OverBlocks`. Default: exact.
-
-        Raises:
-            ValueError: a block ends within a parameter, or samples that cannot be taken: fewer than one, or of the
-                Hessian.
-        """
-        if samples is not None and (samples < 1 or self.curvature != "ggn"):
-            raise ValueError(f"samples must be at least 1, and the curvature ggn; got {samples} of {self.curvature}")
-        key = tuple(sizes), samples
-        if key not in self._over_blocks or self._over_blocks[key].expected < expected:
-            self._over_blocks[key] = OverBlocks(self, sizes, expected, samples)
-        return self._over_blocks[key]
 
     def _each(self, term: Term) -> Tensor:
         """Sum of a term over the chunks, each kept or linearised anew."""

@@ -1,14 +1,17 @@
 """Cutting a traced computation into stages: what does not depend on the vector, and what does."""
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from .rewrite import is_random, reuse_memory
+
+Values = Sequence[Tensor | None]
+"""Residuals: what the stages before the product hand over to it, None for those that were let go."""
 
 
 @dataclass

@@ -19,9 +19,7 @@ from ..memory import is_exhaustion
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..program import LossOfOutputs
-from .blocks.block_trace import BlockPass, Blocks, BlockTrace
-from .blocks.maps import Values
-from .partition import cut
+from .partition import Values, cut
 from .record import Inputs, record
 from .recorder import CannotTrace
 from .rewrite import dtypes_of, is_random, simplify
@@ -63,7 +61,6 @@ class Trace:
         self.precision = max(torch.finfo(x).eps for x in dtypes_of(graph) if x.is_floating_point)
         self.stages = cut(graph, len(inputs.flat()), len(vectors), 1 + len(inputs.buffers))
         self._buffer_names, self._dtype = list(inputs.buffers), dtype
-        self._by_blocks: tuple[Blocks, BlockTrace] | None = None
 
     def run(
         self, objective: Objective, chunk: Chunk, index: int, space: ParameterSpace, buffers: Mapping[str, Tensor]
@@ -83,12 +80,6 @@ class Trace:
 
         return TracedPass(self, loss, moved, values[len(moved) :], elsewhere)
 
-    def by_blocks(self, blocks: Blocks) -> BlockTrace:
-        """The maps and plans of the products by blocks, kept for the partition that was asked for last."""
-        if self._by_blocks is None or self._by_blocks[0] != blocks:
-            self._by_blocks = blocks, BlockTrace(self.stages.linear, blocks)
-        return self._by_blocks[1]
-
     @cached_property
     def compiled_product(self) -> Callable[..., Tensors]:
         """The product through `torch.compile`, or as it is where there is no compiler."""
@@ -101,6 +92,8 @@ class TracedPass:
     Attributes:
         loss: the chunk's loss, scalar.
         buffers: the model's buffers after the pass.
+        residuals: what the first stages hand over to the product; None for those that were let go.
+        elsewhere: the residuals of a pass at random parameters.
     """
 
     def __init__(
@@ -112,15 +105,15 @@ class TracedPass:
         elsewhere: Callable[[], Values],
     ):
         self.trace, self.loss, self.buffers = trace, loss, buffers
-        self._residuals, self._elsewhere = residuals, elsewhere
+        self.residuals, self.elsewhere = residuals, elsewhere
 
     def gradient(self) -> Tensors:
         """Gradient of the loss in the leaves; may be asked for once, before it lets go of what only it needs."""
         stages = self.trace.stages
         with plain_operators(self.loss.device):
-            gradient = stages.gradient(*(self._residuals[i] for i in stages.of_gradient))
+            gradient = stages.gradient(*(self.residuals[i] for i in stages.of_gradient))
         for i in set(stages.of_gradient) - set(stages.of_product) - set(stages.of_form):
-            self._residuals[i] = None
+            self.residuals[i] = None
         return gradient
 
     def product(self, v: Tensors, compiled: bool = False) -> Tensors:
@@ -128,22 +121,17 @@ class TracedPass:
         stages = self.trace.stages
         stage = self.trace.compiled_product if compiled else stages.product
         with plain_operators(self.loss.device):
-            return stage(*(self._residuals[i] for i in stages.of_product), *v)
+            return stage(*(self.residuals[i] for i in stages.of_product), *v)
 
     def quadratic_form(self, v: Tensors) -> Tensor:
         """The quadratic form v'Cv, scalar."""
         stages = self.trace.stages
         with plain_operators(self.loss.device):
-            return stages.form(*(self._residuals[i] for i in stages.of_form), *v)[0]
-
-    def by_blocks(self, blocks: Blocks, expected: int, memory: float, columns: list[Tensor] | None = None) -> BlockPass:
-        """Products by blocks, see `BlockPass`."""
-        trace = self.trace.by_blocks(blocks)
-        return BlockPass(trace, self._residuals, self._elsewhere, expected, memory, columns)
+            return stages.form(*(self.residuals[i] for i in stages.of_form), *v)[0]
 
     def storages(self) -> dict[int, int]:
         """Bytes of each storage that the residuals hold, by its address."""
-        storages = (x.untyped_storage() for x in self._residuals if x is not None)
+        storages = (x.untyped_storage() for x in self.residuals if x is not None)
         return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 

@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..curvature import Linearization, damped, linearize
-from ..curvature.blocks.over_blocks import OverBlocks
+from ..curvature import Linearization, OverBlocks, damped, linearize, over_blocks
 from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..solve import CGResult, CGStatus, conjugate_gradient
@@ -120,11 +119,11 @@ def solve(
         return linearize(source, kind, space.parameters, dtype, at_once=at_once, compile=compiled).unwatched()
 
     def operator(curved: Linearization) -> Callable[[Tensor], Tensor]:
-        multiply = curved.matvec if len(blocks) == 1 else over_blocks(curved).matvec
+        multiply = curved.matvec if len(blocks) == 1 else by_blocks(curved).matvec
         return damped(multiply, damping * damping_scale)
 
-    def over_blocks(curved: Linearization) -> OverBlocks:
-        return curved.over_blocks(blocks, expected, options["block_samples"])
+    def by_blocks(curved: Linearization) -> OverBlocks:
+        return over_blocks(curved, blocks, expected, options["block_samples"])
 
     curved = curvature_of(curvature_objective)
     linear = curved
@@ -165,7 +164,7 @@ def solve(
         # A captured product is replayed without being counted.
         products=max(cg.products, curved.products) + (other.products if other else 0),
         method=curved.method,
-        block_methods=over_blocks(curved).methods if len(blocks) > 1 else None,
+        block_methods=by_blocks(curved).methods if len(blocks) > 1 else None,
         recomputed=curved.recomputed,
         buffers=linear.buffers,
     )

@@ -1,15 +1,18 @@
 """Products by blocks of a traced chunk."""
 
 from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
 
 from ...kernels import plain_operators
+from ..partition import Values
 from ..recorder import CannotTrace
 from ..rewrite import layout
+from ..trace import Trace, TracedPass
 from .cuts import Cut
-from .maps import CannotCut, LinearMap, Maps, Values
+from .maps import CannotCut, LinearMap, Maps
 from .plan import Planner, Route
 
 Blocks = tuple[tuple[int, ...], ...]
@@ -24,7 +27,7 @@ the rounding, as between two methods of a product."""
 
 
 class BlockTrace:
-    """The plans and functions of a trace for one partition into blocks; kept with the trace.
+    """The plans and functions of a trace for one partition into blocks; kept as long as the trace (`block_trace`).
 
     Args:
         linear: the traced graph.
@@ -91,13 +94,25 @@ class BlockTrace:
         return bool((difference <= min(3 * eps**0.5, NARROW_TOLERANCE) * size).all() and size.any())
 
 
+_traces: WeakKeyDictionary[Trace, tuple[Blocks, BlockTrace]] = WeakKeyDictionary()
+"""Of each trace what was made for the partition that was asked for last."""
+
+
+def block_trace(trace: Trace, blocks: Blocks) -> BlockTrace:
+    """The maps and plans of the products by blocks."""
+    known, made = _traces.get(trace, (None, None))
+    if made is None or known != blocks:
+        made = BlockTrace(trace.stages.linear, blocks)
+        _traces[trace] = blocks, made
+    return made
+
+
 class BlockPass:
     """Products by blocks of one chunk at one point.
 
     Args:
-        trace: for the partition.
-        residuals: of the trace's pass.
-        elsewhere: residuals of a pass at random parameters, to try things out with.
+        blocks: the partition.
+        traced: the chunk's pass; its residuals at random parameters serve to try things out.
         expected: how many products are expected.
         memory: bytes that may be kept for them.
         columns: of the sampled estimate, tensors in the shape of the outputs, times a root of the loss's Hessian; None
@@ -112,18 +127,20 @@ class BlockPass:
 
     def __init__(
         self,
-        trace: BlockTrace,
-        residuals: Values,
-        elsewhere: Callable[[], Values],
+        blocks: Blocks,
+        traced: TracedPass,
         expected: int,
         memory: float,
         columns: list[Tensor] | None = None,
     ):
-        self._trace, self._residuals, self._columns = trace, residuals, columns
+        trace = block_trace(traced.trace, blocks)
+        self._trace, self._residuals, self._columns = trace, traced.residuals, columns
         self._matrices: dict[Cut, Tensor] = {}
         try:
             with plain_operators(trace.device):
-                self._routes = trace.routes(elsewhere, expected, memory, None if columns is None else len(columns))
+                self._routes = trace.routes(
+                    traced.elsewhere, expected, memory, None if columns is None else len(columns)
+                )
         except CannotCut as error:
             raise CannotTrace(str(error)) from error
         self.methods = [route.method for route in self._routes]

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..partition import LinearGraph, descendants
+from ..partition import LinearGraph, Values, descendants
 from ..rewrite import aten, layout, reuse_memory
 from .cost import cost, used_results
-
-Values = Sequence[Tensor | None]
 
 
 class CannotCut(RuntimeError):

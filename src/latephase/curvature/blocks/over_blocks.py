@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,13 +11,11 @@ from ...program import LossOfOutputs
 from ...randomness import random_signs, seed_of_chunk, shared_seed
 from ..chunk_curvature import ChunkCurvature
 from ..forward_pass import ForwardPass
+from ..linearization import Linearization
 from ..loss_roots import hessian_root
 from ..operator import block_diagonal
 from ..recorder import CannotTrace
 from .block_trace import BlockPass, Blocks
-
-if TYPE_CHECKING:
-    from ..linearization import Linearization
 
 METHODS = ("pruned", "jacobian", "bottleneck", "sampled", "products")
 
@@ -26,10 +23,33 @@ HEAD = 1024
 """Entries of a vector that are looked at first: one that is not zero seldom begins with so many zeros."""
 
 
+def over_blocks(
+    curved: Linearization, sizes: Sequence[int], expected: int = 1, samples: int | None = None
+) -> "OverBlocks":
+    """The curvature matrix with its blocks beside the diagonal set to zero (Zhang et al. 2017).
+
+    Args:
+        curved: the linearised objective; what is set up is kept with it.
+        sizes: number of entries of each block: consecutive parameters, summing to P.
+        expected: about how many products will be asked for: with many, more set-up pays. Default 1.
+        samples: estimate blocks from this many random columns where that is cheaper, instead of all outputs: unbiased
+            and positive semi-definite, see `OverBlocks`. Default: exact.
+
+    Raises:
+        ValueError: a block ends within a parameter, or samples that cannot be taken: fewer than one, or of the Hessian.
+    """
+    if samples is not None and (samples < 1 or curved.curvature != "ggn"):
+        raise ValueError(f"samples must be at least 1, and the curvature ggn; got {samples} of {curved.curvature}")
+    key = "blocks", tuple(sizes), samples
+    if key not in curved.kept or curved.kept[key].expected < expected:
+        curved.kept[key] = OverBlocks(curved, sizes, expected, samples)
+    return curved.kept[key]
+
+
 class OverBlocks:
     """Products with the curvature matrix whose blocks beside the diagonal are set to zero (Zhang et al. 2017).
 
-    Made by `Linearization.over_blocks`. The block of a group of parameters is J_b' H_L J_b, with J_b the derivative of
+    Made by `over_blocks`. The block of a group of parameters is J_b' H_L J_b, with J_b the derivative of
     the outputs in them. Of a traced chunk each block's product is computed in the cheapest of these ways, all exact but
     "sampled":
 
@@ -46,7 +66,7 @@ class OverBlocks:
         methods: of each block, the last of `METHODS` that a chunk needed; known after the first product.
     """
 
-    def __init__(self, curved: "Linearization", sizes: Sequence[int], expected: int, samples: int | None):
+    def __init__(self, curved: Linearization, sizes: Sequence[int], expected: int, samples: int | None):
         self._curved, self._sizes, self.expected, self._samples = curved, list(sizes), expected, samples
         self._blocks = _parameters_of(curved.space.sizes, self._sizes)
         self._passes: dict[ChunkCurvature, BlockPass | None] = {}
@@ -96,8 +116,10 @@ class OverBlocks:
         limit = objective.memory_limit
         memory = (available(self._curved.space.device) // 2 if limit is None else limit) / len(objective.chunks)
         columns = None if self._samples is None else self._columns(part)
+        if part.traced is None:
+            return None
         try:
-            return part.by_blocks(self._blocks, expected, memory, columns)
+            return BlockPass(self._blocks, part.traced, expected, memory, columns)
         except CannotTrace:
             return None
 

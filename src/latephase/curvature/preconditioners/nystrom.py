@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..blocks.over_blocks import over_blocks
 from ..linearization import Linearization
 from .base import Apply, Estimate, Preconditioner, check_whole, decay_of, shared_seed
 
@@ -55,7 +56,7 @@ class Nystrom(Preconditioner):
         the same everywhere, otherwise [P].
         """
         blocks, decay = list(blocks), decay_of(curved)
-        products = curved.matvec if len(blocks) == 1 else curved.over_blocks(blocks, self.rank + 1).matvec
+        products = curved.matvec if len(blocks) == 1 else over_blocks(curved, blocks, self.rank + 1).matvec
 
         def multiply(v: Tensor) -> Tensor:
             return products(v) - decay * v
