@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .chunks import (
-    Chunk,
-    _setting,
-    cut,
+from .chunks import Chunk, cut
+from .randomness import cuda_devices, forked
+from .reduction import (
+    setting,
     is_elementwise,
     is_torchs,
     loss_normalizer,
@@ -19,7 +19,6 @@ from .chunks import (
     normalizer_is_known,
     wants_outputs,
 )
-from .randomness import cuda_devices, forked
 
 Evaluate = Callable[[Any, Any], Tensor]
 """(outputs, targets) -> loss, without any effect that stays."""
@@ -94,7 +93,7 @@ def check_apart(loss: Any, outputs: Any, targets: Any) -> None:
             "both the same shape"
         )
     for name in ("weight", "pos_weight", "var"):
-        value = _setting(loss, name, None)
+        value = setting(loss, name, None)
         if isinstance(value, Tensor) and value.dim() == first.dim() > 0 and value.shape[0] != 1:
             raise ValueError(
                 f"the loss's {name} of shape {list(value.shape)} has rows of its own, which do not follow the data "

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .chunks import Chunk, _setting
+from .chunks import Chunk
 from .objective import Objective
 from .program import LossOfOutputs, WithHidden
+from .reduction import setting
 
 SLOPES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
@@ -47,7 +48,7 @@ def structurally_damped(objective: Objective, coefficient: float) -> Objective:
     damped = copy.copy(objective)
     device = next(objective.model.parameters()).device
     wide = torch.float32 if device.type == "mps" else torch.float64
-    mean = _setting(objective.program.loss, "reduction", "mean") != "sum"
+    mean = setting(objective.program.loss, "reduction", "mean") != "sum"
     (rows,) = objective.reduce.sum([torch.tensor(float(sum(c.rows for c in objective.chunks)), device=device)])
     damped.program = _StructuralProgram(objective.program)
     damped.chunks, damped.weights = [], []

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from latephase.study import figures, figures_of_scores, figures_over_time
+from latephase.study.drawing import DPI, house_style
 from latephase.study.profiles import Standing
 from latephase.study.results import load_results, run_id
 from latephase.study.score import score_results
 from latephase.study.statistics import SpeedUp
-from latephase.study.style import DPI, house_style, styles
+from latephase.study.style import styles
 
 EVERY = tuple((e, s, seed) for e in (10, 20) for s in ("constant", "cosine", "hf-64") for seed in range(3))
 

@@ -8,9 +8,9 @@ from test_config import MINIMAL
 
 from latephase.study.checkpoint import checkpoint_path, load_checkpoint
 from latephase.study.config import ConfigError, parse_study, read_study, scaled, with_seconds
+from latephase.study.drawing import house_style
 from latephase.study.figures import build
 from latephase.study.results import load_results
-from latephase.study.style import house_style
 
 STRATEGIES = (
     first_order(),

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 from latephase.cli import app
 from latephase.study.config import ConfigError, parse_study
+from latephase.study.drawing import freeze, house_style
 from latephase.study.figures import build
 from latephase.study.progress import StudyProgress
 from latephase.study.report import Picture, render_page
 from latephase.study.results import load_results
 from latephase.study.score import score_results, write_scores
-from latephase.study.style import freeze, house_style
 from latephase.study.tune.config import Search, parse_tuning
 from latephase.study.tune.figures import build as build_tuning
 from latephase.study.tune.outcome import write_table

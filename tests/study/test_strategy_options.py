@@ -13,13 +13,13 @@ from latephase.optim import KFAC, AdamQLR
 from latephase.problems import get
 from latephase.study.config import ConfigError
 from latephase.study.context import StrategyContext
+from latephase.study.drawing import house_style
 from latephase.study.figure_of_paths import _points, rosenbrock
 from latephase.study.figures import build
 from latephase.study.identity import identity_of
 from latephase.study.results import load_results
 from latephase.study.strategies import start_strategy
 from latephase.study.strategy import copied
-from latephase.study.style import house_style
 from latephase.study.train import train
 
 HEAVY = {"momentum": 0.8, "weight_decay": 0.01, "nesterov": True}

@@ -6,9 +6,10 @@ import matplotlib
 import numpy as np
 import pytest
 
+from latephase.study.drawing import logarithmic
 from latephase.study.measures import TEST_ACCURACY, TRAIN_LOSS
 from latephase.study.results import load_results
-from latephase.study.style import limit, logarithmic, styles
+from latephase.study.style import limit, styles
 
 
 def add_strategies(root, count, kind):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..chunks import _setting
+from ..reduction import setting
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 
@@ -36,10 +36,10 @@ def hessian_product(loss: Any, outputs: Sequence[Tensor], targets: Any) -> Produ
         A function linear in u, whose results have shape and dtype of u; None for any other loss.
     """
     formula = _formula(loss)
-    reduction = _setting(loss, "reduction", "mean")
+    reduction = setting(loss, "reduction", "mean")
     if formula is None or reduction not in ("mean", "sum") or not isinstance(targets, Tensor):
         return None
-    if any(_setting(loss, name, None) is not None for name in ("size_average", "reduce")):
+    if any(setting(loss, name, None) is not None for name in ("size_average", "reduce")):
         return None  # deprecated arguments that override the reduction
     if not all(output.is_floating_point() for output in outputs):
         return None
@@ -92,7 +92,7 @@ def _cross_entropy(loss: Any, logits: Tensor, targets: Tensor, mean: bool) -> Pr
 
 def _position_weights(loss: Any, logits: Tensor, targets: Tensor, dim: int, mean: bool) -> Tensor:
     """The summed weight s of a position's log-probabilities in the loss, with a class dimension of length 1."""
-    weight, smoothing = _setting(loss, "weight", None), _setting(loss, "label_smoothing", 0.0)
+    weight, smoothing = setting(loss, "weight", None), setting(loss, "label_smoothing", 0.0)
     weight = logits.new_ones(logits.shape[dim]) if weight is None else weight.to(logits.dtype)
     uniform = smoothing * weight.mean()
     if targets.shape == logits.shape:  # class probabilities
@@ -101,7 +101,7 @@ def _position_weights(loss: Any, logits: Tensor, targets: Tensor, dim: int, mean
         s = (1 - smoothing) * own + uniform
         return s / s.numel() if mean else s
     targets = targets.long()
-    counted = targets != _setting(loss, "ignore_index", -100)
+    counted = targets != setting(loss, "ignore_index", -100)
     own = weight[torch.where(counted, targets, 0)]
     s = (1 - smoothing) * own + uniform
     if mean:
@@ -115,7 +115,7 @@ def _linear(loss: Any, outputs: Tensor, targets: Tensor, mean: bool) -> Product:
 
 def _squared_error(loss: Any, outputs: Tensor, targets: Tensor, mean: bool) -> Product:
     elements = torch.broadcast_shapes(outputs.shape, targets.shape)
-    weight = _setting(loss, "weight", None)
+    weight = setting(loss, "weight", None)
     if weight is None:
         return _diagonal(_gathered(outputs.new_full((), 2.0), elements, outputs.shape, mean))
     # torch divides by the sum of the weights as given, before targets broadcast them.
@@ -126,7 +126,7 @@ def _squared_error(loss: Any, outputs: Tensor, targets: Tensor, mean: bool) -> P
 
 def _binary_cross_entropy(loss: Any, logits: Tensor, targets: Tensor, mean: bool) -> Product:
     second = logits.sigmoid() * (-logits).sigmoid()
-    weight, pos_weight = _setting(loss, "weight", None), _setting(loss, "pos_weight", None)
+    weight, pos_weight = setting(loss, "weight", None), setting(loss, "pos_weight", None)
     if pos_weight is not None:
         second = second * (1 + (pos_weight - 1) * targets)
     if weight is not None:
@@ -135,17 +135,17 @@ def _binary_cross_entropy(loss: Any, logits: Tensor, targets: Tensor, mean: bool
 
 
 def _poisson(loss: Any, outputs: Tensor, targets: Tensor, mean: bool) -> Product:
-    if _setting(loss, "log_input", True):
+    if setting(loss, "log_input", True):
         second = outputs.exp()
     else:
-        second = targets / (outputs + _setting(loss, "eps", 1e-8)).square()
+        second = targets / (outputs + setting(loss, "eps", 1e-8)).square()
     elements = torch.broadcast_shapes(outputs.shape, targets.shape)
     return _diagonal(_gathered(second, elements, outputs.shape, mean))
 
 
 def _gaussian(loss: Any, outputs: Tensor, targets: Tensor, mean: bool) -> Product | None:
     """The Hessian in the mean alone, the variances being an argument that the loss holds."""
-    var = _setting(loss, "var", None)
+    var = setting(loss, "var", None)
     if isinstance(var, float):
         var = outputs.new_full((), var)
     elif isinstance(var, Tensor):
@@ -173,7 +173,7 @@ def _aligned(var: Tensor, center: Tensor) -> Tensor:
 
 
 def _clamped(loss: Any, var: Tensor) -> Tensor:
-    return var.clamp(min=_setting(loss, "eps", 1e-6))
+    return var.clamp(min=setting(loss, "eps", 1e-6))
 
 
 _FORMULAS = (

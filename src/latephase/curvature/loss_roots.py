@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chunks import _setting
 from ..copies import copied
 from ..kernels import as_written
 from ..memory import is_exhaustion
 from ..program import as_wide
 from ..randomness import random_signs
+from ..reduction import setting
 from .loss_hessians import Product, _cross_entropy, _formula, _position_weights, hessian_product
 
 
@@ -135,7 +135,7 @@ def _bends_elsewhere(loss: Any, x: Tensor, targets: Any) -> bool:
 def _root_of_cross_entropy(loss: Any, outputs: Tensor, targets: Tensor) -> Product | None:
     logits = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
     dim = min(1, logits.dim() - 1)
-    mean = _setting(loss, "reduction", "mean") == "mean"
+    mean = setting(loss, "reduction", "mean") == "mean"
     weights = _position_weights(loss, logits, targets.detach(), dim, mean)
     if bool((weights < 0).any()):
         return None

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..chunks import Chunk, cut, loss_normalizer, loss_reduction
+from ..chunks import Chunk, cut
 from ..program import LossOfOutputs
 from ..randomness import cuda_devices, generator_states
+from ..reduction import loss_normalizer, loss_reduction
 from .report import sentence
 from .subject import Subject
 from .untouched import modes_kept

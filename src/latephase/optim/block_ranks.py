@@ -14,7 +14,7 @@ from ..solve import CGResult, conjugate_gradient
 from .ranks import check_same_data
 
 if TYPE_CHECKING:
-    from .trials import Outcome
+    from .outcome import Outcome
 
 Matvec = Callable[[Tensor], Tensor]
 

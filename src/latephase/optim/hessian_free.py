@@ -19,24 +19,17 @@ from ..parameters import ParameterSpace
 from .adaptation import adapt_damping
 from .block_ranks import agreed
 from .carried import Carried, checks
+from .checks import check_number, defaults_of, per_parameter, the_objective
 from .estimates import check_estimate
 from .local_model import LocalModel, solve
-from .options import (
-    FIXED_RATE,
-    LATE_PHASE,
-    blocks_of,
-    check_groups,
-    check_number,
-    defaults_of,
-    per_parameter,
-    the_objective,
-)
+from .options import FIXED_RATE, LATE_PHASE, blocks_of, check_groups
+from .outcome import Outcome
 from .ranks import compare, one_seed
 from .report import StepReport
 from .saved import check_entries
 from .second_order import SecondOrder
 from .transaction import Transaction
-from .trials import Outcome, judge
+from .trials import judge
 
 FIRST_EXPECTED = 50
 """Iterations of conjugate gradients that a first step is expected to take at most."""

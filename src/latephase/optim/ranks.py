@@ -94,7 +94,7 @@ def compare(
             found |= {**dict(zip(space.names, space.parameters, strict=True)), **kept}
         for number, group in enumerate(optimizer.param_groups):
             where = f" of param group {number}" if len(optimizer.param_groups) > 1 else ""
-            found |= {f"{name}{where}": _setting(value) for name, value in group.items() if name not in OWN}
+            found |= {f"{name}{where}": setting(value) for name, value in group.items() if name not in OWN}
         found["damping"] = damping
         roles = [next(i for i, other in enumerate(objectives) if other is each) for each in objectives]
         found["roles of the objectives"] = roles
@@ -143,12 +143,12 @@ def check_same_data(ranks: Reduce, downhill: Tensor) -> None:
         )
 
 
-def _setting(value: Any) -> Any:
+def setting(value: Any) -> Any:
     """An option as it can be compared: a learning rate may be a tensor, a pair that went through a file is a list."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, (tuple, list)):
-        return [_setting(each) for each in value]
+        return [setting(each) for each in value]
     plain = value is None or isinstance(value, (bool, int, float, str, torch.dtype, Tensor))
     return value if plain else type(value).__qualname__
 

@@ -14,7 +14,7 @@ from ..objective import Objective
 from ..parameters import ParameterSpace
 from ..randomness import cuda_devices, generator_states, other_generators, set_generator_states
 from ..substitutes import kept_kinds, put_back_kinds
-from .options import check_objective
+from .checks import check_objective
 from .ranks import check_groups_of_ranks, notice_plain_module, of_blocks, one_fate
 
 

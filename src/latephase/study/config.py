@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from ..problems import Problem, get
 from ..problems.registry import factory_of
 from .strategy_config import DEVICE, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, hint, in_words
+from .training import Training
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -40,19 +41,6 @@ class Budget(Table):
         if self.unit == "steps" and self.amount is not None and self.amount != int(self.amount):
             raise ValueError(f"amount must be a whole number of steps, got {self.amount}")
         return self
-
-
-class Training(Table):
-    """The first-order training that makes the checkpoints; what is left out comes from the problem."""
-
-    epochs: int = Field(ge=1)
-    lr: float = Field(gt=0, allow_inf_nan=False)
-    batch_size: int | None = Field(default=None, ge=1, description="default: all rows at once")
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
-    evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
-    save_every: int = Field(default=1, ge=1, description="epochs after which a stopped training can go on")
 
 
 class Study(Table):

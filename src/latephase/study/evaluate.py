@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..chunk_weights import Evaluate, check_sum, joined
-from ..chunks import Chunk, _setting, is_torchs, loss_normalizer, normalizer_is_known
+from ..chunks import Chunk
 from ..problems import Problem, Splits
 from ..problems.problem import Batch, Data, is_batch, row_count
 from ..problems.sampling import Stream, generator
 from ..randomness import cuda_devices, forked
+from ..reduction import setting, is_torchs, loss_normalizer, normalizer_is_known
 from ..weight_decay import WeightDecay
 
 ROWS_AT_ONCE = 2048
@@ -98,7 +99,7 @@ class _Weighed:
 
     def __init__(self, loss: Any):
         self._loss = loss
-        self._sums = _setting(loss, "reduction", None) == "sum"
+        self._sums = setting(loss, "reduction", None) == "sum"
         self._known = is_torchs(loss) if self._sums else normalizer_is_known(loss)
         self._parts: list[tuple[float, float]] = []
         self._kept: list[tuple[Any, Chunk]] = []

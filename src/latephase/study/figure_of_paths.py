@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..visible import as_label
+from .drawing import panels
 from .results import Results, Run
-from .style import panels, styles
+from .style import styles
 
 WINDOW = 3.0
 """Distance from the start, times its larger coordinate where that exceeds one: what lies beyond is cut, so that a run

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from .drawing import DPI, freeze, house_style
 from .figure_of_paths import has_points, paths
 from .figures_of_scores import performance_profile, relative_performance, target_bars
 from .figures_over_time import (
@@ -25,7 +26,7 @@ from .figures_over_time import (
 )
 from .results import Results, load_results
 from .score import score_results
-from .style import DPI, freeze, house_style, save
+from .style import save
 
 
 def draw(directory: str | os.PathLike[str]) -> list[Path]:

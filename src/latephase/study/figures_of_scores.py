@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..visible import as_label
+from .drawing import legend, panels
 from .measures import UNITS, Measure, amount_text
 from .plan import Strategy
 from .profiles import TARGETS, Standing, standings, target_times
 from .results import Results
 from .score import Score, relative_values
 from .statistics import PROFILE_LIMIT, bootstrap_interval, profile
-from .style import legend, panels, styles
+from .style import styles
 
 
 def relative_performance(

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..visible import as_label
+from .drawing import legend, logarithmic, panels
 from .measures import TRAIN_LOSS, UNITS, Measure, measures_of
 from .results import Results, Run, finite, finite_values
 from .statistics import bootstrap_interval
 from .steps import cg_iterations
-from .style import FINAL, INITIAL, legend, limit, logarithmic, panels, styles
+from .style import FINAL, INITIAL, limit, styles
 
 
 def training_curve(results: Results, *, narrow: bool = False) -> Figure:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..visible import visible, without_passwords
 from .comparison import Comparison
+from .drawing import DPI
 from .ending import ending_headline, ending_measures, endings
 from .figures import draw_results, render
 from .links import refuse_links
@@ -33,7 +34,7 @@ from .score import Score, Summary, score_results
 from .statistics import smallest_p
 from .steps import step_summaries
 from .store import write_text_atomic
-from .style import DPI, styles
+from .style import styles
 from .tables import write_tables
 
 _MACHINE = {

@@ -12,7 +12,7 @@ from ...curvature import Linearization, linearize
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import levenberg_marquardt, reduction_ratio
-from ..options import check_number, defaults_of, the_objective
+from ..checks import check_number, defaults_of, the_objective
 from ..ranks import compare
 from ..report import StepStatus
 from ..saved import check_entries

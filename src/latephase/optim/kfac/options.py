@@ -6,7 +6,7 @@ from typing import Any
 
 from ...curvature.preconditioners.base import check_whole
 from ...curvature.preconditioners.kronecker_factors import WEIGHT_SHARING
-from ..options import check_number
+from ..checks import check_number
 
 GLOBAL = (
     "exact_lr",

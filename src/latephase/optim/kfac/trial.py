@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...curvature import Linearization
-from ..options import per_parameter
+from ..checks import per_parameter
 from .factors import Factors, preconditioned
 from .plane import plane_of
 

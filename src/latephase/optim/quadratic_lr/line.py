@@ -13,7 +13,7 @@ from ...curvature import linearize
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from ..carried import Carried
-from ..options import per_parameter
+from ..checks import per_parameter
 from .base import Proposal, propose
 
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ..options import check_number, defaults_of, the_objective
+from ..checks import check_number, defaults_of, the_objective
 from ..ranks import compare, state_of
 from ..second_order import SecondOrder
 from ..transaction import Transaction

@@ -13,8 +13,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ...visible import as_label
+from ..drawing import freeze, house_style, legend, logarithmic, panels
 from ..measures import Measure
-from ..style import FINAL, INITIAL, freeze, house_style, legend, logarithmic, panels, save
+from ..style import FINAL, INITIAL, save
 from .config import Search, Tuning
 from .outcome import Outcome, best_of
 
