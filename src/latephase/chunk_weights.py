@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .chunks import Chunk, cut
 from .randomness import cuda_devices, forked
 from .reduction import (
-    setting,
     is_elementwise,
     is_torchs,
     loss_normalizer,
     loss_reduction,
     normalizer_is_known,
+    setting,
     wants_outputs,
 )
 

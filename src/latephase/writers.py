@@ -7,11 +7,12 @@ import os
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
-
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING, Any, Self
 
 from .strict_json import finite
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 __all__ = ["JSONLinesWriter", "TensorBoardWriter"]
 
@@ -41,7 +42,7 @@ class _Writer:
     step: int
     _closed = False
 
-    def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, optimizer: "Optimizer", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Write the report of the optimizer's last step; nothing where there is none yet.
 
         Args:

@@ -1,15 +1,11 @@
 """What a run ran on: versions, processor, threads, commit."""
 
+import importlib.metadata
 import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-
-from .. import __version__
 
 
 def describe_environment(threads: int, jobs: int, device: str = "cpu") -> dict[str, Any]:
@@ -20,11 +16,13 @@ def describe_environment(threads: int, jobs: int, device: str = "cpu") -> dict[s
         jobs: runs at a time.
         device: where the steps run.
     """
+    import torch  # whoever reads records has no need of it
+
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": np.__version__,
-        "latephase": __version__,
+        "numpy": importlib.metadata.version("numpy"),
+        "latephase": importlib.metadata.version("latephase"),
         "git_commit": _commit(),
         "platform": platform.platform(),
         "cpu": _cpu(),

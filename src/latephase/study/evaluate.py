@@ -15,7 +15,7 @@ from ..problems import Problem, Splits
 from ..problems.problem import Batch, Data, is_batch, row_count
 from ..problems.sampling import Stream, generator
 from ..randomness import cuda_devices, forked
-from ..reduction import setting, is_torchs, loss_normalizer, normalizer_is_known
+from ..reduction import is_torchs, loss_normalizer, normalizer_is_known, setting
 from ..weight_decay import WeightDecay
 
 ROWS_AT_ONCE = 2048
