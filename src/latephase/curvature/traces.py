@@ -4,6 +4,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,18 @@ def put_back(model: nn.Module, kept: "Kept") -> None:
     for entry, content in zip(known.values(), contents, strict=True):
         entry.trace, entry.failure, entry.uses = content
     _entries[model] = known
+
+
+def set_aside(model: nn.Module) -> Any:
+    """Forget what is known of a model's shapes; what that was, for `bring_back`."""
+    return _entries.pop(model, None)
+
+
+def bring_back(model: nn.Module, known: Any) -> None:
+    """Know of a model's shapes again what `set_aside` returned, and nothing else."""
+    _entries.pop(model, None)
+    if known is not None:
+        _entries[model] = known
 
 
 _entries: "weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Entry]]" = weakref.WeakKeyDictionary()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..curvature import traces
+from ..curvature.traces import bring_back, set_aside
 from ..randomness import cuda_devices
 
 
@@ -30,7 +30,7 @@ def untouched(model: nn.Module, held: Sequence[nn.Module | Tensor] = ()) -> Iter
     tensors = [(x, x.detach().clone()) for x in held if isinstance(x, Tensor) and not isinstance(x, nn.Parameter)]
     values = {id(buffer): buffer.clone() for _, _, buffer in buffers if buffer is not None}
     gradients = [(p, p.grad) for p in model.parameters()]
-    kept = traces._entries.pop(model, None)
+    kept = set_aside(model)
     python, numpy, state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     devices = cuda_devices(model)
     on_devices = [torch.cuda.get_rng_state(device) for device in devices]
@@ -50,9 +50,7 @@ def untouched(model: nn.Module, held: Sequence[nn.Module | Tensor] = ()) -> Iter
                     buffer.copy_(values[id(buffer)])
         for p, gradient in gradients:
             p.grad = gradient
-        traces._entries.pop(model, None)
-        if kept is not None:
-            traces._entries[model] = kept
+        bring_back(model, kept)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(state)

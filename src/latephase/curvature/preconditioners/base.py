@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import randomness
+from ...randomness import shared_seed as seed_of_ranks
 from ..linearization import Linearization
 
 Estimate = dict[str, Tensor]
@@ -74,7 +74,7 @@ def decay_of(curved: Linearization) -> Tensor:
 
 def shared_seed(curved: Linearization) -> int:
     """A seed from torch's CPU generator, the first rank's on every rank."""
-    return randomness.shared_seed(curved.objective.reduce.share, curved.space.device)
+    return seed_of_ranks(curved.objective.reduce.share, curved.space.device)
 
 
 def diagonal_inverse(diagonal: Tensor, damping: float | Tensor, exponent: float, blocks: Sequence[int]) -> Apply:
