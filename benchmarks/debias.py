@@ -20,7 +20,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from latephase.objective import Objective
+from latephase.objective.objective import Objective
 from latephase.optim import HessianFree
 
 DAMPINGS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)

@@ -1,7 +1,7 @@
 """A strategy of one's own for the study of `fixed_numbers.py`."""
 
-from latephase.study.context import StrategyContext
-from latephase.study.strategy import Strategy
+from latephase.study.strategies.base import Strategy
+from latephase.study.strategies.context import StrategyContext
 
 
 class SignDescent(Strategy):

@@ -27,8 +27,8 @@ import torch
 from late_phase_problems import CHECKPOINTS
 
 from latephase import HessianFree
-from latephase.study.conduct import ALLOCATOR
-from latephase.study.environment import describe_environment
+from latephase.records.environment import describe_environment
+from latephase.study.performing.conducting import ALLOCATOR
 
 Setting = dict[str, Any]
 DEFAULTS = inspect.signature(HessianFree).parameters

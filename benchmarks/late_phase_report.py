@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from latephase.study.drawing import DPI, house_style
+from latephase.records.drawing import DPI, house_style
 
 Record = dict[str, Any]
 TITLES = {"fashion": "Fashion-MNIST", "digits": "digits"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latephase import HessianFree, Objective
 from latephase.problems.problem import Problem, is_weight
 from latephase.problems.sampling import Stream, batches, draw, generator
-from latephase.study.checkpoint import load_checkpoint, save_checkpoint
+from latephase.study.performing.checkpoint import load_checkpoint, save_checkpoint
 
 GRADIENTS = 3
 

@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from latephase import problems
 from latephase.bench.timing import interleave, summarize
 from latephase.curvature import linearize
-from latephase.objective import Objective
+from latephase.objective.objective import Objective
 from latephase.optim import HessianFree
 from latephase.problems.architectures import Transformer, cnn_3c3d
 from latephase.problems.problem import is_weight
 from latephase.problems.sampling import batches, draw
-from latephase.study.environment import describe_environment
+from latephase.records.environment import describe_environment
 
 Data = tuple[Tensor, Tensor]
 CONTEXT = 64

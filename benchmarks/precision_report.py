@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from latephase.study.drawing import DPI, house_style, legend
+from latephase.records.drawing import DPI, house_style, legend
 
 Record = dict[str, Any]
 SETS = ("evaluation", "batch", "large")

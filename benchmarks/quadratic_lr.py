@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import latephase.curvature.trace as tracing
+import latephase.curvature.tracing.trace as tracing
 from latephase import AdamQLR, Objective
 from latephase.problems.architectures import cnn_3c3d
 

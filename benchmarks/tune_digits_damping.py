@@ -15,10 +15,10 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-from latephase.study.conduct import conduct, resolve
 from latephase.study.config import Study, parse_study, read_study
-from latephase.study.progress import StudyProgress
-from latephase.study.results import Results, finite_values, load_results
+from latephase.study.performing.conducting import conduct, resolve
+from latephase.study.performing.progress import StudyProgress
+from latephase.study.results.load import Results, finite_values, load_results
 
 BATCH_SIZES = (128, 384, 896)
 DAMPINGS = (1.0, 0.1, 0.01, 0.001)

@@ -23,7 +23,7 @@ from latephase.curvature import damped, linearize
 from latephase.curvature.preconditioners import PRECONDITIONERS
 from latephase.problems import get
 from latephase.solve import CGResult, backtrack, conjugate_gradient
-from latephase.study.style import DPI, house_style
+from latephase.study.page.style import DPI, house_style
 
 IMAGES = Path(__file__).parent / "images"
 ROWS = 256

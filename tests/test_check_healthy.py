@@ -13,8 +13,8 @@ import latephase
 from latephase import Objective, check
 from latephase.curvature import dense, linearize
 from latephase.diagnosis import cost
-from latephase.memory import peak_bytes
-from latephase.microbatch import STEP_FACTOR
+from latephase.objective.memory import peak_bytes
+from latephase.objective.microbatch import STEP_FACTOR
 
 
 class LastState(nn.Module):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from latephase import Objective
-from latephase.chunks import read_chunks
-from latephase.reduction import loss_normalizer, loss_reduction
+from latephase.objective.data import read_chunks
+from latephase.objective.reduction import loss_normalizer, loss_reduction
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}  # float64: the same sums in another order
 ROWS, CLASSES, LENGTH = 12, 3, 4

@@ -6,8 +6,8 @@ from torch import nn
 
 from latephase import Objective
 from latephase.curvature import linearize
-from latephase.memory import available, peak_bytes
-from latephase.microbatch import STEP_FACTOR
+from latephase.objective.memory import available, peak_bytes
+from latephase.objective.microbatch import STEP_FACTOR
 
 
 def network() -> nn.Module:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase.memory import PeakMemory, peak_bytes
+from latephase.objective.memory import PeakMemory, peak_bytes
 
 N = 1000
 BYTES = 4 * N

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from latephase import Objective, StepStatus
+from latephase.records.step_writers import TensorBoardWriter
 from latephase.solve import CGStatus
-from latephase.writers import TensorBoardWriter
 from reported_steps import diverged, problem
 
 

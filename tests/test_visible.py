@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 from rich.table import Table
 
-from latephase.visible import PlainConsole, as_label, visible
+from latephase.records.safe_text import PlainConsole, as_label, visible
 
 HOSTILE = [
     "SGD [/foo]",

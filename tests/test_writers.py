@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase.writers import JSONLinesWriter, TensorBoardWriter
+from latephase.records.step_writers import JSONLinesWriter, TensorBoardWriter
 from reported_steps import diverged, problem
 
 
@@ -56,7 +56,7 @@ def test_a_process_that_dies_without_farewell_loses_no_line(tmp_path):
         import os, sys
         sys.path.insert(0, sys.argv[2])
         from reported_steps import problem
-        from latephase.writers import JSONLinesWriter
+        from latephase.records.step_writers import JSONLinesWriter
         optimizer, objective = problem()
         optimizer.register_step_post_hook(JSONLinesWriter(sys.argv[1]))
         for _ in range(2):

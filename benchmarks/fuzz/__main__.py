@@ -68,7 +68,7 @@ def _mend(path: Path) -> None:
 def _one(number: int) -> int:
     trial = draw(number)
     print(json.dumps(trial.as_text(), indent=1))
-    from . import checks  # what an undocumented error hides
+    from latephase import checks  # what an undocumented error hides
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

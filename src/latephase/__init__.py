@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .curvature import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom, Preconditioner
     from .diagnosis import check
-    from .objective import Objective
+    from .objective import Objective, WithHidden
     from .optim import (
         KFAC,
         SGDQLR,
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
         StepStatus,
     )
     from .parameters import by_module, layerwise
-    from .program import WithHidden
-    from .writers import JSONLinesWriter, TensorBoardWriter
+    from .records import JSONLinesWriter, TensorBoardWriter
 
 __all__ = [
     "KFAC",
@@ -54,7 +53,7 @@ _ROOMS = {
     "EmpiricalFisher": "curvature",
     "GGNDiagonal": "curvature",
     "HessianFree": "optim",
-    "JSONLinesWriter": "writers",
+    "JSONLinesWriter": "records",
     "KFAC": "optim",
     "KFACStepReport": "optim",
     "Kronecker": "curvature",
@@ -67,8 +66,8 @@ _ROOMS = {
     "SGDQLR": "optim",
     "StepReport": "optim",
     "StepStatus": "optim",
-    "TensorBoardWriter": "writers",
-    "WithHidden": "program",
+    "TensorBoardWriter": "records",
+    "WithHidden": "objective",
     "by_module": "parameters",
     "check": "diagnosis",
     "layerwise": "parameters",

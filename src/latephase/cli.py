@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .study.tune.command import tune
-from .visible import PlainConsole
+from .records import PlainConsole
+from .study.tune import tune
 
 app = typer.Typer(
     help="Second-order training for PyTorch, above all of its late phase.",
@@ -59,13 +59,20 @@ def study(
     """
     from .problems import ProblemError
     from .problems.data import DataError
-    from .study.called import announcement
-    from .study.conduct import ExecutorError, StudyError, conduct, resolve
+    from .records import DamagedFile
     from .study.config import ConfigError, parse_study, scaled, study_table, with_seconds
-    from .study.dry_run import check_executor, describe, parse_shard
-    from .study.files import DamagedFile
-    from .study.plan import ResultsError
-    from .study.progress import StudyProgress
+    from .study.performing import (
+        ExecutorError,
+        StudyError,
+        StudyProgress,
+        announcement,
+        check_executor,
+        conduct,
+        describe,
+        parse_shard,
+        resolve,
+    )
+    from .study.results import ResultsError
 
     try:
         part = parse_shard(shard)
@@ -110,9 +117,9 @@ def study(
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")]) -> None:
     """Write scores, figures and page anew from a study's files; works while the study runs."""
-    from .study.files import DamagedFile
-    from .study.plan import ResultsError
-    from .study.report import write_report
+    from .records import DamagedFile
+    from .study.page import write_report
+    from .study.results import ResultsError
 
     try:
         if not (directory / "study.toml").is_file():
@@ -158,9 +165,8 @@ def bench(
     ] = False,
 ) -> None:
     """Measure what curvature products and steps cost, as ratios to the gradient, beside other packages."""
-    from .bench.measure import Settings
-    from .bench.run import bench as run
-    from .bench.tables import failures, notes, terminal
+    from .bench import Settings, failures, notes, terminal
+    from .bench import bench as run
 
     try:
         settings = Settings(rounds, threads, device, _words(dtype), all_methods, compiled)
@@ -216,7 +222,7 @@ def check(
     Exit status 0: ready, perhaps with notes and warnings. 1: a defect, that is wrong results or steps that cannot be
     taken. 2: there is no such factory, or it does not return that.
     """  # noqa: D301
-    from .factory import FactoryError, made_by
+    from .problems.user_code import FactoryError, made_by
 
     try:
         subject = made_by(factory)
@@ -242,8 +248,8 @@ def check(
 def _checked(subject: Any, factory: str, microbatch_size: int | None, device: str | None, say: Any) -> Any:
     """The report on what a factory returned."""
     from .diagnosis import check
-    from .factory import move_to, problem_of
     from .objective import Objective
+    from .problems.user_code import move_to, problem_of
 
     if not isinstance(subject, Objective):
         model, loss, batch = move_to(device, *problem_of(subject, factory))
@@ -266,8 +272,7 @@ def _say_scores(directory: Path) -> tuple[list[str], list[str]]:
     Returns:
         A line for each run that failed, and one for each damaged file.
     """
-    from .study.results import load_results
-    from .study.score import score_results, summarize
+    from .study.results import load_results, score_results, summarize
 
     results = load_results(directory)
     scores = score_results(results)

@@ -13,7 +13,7 @@ from latephase.bench.figure import draw
 from latephase.bench.measure import Settings
 from latephase.bench.tables import failures, markdown, terminal
 from latephase.cli import app
-from latephase.study.conduct import ALLOCATOR
+from latephase.study.performing.conducting import ALLOCATOR
 
 DEFAULT = default_method()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latephase import Objective
 from latephase.curvature import linearize
-from latephase.kernels import as_written
+from latephase.objective.kernels import as_written
 
 compiled = torch.compile(backend="aot_eager")
 

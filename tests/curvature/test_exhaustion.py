@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latephase import Objective, check, memory
+from latephase import Objective, check
 from latephase.curvature import linearize
-from latephase.curvature.loss_roots import _blocks
+from latephase.curvature.loss.roots import _blocks
 from latephase.curvature.preconditioners import EmpiricalFisher, example_gradients
-from latephase.memory import available, is_exhaustion
+from latephase.objective import memory
+from latephase.objective.memory import available, is_exhaustion
 
 MOST = 2**50
 """Bytes that no machine has, and that a container may hand out as address space no more than others."""

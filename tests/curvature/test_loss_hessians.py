@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from latephase.curvature.loss_hessians import Product, hessian_product
+from latephase.curvature.loss.hessians import Product, hessian_product
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")
 

@@ -13,8 +13,8 @@ from random_tensors import generator, normal, uniform
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 
-from latephase.curvature.loss_hessians import hessian_product
-from latephase.curvature.loss_roots import MOST_COLUMNS, hessian_root, root_of_any
+from latephase.curvature.loss.hessians import hessian_product
+from latephase.curvature.loss.roots import MOST_COLUMNS, hessian_root, root_of_any
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latephase import Objective
 from latephase.curvature import linearize
 from latephase.curvature.preconditioners import GGNDiagonal, Kronecker, kronecker_factors
-from latephase.randomness import draw_seed
+from latephase.objective.randomness import draw_seed
 
 pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
 

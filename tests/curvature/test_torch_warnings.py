@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from latephase.kernels import quiet_forward_mode
+from latephase.objective.kernels import quiet_forward_mode
 
 PROGRAM = """
 import torch

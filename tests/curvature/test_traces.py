@@ -18,7 +18,8 @@ from product_cases import CLASS_WEIGHTS, CLASSES, REALS, REFUSAL, TIGHT, VECTORS
 from torch import Tensor, nn
 
 from latephase import Objective
-from latephase.curvature import Linearization, linearize, traces
+from latephase.curvature import Linearization, linearize
+from latephase.curvature.tracing import cache as traces
 
 BOTH = pytest.mark.parametrize("curvature", ["ggn", "hessian"])
 OTHER = randn(11, 4, seed=20)
@@ -601,7 +602,7 @@ def test_no_grad_where_tracing_pays_at_once(monkeypatch):
                 gate = torch.sigmoid(h)
             return self.head((h * gate).flatten(1))
 
-    monkeypatch.setattr("latephase.curvature.tangents.TRACE_PAYS", 1)
+    monkeypatch.setattr("latephase.curvature.eager.tangents.TRACE_PAYS", 1)
     objective = squared(seeded(Gated))
     for _ in range(3):
         with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from torch import nn
 
 from latephase import HessianFree, Objective, WithHidden, layerwise
 from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom
-from latephase.optim.report import StepStatus
+from latephase.optim.parts.report import StepStatus
 
 ROWS, FEATURES, CLASSES = 13, 4, 3
 

@@ -11,7 +11,7 @@ from dense_models import dense_model, flat, without_cross_blocks
 from torch import nn
 
 from latephase import HessianFree, Objective, layerwise
-from latephase.optim.report import StepStatus
+from latephase.optim.parts.report import StepStatus
 
 DEFAULTS = {"damping_thresholds": (0.25, 0.75), "damping_factors": (2 / 3, 3 / 2)}
 

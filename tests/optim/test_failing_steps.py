@@ -14,7 +14,7 @@ from step_cases import CASES, model_of, objectives_of
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from latephase.optim.transaction import Transaction
+from latephase.optim.parts.transaction import Transaction
 
 PASSES = ("forward_pass", "gradient", "product", "matvec", "quadratic_form", "pull", "inverse", "estimate", "moments")
 WRITES = ("write", "write_buffers", "reseed", "sum", "share")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from latephase import HessianFree, Objective, layerwise
-from latephase.optim.report import StepStatus
+from latephase.optim.parts.report import StepStatus
 from latephase.solve import CGStatus
 
 LAST = {"cg_backtracking": False, "line_search": False, "adapt_damping": False}

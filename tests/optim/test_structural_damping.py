@@ -15,7 +15,8 @@ from dense_models import cg, dense_model, flat, function_of_theta, reweighed, wi
 from torch import nn
 
 from latephase import HessianFree, Objective, WithHidden, layerwise
-from latephase.curvature import linearize, traces
+from latephase.curvature import linearize
+from latephase.curvature.tracing import cache as traces
 
 FUNCTIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "softplus": F.softplus}
 SLOPES = {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective
-from latephase.curvature import traces
+from latephase.curvature.tracing import cache as traces
 
 
 class Interrupted(Exception):

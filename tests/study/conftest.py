@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from latephase.study.report import write_report
+from latephase.study.page.page import write_report
 
 BUDGET = 2.0
 STRATEGIES = (

@@ -4,13 +4,13 @@ import torch
 from small_studies import custom, first_order, hessian_free
 
 from latephase.problems import get
-from latephase.study import run as run_module
-from latephase.study.checkpoint import checkpoint_path, load_checkpoint
-from latephase.study.context import StrategyContext
-from latephase.study.evaluate import Evaluator
-from latephase.study.run import Conditions, perform_run
-from latephase.study.runs import RunKey
-from latephase.study.store import read_journal
+from latephase.records.files import read_journal
+from latephase.study.performing import run as run_module
+from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
+from latephase.study.performing.evaluate import Evaluator
+from latephase.study.performing.run import Conditions, perform_run
+from latephase.study.performing.runs import RunKey
+from latephase.study.strategies.context import StrategyContext
 
 OWN_BATCH = hessian_free(name="own-batch", evaluation_batch_size=0)
 QLR = {"label": "qlr", "batch_size": 48, "options": {"lr_clip": 0.1}}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from latephase.study import execute
+from latephase.study.performing import execute
 
 WRITES = ("mkdir", "replace", "rename", "fsync", "truncate")
 """Functions of `os` that change a file system, beside opening and writing."""

@@ -38,8 +38,8 @@ from small_studies import (
     training_rows_of,
 )
 
-from latephase.study.checkpoint import load_checkpoint
-from latephase.study.store import read_journal
+from latephase.records.files import read_journal
+from latephase.study.performing.checkpoint import load_checkpoint
 
 QLR = {"kind": "adamqlr", "name": "qlr", "label": "qlr", "batch_size": 48, "options": {"lr_clip": 0.1}}
 LBFGS = {"kind": "lbfgs", "name": "lbfgs", "label": "lbfgs", "batch_size": 48, "options": {"max_iter": 3}}

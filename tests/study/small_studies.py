@@ -8,11 +8,11 @@ from typing import Any
 import tomli_w
 from rich.console import Console
 
-from latephase.study import conduct as conduct_module
-from latephase.study.conduct import conduct, resolve
+from latephase.records.files import read_journal
 from latephase.study.config import Study, parse_study
-from latephase.study.progress import StudyProgress
-from latephase.study.store import read_journal
+from latephase.study.performing import conducting as conduct_module
+from latephase.study.performing.conducting import conduct, resolve
+from latephase.study.performing.progress import StudyProgress
 
 HERE = Path(__file__).parent
 DRIVER = [sys.executable, str(HERE / "study_process.py")]

@@ -3,7 +3,7 @@
 import os
 
 from latephase.cli import app
-from latephase.study import conduct
+from latephase.study.performing import conducting as conduct
 
 if __name__ == "__main__":
     if os.environ.get("REPORT") == "no":

@@ -8,19 +8,19 @@ import small_strategies
 from small_studies import custom, first_order, hessian_free, study_of
 
 from latephase.curvature.linearization import Linearization
-from latephase.objective import Objective
+from latephase.objective.objective import Objective
 from latephase.problems import get
-from latephase.study import clock as clock_module
-from latephase.study import run as run_module
-from latephase.study.checkpoint import checkpoint_path, load_checkpoint
-from latephase.study.context import StrategyContext
-from latephase.study.evaluate import Evaluator
-from latephase.study.run import Conditions, perform_run
-from latephase.study.runs import RunKey
-from latephase.study.store import read_journal, read_json
-from latephase.study.strategies import start_strategy
-from latephase.study.strategy import copied
-from latephase.study.train import train
+from latephase.records.files import read_journal, read_json
+from latephase.study.performing import clock as clock_module
+from latephase.study.performing import run as run_module
+from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
+from latephase.study.performing.evaluate import Evaluator
+from latephase.study.performing.run import Conditions, perform_run
+from latephase.study.performing.runs import RunKey
+from latephase.study.performing.train import train
+from latephase.study.strategies.base import copied
+from latephase.study.strategies.context import StrategyContext
+from latephase.study.strategies.kinds import start_strategy
 
 NO_PARAMETERS_MOVE = {"adapt_damping": False, "line_search": False, "cg_backtracking": False, "cg_max_iter": 2}
 TABLES = [

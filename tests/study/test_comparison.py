@@ -5,12 +5,12 @@ from statistics import fmean
 
 import pytest
 
-from latephase.study.comparison import compare_at, compare_overall
-from latephase.study.measures import TEST_ACCURACY, TRAIN_LOSS
-from latephase.study.profiles import combine, standings, target_times
-from latephase.study.reached import targets
-from latephase.study.results import load_results, run_id
-from latephase.study.score import Score, score, score_results
+from latephase.study.results.comparison import compare_at, compare_overall
+from latephase.study.results.load import load_results, run_id
+from latephase.study.results.measures import TEST_ACCURACY, TRAIN_LOSS
+from latephase.study.results.profiles import combine, standings, target_times
+from latephase.study.results.reached import targets
+from latephase.study.results.score import Score, score, score_results
 
 INF = math.inf
 

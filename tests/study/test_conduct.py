@@ -5,11 +5,11 @@ import csv
 import pytest
 from small_studies import first_order, hessian_free, performed, rows_of, statuses_of, study_of, times_of
 
-from latephase.study.conduct import conduct
+from latephase.records.files import read_journal, read_json
 from latephase.study.config import ConfigError
-from latephase.study.progress import StudyProgress
-from latephase.study.runs import plan_runs
-from latephase.study.store import read_journal, read_json
+from latephase.study.performing.conducting import conduct
+from latephase.study.performing.progress import StudyProgress
+from latephase.study.performing.runs import plan_runs
 
 STRATEGIES = [*(first_order(schedule) for schedule in ("constant", "cosine", "averaging")), hessian_free()]
 SECONDS = {"budget": {"unit": "seconds", "share": 0.5}, "seeds": [0]}

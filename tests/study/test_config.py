@@ -10,7 +10,7 @@ from latephase.problems import get
 from latephase.problems.data import missing
 from latephase.problems.problem import row_count
 from latephase.study.config import ConfigError, check_fit, named_studies, parse_study, read_study, scaled
-from latephase.study.strategy_config import singles
+from latephase.study.strategies.tables import singles
 
 MINIMAL = {
     "name": "small",

@@ -22,13 +22,13 @@ from small_studies import (
     training_rows_of,
 )
 
-from latephase.study import checkpoint as checkpoint_module
-from latephase.study import identity, runs
-from latephase.study import store as store_module
+from latephase.records import files as store_module
+from latephase.records.files import Journal, read_json, set_aside, write_json
 from latephase.study.config import ConfigError
-from latephase.study.run import Conditions, perform_run
-from latephase.study.store import Journal, read_json, set_aside, write_json
-from latephase.study.train import train
+from latephase.study.performing import checkpoint as checkpoint_module
+from latephase.study.performing import identity, runs
+from latephase.study.performing.run import Conditions, perform_run
+from latephase.study.performing.train import train
 
 STRATEGIES = (first_order(), hessian_free())
 LAST = "checkpoint-0003_constant_seed-0"

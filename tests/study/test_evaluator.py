@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from latephase import Objective
 from latephase.problems import Problem, Splits, TrainingSetting
-from latephase.study.evaluate import ROWS_AT_ONCE, Evaluator
+from latephase.study.performing.evaluate import ROWS_AT_ONCE, Evaluator
 
 ROWS = 2 * ROWS_AT_ONCE + 100
 

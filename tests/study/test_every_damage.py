@@ -20,7 +20,7 @@ from test_failing_disk import TUNING
 from typer.testing import CliRunner
 
 from latephase.cli import app
-from latephase.study.store import read_json, write_json
+from latephase.records.files import read_json, write_json
 
 SECONDS = 60
 """After which a command counts as hung; each takes less than one, or some where trials are repeated."""
@@ -62,8 +62,8 @@ def command(*arguments):
 def no_figures():
     """Figures take seconds each time, have tests of their own, and no score rests on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("latephase.study.report.draw_results", lambda results: [])
-        patch.setattr("latephase.study.report.render", lambda results, narrow: {})
+        patch.setattr("latephase.study.page.page.draw_results", lambda results: [])
+        patch.setattr("latephase.study.page.page.render", lambda results, narrow: {})
         patch.setattr("latephase.study.tune.conduct.draw", lambda *arguments: [])
         yield
 

@@ -22,9 +22,9 @@ from small_studies import (
     training_rows_of,
 )
 
-from latephase.study import execute
 from latephase.study.config import ConfigError
-from latephase.study.execute import ExecutorError, in_process
+from latephase.study.performing import execute
+from latephase.study.performing.execute import ExecutorError, in_process
 
 STRATEGIES = (first_order(), hessian_free(), custom("Slow", "slow"))
 
@@ -60,7 +60,9 @@ def test_two_shards_at_once_make_the_study_of_one(study, whole, tmp_path, monkey
         except Exception as error:
             errors.append(error)
 
-    monkeypatch.setattr("latephase.study.conduct.write_report", lambda directory: directory / "report.html")
+    monkeypatch.setattr(
+        "latephase.study.performing.conducting.write_report", lambda directory: directory / "report.html"
+    )
     threads = [threading.Thread(target=part, args=(number,)) for number in (1, 2)]
     for thread in threads:
         thread.start()
@@ -106,7 +108,9 @@ def test_a_shard_beside_the_whole_study_is_refused(study, whole, tmp_path, monke
 
     shutil.rmtree(directory / "runs")
     monkeypatch.setitem(execute.EXECUTORS, "local", waiting)
-    monkeypatch.setattr("latephase.study.conduct.write_report", lambda directory: directory / "report.html")
+    monkeypatch.setattr(
+        "latephase.study.performing.conducting.write_report", lambda directory: directory / "report.html"
+    )
     for first, second in (((1, 2), (1, 1)), ((1, 1), (2, 2)), ((1, 2), (2, 3)), ((1, 2), (1, 2))):
         entered.clear()
         leave.clear()

@@ -14,9 +14,9 @@ from kill_campaign import names_of
 from rich.console import Console
 from small_studies import custom, first_order, performed, rows_of, statuses_of, study_of, training_rows_of
 
-from latephase.study.conduct import StudyError
-from latephase.study.progress import StudyProgress
-from latephase.study.store import read_journal, read_json
+from latephase.records.files import read_journal, read_json
+from latephase.study.performing.conducting import StudyError
+from latephase.study.performing.progress import StudyProgress
 from latephase.study.tune.conduct import tune
 from latephase.study.tune.config import parse_tuning
 

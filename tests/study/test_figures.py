@@ -4,13 +4,15 @@ import matplotlib
 import numpy as np
 import pytest
 
-from latephase.study import figures, figures_of_scores, figures_over_time
-from latephase.study.drawing import DPI, house_style
-from latephase.study.profiles import Standing
-from latephase.study.results import load_results, run_id
-from latephase.study.score import score_results
-from latephase.study.statistics import SpeedUp
-from latephase.study.style import styles
+from latephase.records.drawing import DPI, house_style
+from latephase.study.page import figures
+from latephase.study.page import of_scores as figures_of_scores
+from latephase.study.page import over_time as figures_over_time
+from latephase.study.page.style import styles
+from latephase.study.results.load import load_results, run_id
+from latephase.study.results.profiles import Standing
+from latephase.study.results.score import score_results
+from latephase.study.results.statistics import SpeedUp
 
 EVERY = tuple((e, s, seed) for e in (10, 20) for s in ("constant", "cosine", "hf-64") for seed in range(3))
 

@@ -6,11 +6,11 @@ from small_problems import noisy
 from small_studies import first_order, hessian_free, performed, rows_of, statuses_of, study_of
 from test_config import MINIMAL
 
-from latephase.study.checkpoint import checkpoint_path, load_checkpoint
+from latephase.records.drawing import house_style
 from latephase.study.config import ConfigError, parse_study, read_study, scaled, with_seconds
-from latephase.study.drawing import house_style
-from latephase.study.figures import build
-from latephase.study.results import load_results
+from latephase.study.page.figures import build
+from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
+from latephase.study.results.load import load_results
 
 STRATEGIES = (
     first_order(),

@@ -17,13 +17,13 @@ from test_tune_figures import outcome
 from typer.testing import CliRunner
 
 from latephase.cli import app
+from latephase.records.drawing import freeze, house_style
 from latephase.study.config import ConfigError, parse_study
-from latephase.study.drawing import freeze, house_style
-from latephase.study.figures import build
-from latephase.study.progress import StudyProgress
-from latephase.study.report import Picture, render_page
-from latephase.study.results import load_results
-from latephase.study.score import score_results, write_scores
+from latephase.study.page.figures import build
+from latephase.study.page.page import Picture, render_page
+from latephase.study.performing.progress import StudyProgress
+from latephase.study.results.load import load_results
+from latephase.study.results.score import score_results, write_scores
 from latephase.study.tune.config import Search, parse_tuning
 from latephase.study.tune.figures import build as build_tuning
 from latephase.study.tune.outcome import write_table
@@ -112,7 +112,7 @@ def test_figures_of_hostile_texts_show_their_letters(hostile):
 
 
 def test_the_terminal_shows_hostile_labels_and_errors_as_letters(hostile, monkeypatch):
-    monkeypatch.setattr("latephase.study.report.write_report", lambda directory: directory / "report.html")
+    monkeypatch.setattr("latephase.study.page.write_report", lambda directory: directory / "report.html")
     said = CliRunner().invoke(app, ["report", str(hostile)], env={"COLUMNS": "2000"})
     assert said.exit_code == 0, said.output
     assert not STEERING.search(said.output)

@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latephase.study.store import Journal, read_journal, read_json, write_json
+from latephase.records.files import Journal, read_journal, read_json, write_json
 
 
 def write_attempt(path, rows):

@@ -8,9 +8,9 @@ from small_studies import study_of
 
 from latephase.optim import KFAC
 from latephase.study.config import ConfigError
-from latephase.study.evaluate import Evaluator
-from latephase.study.strategies import start_strategy
-from latephase.study.train import train
+from latephase.study.performing.evaluate import Evaluator
+from latephase.study.performing.train import train
+from latephase.study.strategies.kinds import start_strategy
 
 pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
 

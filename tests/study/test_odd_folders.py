@@ -15,16 +15,16 @@ from rich.console import Console
 from small_studies import custom, first_order, hessian_free, performed, rows_of, statuses_of, study_of, training_rows_of
 from test_failing_disk import tuning_in
 
-from latephase.study import conduct as conduct_module
-from latephase.study.checkpoint import checkpoint_path, load_checkpoint
-from latephase.study.conduct import StudyError
+from latephase.records.files import UNFINISHED, read_json, write_json
 from latephase.study.config import ConfigError
-from latephase.study.execute import how_ended
-from latephase.study.progress import StudyProgress
-from latephase.study.run import Conditions, perform_run
-from latephase.study.runs import plan_runs
-from latephase.study.store import UNFINISHED, read_json, write_json
-from latephase.study.train import latest_path, train
+from latephase.study.performing import conducting as conduct_module
+from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
+from latephase.study.performing.conducting import StudyError
+from latephase.study.performing.execute import how_ended
+from latephase.study.performing.progress import StudyProgress
+from latephase.study.performing.run import Conditions, perform_run
+from latephase.study.performing.runs import plan_runs
+from latephase.study.performing.train import latest_path, train
 
 STRATEGIES = (first_order(), hessian_free())
 PLANS = {"seeds": [0]}

@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
-from latephase.study.measures import (
+from latephase.study.results.findings import Reading
+from latephase.study.results.load import load_results
+from latephase.study.results.measures import (
     TEST_ACCURACY,
     TEST_LOSS,
     TRAIN_LOSS,
@@ -13,10 +15,8 @@ from latephase.study.measures import (
     number_text,
     p_text,
 )
-from latephase.study.reading import Reading
-from latephase.study.results import load_results
-from latephase.study.score import score_results
-from latephase.study.steps import summarize_steps
+from latephase.study.results.score import score_results
+from latephase.study.results.steps import summarize_steps
 
 
 def read(root):

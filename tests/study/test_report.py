@@ -4,15 +4,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from latephase.study.ending import ending_headline
-from latephase.study.measures import (
-    number_text,
-)
-from latephase.study.reading import Reading
-from latephase.study.report import Picture, render_page, write_report
-from latephase.study.results import load_results, run_id
-from latephase.study.score import score, score_results, write_scores
-from latephase.study.steps import summarize_steps
+from latephase.study.page.page import Picture, render_page, write_report
+from latephase.study.results.ending import ending_headline
+from latephase.study.results.findings import Reading
+from latephase.study.results.load import load_results, run_id
+from latephase.study.results.measures import number_text
+from latephase.study.results.score import score, score_results, write_scores
+from latephase.study.results.steps import summarize_steps
 
 EVERY = tuple((e, s, seed) for e in (10, 20) for s in ("constant", "cosine", "hf-64") for seed in range(3))
 NAMES = ["training", "relative", "relative-second-order", "learning-rates", "profile", "overfitting"]

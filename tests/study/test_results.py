@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from latephase.study.results import load_results, run_id
-from latephase.study.score import Score, score, score_results, summarize
+from latephase.study.results.load import load_results, run_id
+from latephase.study.results.score import Score, score, score_results, summarize
 
 
 def row(scores, epoch, strategy, seed) -> Score:
@@ -144,18 +144,20 @@ def test_the_budget_of_a_study_without_runs_is_the_planned_one(write_study):
     "module",
     [
         "results",
-        "plan",
-        "measures",
-        "reached",
-        "score",
-        "statistics",
-        "comparison",
-        "profiles",
-        "tables",
-        "style",
-        "figures",
-        "reading",
-        "report",
+        "results.load",
+        "results.plan",
+        "results.measures",
+        "results.reached",
+        "results.score",
+        "results.statistics",
+        "results.comparison",
+        "results.profiles",
+        "results.findings",
+        "page",
+        "page.tables",
+        "page.style",
+        "page.figures",
+        "page.page",
     ],
 )
 def test_reading_modules_import_neither_torch_nor_pyplot(module):

@@ -18,10 +18,10 @@ from small_studies import (
     training_rows_of,
 )
 
-from latephase.study import train as train_module
-from latephase.study.checkpoint import checkpoint_path, load_checkpoint
-from latephase.study.store import read_json
-from latephase.study.train import is_whole, latest_path, train
+from latephase.records.files import read_json
+from latephase.study.performing import train as train_module
+from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
+from latephase.study.performing.train import is_whole, latest_path, train
 
 
 def test_a_study_that_is_killed_twice_is_as_one_that_is_not(tmp_path, monkeypatch):

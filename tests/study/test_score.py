@@ -5,10 +5,10 @@ from statistics import fmean
 import pyarrow.parquet as parquet
 import pytest
 
-from latephase.study.measures import Measure
-from latephase.study.results import load_results, run_id
-from latephase.study.score import Score, relative, score, score_results, summarize, write_scores
-from latephase.study.tables import merge
+from latephase.study.page.tables import merge
+from latephase.study.results.load import load_results, run_id
+from latephase.study.results.measures import Measure
+from latephase.study.results.score import Score, relative, score, score_results, summarize, write_scores
 
 COLUMNS = [
     *("problem", "checkpoint_epoch", "strategy", "seed", "status", "best_train_loss", "best_test_accuracy"),

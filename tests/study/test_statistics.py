@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from latephase.study.statistics import (
+from latephase.study.results.statistics import (
     EXACT_PAIRS,
     RESAMPLES,
     SpeedUp,

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from latephase.study.store import read_journal, read_json, read_or_set_aside, write_text_atomic
+from latephase.records.files import read_journal, read_json, read_or_set_aside, write_text_atomic
 
 
 def test_journal_has_the_rows_of_the_last_attempt(tmp_path):

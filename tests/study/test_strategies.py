@@ -12,14 +12,14 @@ from torch import nn
 
 from latephase.problems import get
 from latephase.problems.sampling import Stream, batches, generator
-from latephase.study import second_order
-from latephase.study.averaging import BATCHES
-from latephase.study.context import StrategyContext
-from latephase.study.evaluate import Evaluator
-from latephase.study.store import read_journal
-from latephase.study.strategies import start_strategy
-from latephase.study.strategy import copied
-from latephase.study.train import train
+from latephase.records.files import read_journal
+from latephase.study.performing.evaluate import Evaluator
+from latephase.study.performing.train import train
+from latephase.study.strategies import second_order
+from latephase.study.strategies.averaging import BATCHES
+from latephase.study.strategies.base import copied
+from latephase.study.strategies.context import StrategyContext
+from latephase.study.strategies.kinds import start_strategy
 
 
 @pytest.fixture(scope="module")

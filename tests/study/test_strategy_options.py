@@ -11,16 +11,16 @@ from small_studies import custom, first_order, hessian_free, performed, rows_of,
 
 from latephase.optim import KFAC, AdamQLR
 from latephase.problems import get
+from latephase.records.drawing import house_style
 from latephase.study.config import ConfigError
-from latephase.study.context import StrategyContext
-from latephase.study.drawing import house_style
-from latephase.study.figure_of_paths import _points, rosenbrock
-from latephase.study.figures import build
-from latephase.study.identity import identity_of
-from latephase.study.results import load_results
-from latephase.study.strategies import start_strategy
-from latephase.study.strategy import copied
-from latephase.study.train import train
+from latephase.study.page.figures import build
+from latephase.study.page.paths import _points, rosenbrock
+from latephase.study.performing.identity import identity_of
+from latephase.study.performing.train import train
+from latephase.study.results.load import load_results
+from latephase.study.strategies.base import copied
+from latephase.study.strategies.context import StrategyContext
+from latephase.study.strategies.kinds import start_strategy
 
 HEAVY = {"momentum": 0.8, "weight_decay": 0.01, "nesterov": True}
 

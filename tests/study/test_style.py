@@ -6,10 +6,10 @@ import matplotlib
 import numpy as np
 import pytest
 
-from latephase.study.drawing import logarithmic
-from latephase.study.measures import TEST_ACCURACY, TRAIN_LOSS
-from latephase.study.results import load_results
-from latephase.study.style import limit, styles
+from latephase.records.drawing import logarithmic
+from latephase.study.page.style import limit, styles
+from latephase.study.results.load import load_results
+from latephase.study.results.measures import TEST_ACCURACY, TRAIN_LOSS
 
 
 def add_strategies(root, count, kind):

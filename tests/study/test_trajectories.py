@@ -8,13 +8,13 @@ from every_kind import TABLES, bits, context_at, run_states, strategy_named
 from small_studies import study_of
 
 from latephase.problems import get
-from latephase.study import run as run_module
-from latephase.study.checkpoint import checkpoint_path, load_checkpoint
-from latephase.study.evaluate import Evaluator
-from latephase.study.store import read_journal, read_json
-from latephase.study.strategies import start_strategy
-from latephase.study.strategy import copied
-from latephase.study.train import train
+from latephase.records.files import read_journal, read_json
+from latephase.study.performing import run as run_module
+from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
+from latephase.study.performing.evaluate import Evaluator
+from latephase.study.performing.train import train
+from latephase.study.strategies.base import copied
+from latephase.study.strategies.kinds import start_strategy
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from small_studies import first_order
 from test_tune_config import LR, adamqlr, tuning_table
 
+from latephase.records.drawing import house_style
 from latephase.study.config import parse_study
-from latephase.study.drawing import house_style
 from latephase.study.tune.config import parse_tuning
 from latephase.study.tune.figures import build, draw, importances
 from latephase.study.tune.outcome import Outcome, best_of, write_best, write_table

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from latephase.cli import app
 from latephase.study.config import read_study
-from latephase.study.progress import StudyProgress
+from latephase.study.performing.progress import StudyProgress
 from latephase.study.tune.conduct import tune
 from latephase.study.tune.config import parse_tuning
 from latephase.study.tune.outcome import best_of

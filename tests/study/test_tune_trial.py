@@ -12,9 +12,9 @@ from test_tune_config import tuning_table
 from torch import nn
 
 from latephase.problems import Splits
-from latephase.study.run import Conditions
-from latephase.study.store import read_journal
-from latephase.study.strategies import Strategy
+from latephase.records.files import read_journal
+from latephase.study.performing.run import Conditions
+from latephase.study.strategies.kinds import Strategy
 from latephase.study.tune.config import parse_tuning
 from latephase.study.tune.trial import APART, Diverged, Stopped, TrialKey, _Trial
 
@@ -154,7 +154,7 @@ def test_trials_start_from_the_same_fresh_weights_and_other_than_the_studys(tria
 def test_a_rung_within_a_long_step_has_what_was_held_before_it(trial, tmp_path, monkeypatch):
     from small_strategies import NOW
 
-    from latephase.study import clock as clock_module
+    from latephase.study.performing import clock as clock_module
 
     monkeypatch.setattr(clock_module.time, "perf_counter", lambda: NOW[0])
     tune = {"budget": {"unit": "seconds", "amount": 8.0}}

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..curvature import linearize
-from ..curvature.linearization import METHODS
+from ..curvature import METHODS, linearize
 from ..objective import Objective
 
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..study.drawing import house_style, legend
-from ..study.style import save
+from ..records import house_style, legend
+from ..study.page import save
 from .tables import contenders
 
 LIMIT = 4 / 3

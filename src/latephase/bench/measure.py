@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..memory import peak_bytes
-from ..objective import Objective
-from ..optim.hessian_free import HessianFree
+from ..objective import Objective, peak_bytes
+from ..optim import HessianFree
 from ..problems.problem import is_weight
-from ..study.environment import describe_environment
+from ..records import describe_environment
 from .contender import Contender, ours, set_up
 from .networks import Data, find
 from .peers import PEERS, versions

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import differentiable_kernels
+from ..objective import differentiable_kernels
 from .contender import Contender
 
 PACKAGES = {"BackPACK": "backpack-for-pytorch", "curvlinops": "curvlinops-for-pytorch"}

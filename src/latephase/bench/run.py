@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..study.conduct import ALLOCATOR
-from ..study.store import write_json, write_text_atomic
+from ..records import write_json, write_text_atomic
+from ..study.performing import ALLOCATOR
 from .figure import draw
 from .measure import Settings
 from .networks import DEFAULT, find

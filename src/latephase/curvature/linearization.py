@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..memory import available
-from ..objective import Objective
+from ..objective import Objective, available
 from ..parameters import Versions
-from .chunk_curvature import METHODS, ChunkCurvature
+from .chunk import METHODS, ChunkCurvature
 
 Term = Callable[[ChunkCurvature, bool], Tensor]
 """(a chunk, whether it is kept for further products) -> its share."""

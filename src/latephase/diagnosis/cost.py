@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..chunks import Chunk
 from ..curvature import damped, linearize
-from ..memory import available, is_exhaustion, peak_bytes
-from ..microbatch import largest_microbatch
-from ..objective import Objective
+from ..objective import Chunk, Objective, available, is_exhaustion, largest_microbatch, peak_bytes
 from ..solve import conjugate_gradient
 from .report import bytes_in_words, ratio_in_words, seconds_in_words
 from .subject import Subject

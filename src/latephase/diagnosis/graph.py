@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..curvature.forward_pass import ForwardPass
+from ..curvature import ForwardPass
 from .report import some
 from .subject import Subject
 

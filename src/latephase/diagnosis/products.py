@@ -4,10 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..curvature import Linearization, linearize
-from ..curvature.forward_pass import ForwardPass
-from ..curvature.loss_curvature import loss_curvature
-from ..memory import is_exhaustion
+from ..curvature import ForwardPass, Linearization, linearize, loss_curvature
+from ..objective import is_exhaustion
 from .differences import check_hessian_differences
 from .graph import suspects
 from .krylov import Probe, probe

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..chunks import Chunk, cut
-from ..program import LossOfOutputs
-from ..randomness import cuda_devices, generator_states
-from ..reduction import loss_normalizer, loss_reduction
+from ..objective import Chunk, LossOfOutputs, cuda_devices, cut, generator_states, loss_normalizer, loss_reduction
 from .report import sentence
 from .subject import Subject
 from .untouched import modes_kept

@@ -11,15 +11,19 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..chunks import Chunk
-from ..held import walk_held
-from ..kernels import differentiable_kernels
-from ..microbatch import recut
-from ..objective import Objective
+from ..objective import (
+    Chunk,
+    FreeForm,
+    Local,
+    Objective,
+    cuda_devices,
+    differentiable_kernels,
+    generator_states,
+    name_of,
+    recut,
+    walk_held,
+)
 from ..parameters import ParameterSpace
-from ..program import FreeForm, name_of
-from ..randomness import cuda_devices, generator_states
-from ..reduce import Local
 from .report import Finding, Severity
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..curvature.traces import bring_back, set_aside
-from ..randomness import cuda_devices
+from ..curvature import bring_back, set_aside
+from ..objective import cuda_devices
 
 
 @contextlib.contextmanager

@@ -1,15 +1,10 @@
 """Optimizers."""
 
-from .hessian_free import HessianFree
 from .kfac import KFAC, KFACStepReport
-from .quadratic_lr import (
-    SGDQLR,
-    AdamQLR,
-    QuadraticLearningRate,
-    QuadraticStepReport,
-    QuadraticStepStatus,
-)
-from .report import StepReport, StepStatus
+from .newton import HessianFree
+from .parts import StepReport, StepStatus
+from .quadratic_lr import SGDQLR, AdamQLR, QuadraticLearningRate, QuadraticStepReport, QuadraticStepStatus
+from .quadratic_lr import QuadraticOptions as QuadraticOptions
 
 __all__ = [
     "KFAC",

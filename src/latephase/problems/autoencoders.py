@@ -7,9 +7,7 @@ import torch
 from torch import nn
 
 from . import data
-from .architectures import autoencoder
-from .architectures.autoencoder import MNIST_WIDTHS
-from .architectures.layers import Initialize, sparse_
+from .architectures import MNIST_WIDTHS, Initialize, autoencoder, sparse_
 from .augmentation import to_unit
 from .curves import curves_splits
 from .faces import faces_splits

@@ -5,8 +5,7 @@ import functools
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .architectures import LSTMClassifier, mlp, resnet_18, resnet_20
-from .architectures.layers import conv, dense
+from .architectures import LSTMClassifier, conv, dense, mlp, resnet_18, resnet_20
 from .augmentation import to_unit
 from .digits import shift
 from .images import CIFAR10, FASHION_MNIST, SVHN, augment_shifts_and_mirrors, load, preparation

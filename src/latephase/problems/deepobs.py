@@ -12,16 +12,7 @@ from torch import nn
 
 from .architectures import all_cnn_c, cnn_2c2d, cnn_3c3d, deepobs_mlp, wrn_16_4
 from .augmentation import to_unit
-from .images import (
-    CIFAR10,
-    CIFAR100,
-    SVHN,
-    Normalization,
-    augment_deepobs,
-    deepobs_train_evaluation,
-    load,
-    preparation,
-)
+from .images import CIFAR10, CIFAR100, SVHN, Normalization, augment_deepobs, deepobs_train_evaluation, load, preparation
 from .problem import Problem, TrainEvaluation, TrainingSetting, is_matrix, is_weight
 
 TrainEvaluationOption = Literal["train", "deepobs"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .architectures.recurrent import Recurrent
+from .architectures import Recurrent
 from .metrics import Metric, counted, ratio
 from .problem import Batch, Problem, Splits, TrainingSetting
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..objective import Objective
-from ..weight_decay import Decay
+from ..objective import Decay, Objective
 from .metrics import Metric, accuracy
 
 Batch = tuple[Any, Tensor]

@@ -10,8 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..problems import Problem, get
 from ..problems.registry import factory_of
-from .strategy_config import DEVICE, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, hint, in_words
-from .training import Training
+from .strategies import DEVICE, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, Training, hint, in_words
 
 STUDIES = Path(__file__).parent / "studies"
 

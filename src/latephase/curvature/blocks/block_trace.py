@@ -6,11 +6,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx
 
-from ...kernels import plain_operators
-from ..partition import Values
-from ..recorder import CannotTrace
-from ..rewrite import layout
-from ..trace import Trace, TracedPass
+from ...objective import plain_operators
+from ..tracing import CannotTrace, Trace, TracedPass, Values, layout
 from .cuts import Cut
 from .maps import CannotCut, LinearMap, Maps
 from .plan import Planner, Route

@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from ..rewrite import layout
+from ..tracing import layout
 
 PER_BYTE = 8.0
 """Floating-point operations that take as long as moving one byte: between 5 and 15 on CPUs and GPUs of today."""

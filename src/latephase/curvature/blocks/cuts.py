@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..rewrite import layout
+from ..tracing import layout
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..partition import LinearGraph, Values, descendants
-from ..rewrite import aten, layout, reuse_memory
+from ..tracing import LinearGraph, Values, aten, descendants, layout, reuse_memory
 from .cost import cost, used_results
 
 

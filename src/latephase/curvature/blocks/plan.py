@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..partition import LinearGraph
-from ..rewrite import layout
+from ..tracing import LinearGraph, layout
 from .cost import PER_BYTE, per_call
 from .cuts import Cut, Outputs
 from .maps import Maps

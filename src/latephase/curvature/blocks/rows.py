@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from ..rewrite import IN_PLACE, SAME, SLOPES, aten, layout
+from ..tracing import IN_PLACE, SAME, SLOPES, aten, layout
 
 POINTWISE = {
     *IN_PLACE, *SLOPES, *SAME, aten.clone.default, aten._to_copy.default, aten.neg.default, aten.mul.Scalar,

@@ -16,9 +16,15 @@ step.
 """
 
 from .base import Apply, Estimate, Preconditioner
+from .base import check_whole as check_whole
+from .base import diagonal_inverse as diagonal_inverse
+from .base import floored as floored
 from .empirical_fisher import EmpiricalFisher
 from .ggn_diagonal import GGNDiagonal
 from .kfac import Kronecker
+from .kfac import blocks_of as blocks_of
+from .kfac import factored as factored
+from .kronecker_factors import WEIGHT_SHARING as WEIGHT_SHARING
 from .nystrom import Nystrom
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...randomness import shared_seed as seed_of_ranks
+from ...objective import shared_seed as seed_of_ranks
 from ..linearization import Linearization
 
 Estimate = dict[str, Tensor]

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...chunks import Chunk
-from ...objective import Objective
+from ...objective import Chunk, Objective
 from ...parameters import ParameterSpace
 from .base import owners
 from .layer_uses import LayerUses

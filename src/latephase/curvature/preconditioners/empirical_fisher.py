@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...chunks import Chunk, cut
-from ...objective import Objective
-from ...program import LossOfOutputs
-from ...reduction import loss_reduction, row_normalizers, row_terms
+from ...objective import Chunk, LossOfOutputs, Objective, cut, loss_reduction, row_normalizers, row_terms
 from ..linearization import Linearization
 from .base import Apply, Estimate, Preconditioner, check_exponent, check_whole, decay_of, diagonal_inverse
 from .example_gradients import running_statistics, squared_gradients

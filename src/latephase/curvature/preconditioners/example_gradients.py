@@ -11,9 +11,7 @@ from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from ...chunks import Chunk, cut
-from ...memory import available, is_exhaustion
-from ...objective import Objective
+from ...objective import Chunk, Objective, available, cut, is_exhaustion
 from ...parameters import ParameterSpace
 from .dense_layers import dense_squares
 

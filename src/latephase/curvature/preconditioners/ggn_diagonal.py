@@ -6,22 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...chunks import Chunk
-from ...program import LossOfOutputs
-from ...randomness import random_signs, seed_of_chunk
-from ..forward_pass import ForwardPass
+from ...objective import Chunk, LossOfOutputs, random_signs, seed_of_chunk
+from ..eager import ForwardPass
 from ..linearization import Linearization
-from ..loss_roots import root_of_any
-from .base import (
-    Apply,
-    Estimate,
-    Preconditioner,
-    check_exponent,
-    check_whole,
-    decay_of,
-    diagonal_inverse,
-    shared_seed,
-)
+from ..loss import root_of_any
+from .base import Apply, Estimate, Preconditioner, check_exponent, check_whole, decay_of, diagonal_inverse, shared_seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...chunks import Chunk, cut
-from ...kernels import differentiable_kernels
-from ...objective import Objective
-from ...program import LossOfOutputs
-from ...randomness import random_signs, seed_of_chunk
-from ...reduction import loss_reduction
+from ...objective import (
+    Chunk,
+    LossOfOutputs,
+    Objective,
+    cut,
+    differentiable_kernels,
+    loss_reduction,
+    random_signs,
+    seed_of_chunk,
+)
 from ..linearization import Linearization
-from ..loss_hessians import Product
-from ..loss_roots import MOST_COLUMNS, root_of_any
+from ..loss import MOST_COLUMNS, Product, root_of_any
 from .base import owners
 from .layer_uses import LayerUses
 

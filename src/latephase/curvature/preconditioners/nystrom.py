@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..blocks.over_blocks import over_blocks
+from ..blocks import over_blocks
 from ..linearization import Linearization
 from .base import Apply, Estimate, Preconditioner, check_whole, decay_of, shared_seed
 

@@ -6,11 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...curvature.preconditioners.kfac import blocks_of
+from ...curvature import blocks_of
 from ...parameters import ParameterSpace
-from ..carried import Carried
-from ..estimates import layout, size_of
-from ..saved import Check, array, fields, like_parameter, number, whole, wholes
+from ..parts import Carried, Check, array, fields, layout, like_parameter, number, size_of, whole, wholes
 from .factors import Factors
 
 

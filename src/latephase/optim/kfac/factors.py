@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...curvature import Linearization
-from ...curvature.preconditioners import Kronecker
-from ...curvature.preconditioners.base import Estimate, diagonal_inverse, floored
-from ...curvature.preconditioners.kfac import blocks_of, factored
+from ...curvature import Estimate, Kronecker, Linearization, blocks_of, diagonal_inverse, factored, floored
 from ...parameters import ParameterSpace
 
 YOUNG = 3

@@ -12,13 +12,17 @@ from ...curvature import Linearization, linearize
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import levenberg_marquardt, reduction_ratio
-from ..checks import check_number, defaults_of, the_objective
-from ..ranks import compare
-from ..report import StepStatus
-from ..saved import check_entries
-from ..second_order import SecondOrder
-from ..transaction import Transaction
-from ..trials import ROUNDING
+from ..newton import ROUNDING
+from ..parts import (
+    SecondOrder,
+    StepStatus,
+    Transaction,
+    check_entries,
+    check_number,
+    compare,
+    defaults_of,
+    the_objective,
+)
 from .carried import CHECKS, KFACCarried
 from .factors import Factors, diagonal_layers, finite, renewed
 from .options import ADAPTIVE, UNADAPTIVE, check_options

@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...curvature.preconditioners.base import check_whole
-from ...curvature.preconditioners.kronecker_factors import WEIGHT_SHARING
-from ..checks import check_number
+from ...curvature import WEIGHT_SHARING, check_whole
+from ..parts import check_number
 
 GLOBAL = (
     "exact_lr",

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..report import StepStatus
+from ..parts import StepStatus
 
 
 @dataclass(frozen=True)

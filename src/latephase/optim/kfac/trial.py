@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...curvature import Linearization
-from ..checks import per_parameter
+from ..parts import per_parameter
 from .factors import Factors, preconditioned
 from .plane import plane_of
 

@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 from ...curvature import linearize
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ..carried import Carried
-from ..checks import per_parameter
+from ..parts import Carried, per_parameter
 from .base import Proposal, propose
 
 

@@ -11,10 +11,7 @@ from torch.optim import Optimizer
 
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ..checks import check_number, defaults_of, the_objective
-from ..ranks import compare, state_of
-from ..second_order import SecondOrder
-from ..transaction import Transaction
+from ..parts import SecondOrder, Transaction, check_number, compare, defaults_of, state_of, the_objective
 from .base import check_base
 from .line import Line, forms_with, line_of, moved, schedule
 from .options import CARRIED, QuadraticOptions, check_options, complete

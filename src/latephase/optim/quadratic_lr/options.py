@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from ..checks import check_number
+from ..parts import check_number
 
 
 class QuadraticOptions(TypedDict, total=False):

@@ -10,7 +10,7 @@ from torch import Tensor, is_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from ..saved import array, fields, wholes
+from ..parts import array, fields, wholes
 
 
 def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -1,9 +1,14 @@
 """Networks of the literature as plain modules, freshly initialised from torch's default generator."""
 
 from .all_cnn_c import all_cnn_c
+from .autoencoder import MNIST_WIDTHS as MNIST_WIDTHS
 from .autoencoder import autoencoder
 from .cnn_2c2d import cnn_2c2d
 from .cnn_3c3d import cnn_3c3d
+from .layers import Initialize as Initialize
+from .layers import conv as conv
+from .layers import dense as dense
+from .layers import sparse_ as sparse_
 from .lstm import CharLSTM, LSTMClassifier
 from .mlp import deepobs_mlp, mlp
 from .recurrent import Recurrent

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ...program import WithHidden
+from ...objective import WithHidden
 from .layers import sparse_
 
 CONNECTIONS = 15

@@ -5,7 +5,7 @@ from urllib.parse import quote, quote_plus
 
 from sqlalchemy import make_url
 
-from ...visible import without_passwords
+from ...records import without_passwords
 
 SECRET = ("password", "passwd", "pwd", "sslpassword")
 """Parameters of an address that drivers take passwords from."""

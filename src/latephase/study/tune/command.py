@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ...visible import PlainConsole
+from ...records import PlainConsole
 
 if TYPE_CHECKING:
     from .config import Tuning
@@ -47,11 +47,9 @@ def tune(
         raise typer.Exit(1) from None
     from ...problems import ProblemError
     from ...problems.data import DataError
-    from ..called import announcement
-    from ..conduct import StudyError
+    from ...records import DamagedFile
     from ..config import ConfigError
-    from ..files import DamagedFile
-    from ..progress import StudyProgress
+    from ..performing import StudyError, StudyProgress, announcement
     from .conduct import tune as perform
     from .config import parse_tuning, tuning_table
 

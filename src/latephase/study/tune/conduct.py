@@ -16,14 +16,19 @@ from filelock import FileLock
 
 from ...problems import get
 from ...problems.problem import row_count
-from ..conduct import StudyError, resolve, stopped_by
+from ...records import describe_environment, refuse_links, remove_leftovers, write_text_atomic
 from ..config import ConfigError, Study, check_fit
-from ..environment import describe_environment
-from ..execute import ALLOCATOR, Worker, how_ended, in_process
-from ..links import refuse_links
-from ..progress import StudyProgress
-from ..run import Conditions
-from ..store import remove_leftovers, write_text_atomic
+from ..performing import (
+    ALLOCATOR,
+    Conditions,
+    StudyError,
+    StudyProgress,
+    Worker,
+    how_ended,
+    in_process,
+    resolve,
+    stopped_by,
+)
 from .address import without_its_password
 from .config import Tuning
 from .figures import draw

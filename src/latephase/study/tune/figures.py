@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ...visible import as_label
-from ..drawing import freeze, house_style, legend, logarithmic, panels
-from ..measures import Measure
-from ..style import FINAL, INITIAL, save
+from ...records import as_label, freeze, house_style, legend, logarithmic, panels
+from ..page import FINAL, INITIAL, save
+from ..results import Measure
 from .config import Search, Tuning
 from .outcome import Outcome, best_of
 

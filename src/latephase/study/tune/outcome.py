@@ -10,9 +10,8 @@ from typing import Any
 
 import tomli_w
 
-from ...visible import as_cell
+from ...records import as_cell, write_text_atomic
 from ..config import parse_study
-from ..store import write_text_atomic
 from .config import Tuning
 from .record import record_of
 from .storage import Trials

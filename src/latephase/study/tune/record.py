@@ -6,7 +6,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from ..files import CHECK, DamagedFile, checksum
+from ...records import CHECK, DamagedFile, checksum
 
 
 def sealed_record(trial: optuna.Trial | FrozenTrial, record: dict[str, Any]) -> str:

@@ -19,9 +19,9 @@ import torch
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
+from ...records import describe_environment
 from ..config import ConfigError
-from ..environment import describe_environment
-from ..identity import code_version, own_code
+from ..performing import code_version, own_code
 from .address import without_its_password
 from .config import Tuning
 from .record import sealed_record

@@ -7,13 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...objective import forked
 from ...problems import Problem, Splits
-from ...randomness import forked
-from ..context import StrategyContext
-from ..evaluate import Evaluator
-from ..run import ActiveRun, Conditions, fresh_start, make_way
-from ..runs import RunKey
-from ..store import is_ours, told, warnings_into, write_json
+from ...records import is_ours, told, warnings_into, write_json
+from ..performing import ActiveRun, Conditions, Evaluator, RunKey, fresh_start, make_way
+from ..strategies import StrategyContext
 
 APART = 2**31
 """Between the seeds of studies and those of trials: a study repeats what was chosen with other weights and orders.

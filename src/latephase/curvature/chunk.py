@@ -1,0 +1,116 @@
+"""Curvature of one chunk: by a trace, or by a graph of autograd that is kept."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..objective import Chunk, Objective
+from ..parameters import ParameterSpace
+from .eager import ForwardPass, Retained, trace_pays
+from .tracing import TracedPass, traced_pass
+
+METHODS = ("auto", "traced", "linearize", "double_backward")
+
+
+class ChunkCurvature:
+    """Loss, gradient and products of one chunk. What is not asked for is not computed.
+
+    Attributes:
+        loss: the chunk's loss, scalar.
+        buffers: the model's buffers after the pass.
+        reason: why it is not traced, in words; None where it is, or where another method was asked for.
+        arguments: objective, chunk, its number, space, and buffers before the pass.
+        dtype: in which products run; None for the parameters' own.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        chunk: Chunk,
+        index: int,
+        space: ParameterSpace,
+        buffers: Mapping[str, Tensor],
+        hessian: bool,
+        dtype: torch.dtype | None,
+        method: str,
+        at_once: bool,
+        compile: bool,
+    ):
+        self.space, self.reason = space, None
+        self._hessian, self.dtype, self._asked, self._compile = hessian, dtype, method, compile
+        self._at_once = at_once or method == "traced"
+        self.arguments = (objective, chunk, index, space, buffers)
+        self._traced = self._trace() if method in ("auto", "traced") else None
+        main = ForwardPass(*self.arguments) if self._traced is None or dtype else self._traced
+        self.loss, self.buffers = main.loss.detach(), main.buffers
+        self._main: ForwardPass | TracedPass | None = main
+
+    @property
+    def method(self) -> str:
+        """How products are computed; without a trace "auto" until there is one."""
+        return "traced" if self._traced is not None else self._retained.method
+
+    def gradient(self) -> Tensor:
+        """The chunk's gradient [P]; asked for once."""
+        main = self._main
+        if main is None:
+            main = ForwardPass(*self.arguments)
+        if self.dtype is not None:  # the products have a pass of their own, so that this one may go
+            self._main = None
+        return self.space.flatten(main.gradient())
+
+    def product(self, v: Tensor) -> Tensor:
+        """The chunk's curvature matrix times v [P]."""
+        split = self.split(v)
+        if self._traced is not None:
+            return self.space.flatten(self._traced.product(split, self._compile))
+        return self.space.flatten(self._retained.product(split))
+
+    def quadratic_form(self, v: Tensor) -> Tensor:
+        """v'Cv, scalar."""
+        return self._products.quadratic_form(self.split(v))
+
+    @property
+    def traced(self) -> TracedPass | None:
+        """The pass of the products by a trace; None where the chunk is not traced."""
+        return self._traced
+
+    def storages(self) -> dict[int, int]:
+        """Bytes of each storage that is kept for products, by its address."""
+        return self._products.storages()
+
+    @property
+    def _products(self) -> TracedPass | Retained:
+        return self._retained if self._traced is None else self._traced
+
+    @cached_property
+    def _retained(self) -> Retained:
+        """The graph of the products: the main pass's, or one in another dtype."""
+        if self.dtype is None and isinstance(self._main, ForwardPass):
+            forward = self._main
+        else:
+            forward = ForwardPass(*self.arguments, dtype=self.dtype)
+        return Retained(forward, self._hessian, self._asked)
+
+    def _trace(self) -> TracedPass | None:
+        """The pass of the products by a trace; None where there is none, with the reason."""
+        objective, chunk, *_ = self.arguments
+        at_once = self._at_once or trace_pays(objective.model, self.space, chunk.extent)
+        found = traced_pass(*self.arguments, self._hessian, self.dtype, self._reference, at_once)
+        if not isinstance(found, str):
+            return found
+        if self._asked == "traced":
+            raise RuntimeError(f"method 'traced' is not possible: {found}; use method='auto'")
+        self.reason = found
+        return None
+
+    def _reference(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Loss and product of the products' pass by another method, to check a trace with."""
+        other = Retained(ForwardPass(*self.arguments, dtype=self.dtype), self._hessian, "double_backward")
+        return other.forward.loss.detach(), lambda v: self.space.flatten(other.product(self.split(v)))
+
+    def split(self, v: Tensor) -> list[Tensor]:
+        """Vector [P] -> tensors in the parameters' shapes, in the dtype of the products."""
+        return self.space.unflatten(v, self.dtype)

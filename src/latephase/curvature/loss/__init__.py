@@ -1,0 +1,7 @@
+"""The loss's Hessian in the outputs: closed forms, its root, and products by autograd for any other loss."""
+
+from .hessians import Product as Product
+from .products import loss_curvature as loss_curvature
+from .roots import MOST_COLUMNS as MOST_COLUMNS
+from .roots import hessian_root as hessian_root
+from .roots import root_of_any as root_of_any

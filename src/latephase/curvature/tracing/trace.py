@@ -1,0 +1,157 @@
+"""Partial evaluation: one chunk's loss, gradient and curvature product as a graph that is made once per shape.
+
+The graph (`record`) computes v -> C v as a function of parameters, buffers, data and v, and is cut into stages
+(`partition`): what does not depend on v runs once per step (`forward`; `gradient`, where it is asked for) and hands
+over residuals; the rest is the product, and the quadratic form v'Cv.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...objective import Chunk, LossOfOutputs, Objective, is_exhaustion, plain_operators
+from ...parameters import ParameterSpace
+from .computation import Inputs, record
+from .operations import CannotTrace
+from .rewrite import dtypes_of, is_random, simplify
+from .signature import held_tensors
+from .stages import Values, cut
+
+Tensors = Sequence[Tensor]
+
+
+class Trace:
+    """The stages of one traced chunk, valid for every chunk of the same signature.
+
+    Attributes:
+        random: whether the pass draws random numbers.
+        precision: machine epsilon of the narrowest numbers in it.
+        stages: the graphs.
+
+    Raises:
+        CannotTrace: the computation depends on something that a graph cannot follow.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        chunk: Chunk,
+        index: int,
+        space: ParameterSpace,
+        buffers: Mapping[str, Tensor],
+        hessian: bool = False,
+        dtype: torch.dtype | None = None,
+    ):
+        if not isinstance(objective.program, LossOfOutputs):
+            raise CannotTrace("an objective made by from_forward reads data that a trace cannot see")
+        inputs = Inputs.of(objective, chunk, space, buffers, dtype)
+        generator = torch.Generator().manual_seed(0)  # of its own: the user's random numbers stay as they are
+        vectors = [torch.randn(x.shape, generator=generator).to(x) for x in inputs.leaves]
+        graph, self._further = record(objective, chunk, index, space, inputs, vectors, hessian, dtype)
+        simplify(graph)
+        self.random = any(is_random(node) for node in graph.nodes)
+        self.precision = max(torch.finfo(x).eps for x in dtypes_of(graph) if x.is_floating_point)
+        self.stages = cut(graph, len(inputs.flat()), len(vectors), 1 + len(inputs.buffers))
+        self._buffer_names, self._dtype = list(inputs.buffers), dtype
+
+    def run(
+        self, objective: Objective, chunk: Chunk, index: int, space: ParameterSpace, buffers: Mapping[str, Tensor]
+    ) -> "TracedPass":
+        """What is computed once per step, on a chunk of the same signature."""
+        inputs = Inputs.of(objective, chunk, space, buffers, self._dtype)
+        held = held_tensors(objective) if any(isinstance(x, str) for x in self._further) else {}
+        further = [held[x] if isinstance(x, str) else x for x in self._further]
+        numbers = objective.random_numbers(index) if self.random else contextlib.nullcontext()
+        with plain_operators(space.device), numbers:
+            loss, *values = self.stages.forward(*inputs.flat(), *further)
+        moved = dict(zip(self._buffer_names, values, strict=False))
+
+        def elsewhere() -> Values:
+            with plain_operators(space.device), objective.random_numbers(index):
+                return self.stages.forward(*inputs.moved().flat(), *further)[1 + len(moved) :]
+
+        return TracedPass(self, loss, moved, values[len(moved) :], elsewhere)
+
+    @cached_property
+    def compiled_product(self) -> Callable[..., Tensors]:
+        """The product through `torch.compile`, or as it is where there is no compiler."""
+        return _compiled(self.stages.product)
+
+
+class TracedPass:
+    """One chunk at one point, its residuals kept for gradient and products.
+
+    Attributes:
+        loss: the chunk's loss, scalar.
+        buffers: the model's buffers after the pass.
+        residuals: what the first stages hand over to the product; None for those that were let go.
+        elsewhere: the residuals of a pass at random parameters.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        loss: Tensor,
+        buffers: dict[str, Tensor],
+        residuals: list[Tensor | None],
+        elsewhere: Callable[[], Values],
+    ):
+        self.trace, self.loss, self.buffers = trace, loss, buffers
+        self.residuals, self.elsewhere = residuals, elsewhere
+
+    def gradient(self) -> Tensors:
+        """Gradient of the loss in the leaves; may be asked for once, before it lets go of what only it needs."""
+        stages = self.trace.stages
+        with plain_operators(self.loss.device):
+            gradient = stages.gradient(*(self.residuals[i] for i in stages.of_gradient))
+        for i in set(stages.of_gradient) - set(stages.of_product) - set(stages.of_form):
+            self.residuals[i] = None
+        return gradient
+
+    def product(self, v: Tensors, compiled: bool = False) -> Tensors:
+        """C v; through `torch.compile` if wished."""
+        stages = self.trace.stages
+        stage = self.trace.compiled_product if compiled else stages.product
+        with plain_operators(self.loss.device):
+            return stage(*(self.residuals[i] for i in stages.of_product), *v)
+
+    def quadratic_form(self, v: Tensors) -> Tensor:
+        """The quadratic form v'Cv, scalar."""
+        stages = self.trace.stages
+        with plain_operators(self.loss.device):
+            return stages.form(*(self.residuals[i] for i in stages.of_form), *v)[0]
+
+    def storages(self) -> dict[int, int]:
+        """Bytes of each storage that the residuals hold, by its address."""
+        storages = (x.untyped_storage() for x in self.residuals if x is not None)
+        return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _compiled(stage: Callable[..., Tensors]) -> Callable[..., Tensors]:
+    compiled: Callable[..., Tensors] = torch.compile(stage, dynamic=False)
+    failed = False
+
+    def call(*tensors: Tensor) -> Tensors:
+        nonlocal failed
+        if failed:
+            return stage(*tensors)
+        try:
+            return compiled(*tensors)
+        except Exception as error:  # dynamo, inductor and the compilers behind it raise errors of every kind
+            if is_exhaustion(error):
+                raise
+            failed = True
+            first = str(error).strip().splitlines()
+            warnings.warn(
+                f"torch.compile failed ({type(error).__name__}: {first[0] if first else ''}); products run uncompiled. "
+                "Inductor needs a C++ compiler on a CPU and Triton on a GPU; compile=False avoids this warning",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return stage(*tensors)
+
+    return call

@@ -1,0 +1,297 @@
+"""The objective: a sum over chunks of data and over ranks, as one closure-like object."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..parameters import ParameterSpace
+from .data import Chunk, nonfinite_entries, read_chunks, take
+from .functional import FunctionalModel
+from .memory import available
+from .microbatch import largest_microbatch, recut
+from .program import FreeForm, LossOfOutputs, call_model, dtypes_in_words, unwrap
+from .randomness import cuda_devices, draw_seed, forked, peek_seed, seed_of_chunk
+from .ranks import Local, ProcessGroup, Reduce, as_one_rank
+from .weight_decay import Decay, WeightDecay
+from .weights import weights_of
+
+
+class Objective(FunctionalModel):
+    """f(theta) = sum over chunks c and ranks of w_c f_c(theta), plus an L2 term.
+
+    Calling it is the ordinary torch closure: it sets `.grad` and returns the loss, so the same object drives
+    `torch.optim.SGD(...).step(objective)` and the second-order optimizers of this package. Loss, gradient, curvature
+    products and trial values are terms of one sum, so cutting the data into chunks, or sharing it among ranks, changes
+    memory and time but not the function.
+
+    The weights are w_c = n_c / sum n, with n_c what the loss's own mean divides by on the chunk; with reduction "sum"
+    they are one. Of torch's losses that is known. A loss of one's own says it as `loss.normalizer(outputs, targets)`
+    or `loss.normalizer(targets)`; the first costs one more forward pass, and must not change with the parameters. Where
+    it does not, but says `loss.reduction = "mean"`, a mean over the rows is tried on the data, at one more forward
+    pass, and refused where the whole says otherwise; so is "sum". The loss is asked only where there is more than one
+    chunk or rank: any callable will do for one batch.
+
+    Randomness: the passes of one second-order step over a chunk all draw the same random numbers (dropout masks), in a
+    forked generator; `reseed` draws new ones. The plain closure uses torch's generators as any forward pass does.
+
+    Args:
+        model: the module that is trained. `torch.compile`d and DistributedDataParallel modules are unwrapped.
+        loss: any callable (outputs, targets) -> scalar, mean or sum over the examples. Outputs in bfloat16 or float16
+            reach it in float32, since damping and line search tell apart losses that those cannot; unless the loss
+            is a module with tensors that narrow itself.
+        data: one batch (inputs, targets), or a sequence of batches (chunks). Inputs may be a tensor, a tuple of tensors
+            (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples
+            where the data is cut, split or weighed. Where a pass works in place on the data, it gets copies.
+        microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole. Values
+            and gradients then need the memory of one chunk. "auto" measures the memory of a gradient, once for each
+            model and shape of the data, and takes the largest chunks, of equal size, whose step fits `memory_limit`.
+        memory_limit: bytes that curvature products may keep between them, beside the parameters: what each chunk's
+            products need is kept while it fits, and computed anew at every product for the chunks that do not.
+            Default: half of the memory that is free when the objective is linearised.
+        weight_decay: L2 coefficient wd, or (wd, predicate) with predicate (name, parameter) -> bool: adds
+            0.5 * wd * sum theta_i^2 over the trainable parameters that the predicate takes, in loss, gradient and
+            curvature alike. Default 0.
+        forward: (model, inputs) -> outputs, where the ordinary call of the model does not fit.
+        process_group: a torch.distributed group among whose ranks the data is shared out; this rank gives its part.
+            Default: that of a DistributedDataParallel module, else none. Where there are several ranks and none is
+            given, optimizers warn that each takes steps of its own; `torch.distributed.GroupMember.NON_GROUP_MEMBER`
+            says that this is meant.
+
+    Raises:
+        TypeError: the model is not a module, loss or forward not callable, or the data neither batch nor batches.
+        ValueError: an empty batch, inputs and targets of different length, an FSDP module, or a bad option.
+        RankError: here and in every method, another rank of the group raised an error; it is told.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        data: Any,
+        *,
+        microbatch_size: int | Literal["auto"] | None = None,
+        memory_limit: int | None = None,
+        weight_decay: Decay = 0.0,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        process_group: dist.ProcessGroup | int | None = None,
+    ):
+        if not callable(loss):
+            raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward must be a callable (model, inputs) -> outputs, got {type(forward).__name__}")
+        self._set_up(model, LossOfOutputs(loss, forward or call_model), process_group)
+        with self.reduce.together():
+            if memory_limit is not None and not (isinstance(memory_limit, int) and memory_limit >= 0):
+                raise ValueError(f"memory_limit must be None or a number of bytes >= 0, got {memory_limit!r}")
+            auto = microbatch_size == "auto"
+            self.chunks: list[Chunk] = read_chunks(data, None if auto else microbatch_size)
+            self.weight_decay = WeightDecay(self.model, weight_decay)
+            self._microbatch_size: int | Literal["auto"] | None = microbatch_size
+            self.memory_limit = memory_limit
+            if auto:
+                limit = available(next(model.parameters()).device) // 2 if memory_limit is None else memory_limit
+                self.chunks = recut(self.chunks, largest_microbatch(self, limit))
+
+    @classmethod
+    def from_forward(
+        cls,
+        model: nn.Module,
+        forward: Callable[[], tuple[Tensor, Any]],
+        *,
+        weight_decay: Decay = 0.0,
+        process_group: dist.ProcessGroup | int | None = None,
+    ) -> "Objective":
+        """An objective from any function that computes loss and outputs with the model's current parameters.
+
+        For losses that do not have the form loss(model(inputs), targets): physics-informed residuals, several networks,
+        least squares. The Gauss-Newton matrix is J' H J with J the outputs' Jacobian and H the loss's Hessian in the
+        outputs; what enters the loss beside the outputs (an L2 term, say) is missing from it, so use `weight_decay`.
+        Where there are several outputs, none may be computed from another.
+
+        Args:
+            model: the module whose parameters `forward` uses; put several networks into one `nn.ModuleList`.
+            forward: () -> (loss, outputs), deterministic up to torch's random numbers.
+            weight_decay: as in the constructor.
+            process_group: `torch.distributed.GroupMember.NON_GROUP_MEMBER` where there are several ranks, each with an
+                objective of its own. Losses of this form cannot be weighed, so that no other group will do.
+        """
+        if not callable(forward):
+            raise TypeError(f"forward must be a callable () -> (loss, outputs), got {type(forward).__name__}")
+        self = cls.__new__(cls)
+        self._set_up(model, FreeForm(forward), process_group)
+        if self.process_group is not None:
+            raise ValueError(
+                "from_forward works with neither DistributedDataParallel nor a process group: it cannot weigh the "
+                "ranks' losses"
+            )
+        self.chunks = [Chunk(None, None, 0)]
+        self.weight_decay = WeightDecay(self.model, weight_decay)
+        self._microbatch_size = None
+        self.memory_limit = None
+        return self
+
+    def _set_up(self, model: nn.Module, program: LossOfOutputs | FreeForm, process_group: Any) -> None:
+        self.model, group = unwrap(model, process_group)
+        self.program = program
+        self.alone = isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER
+        if not (group is None or self.alone or isinstance(group, dist.ProcessGroup)):
+            raise TypeError(f"process_group must be a torch.distributed process group or None, got {group!r}")
+        self.process_group: dist.ProcessGroup | None = None if isinstance(group, int) else group
+        self.reduce: Reduce = Local() if self.process_group is None else ProcessGroup(self.process_group)
+        self.seed: int | None = None  # of the random numbers of the step's passes
+
+    @as_one_rank
+    def __call__(self) -> Tensor:
+        """Set `.grad` of the model's trainable parameters to the gradient and return the loss, detached."""
+        trainable = self.weight_decay.trainable()
+        if not trainable:
+            raise ValueError("no trainable parameter: the model has none that requires a gradient")
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("the objective needs gradients, which inference mode forbids: call it outside")
+        parameters = [p for _, p, _ in trainable]
+
+        def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
+            loss, _ = self.plain_pass(chunk, first_order=True)
+            return loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+        with torch.enable_grad():
+            loss, *gradients = self.sum(term)
+        with torch.no_grad():
+            for (_, p, decay), gradient in zip(trainable, gradients, strict=True):
+                # A tensor of its own for each: autograd may return one for two parameters, or an expanded one.
+                if decay:
+                    p.grad = torch.add(gradient.to_dense() if gradient.is_sparse else gradient, p, alpha=decay)
+                else:
+                    p.grad = gradient.clone()
+        return loss + self.weight_decay.value_of([p for _, p, decay in trainable if decay])
+
+    @as_one_rank
+    def value(self, at: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The loss f as a scalar, without gradient or side effect.
+
+        Args:
+            at: parameters by name in place of the model's own, where given. Default: the current parameters.
+        """
+        # Constants record no graph; yet a forward that differentiates (a physics-informed loss) works.
+        point = {name: p.detach() for name, p in self.model.named_parameters()} | dict(at or {})
+
+        def term(chunk: Chunk, index: int) -> tuple[Tensor]:
+            with torch.enable_grad(), self.random_numbers(index):
+                return (self.forward_pass(chunk, point, self.buffers())[0].detach(),)
+
+        return self.sum(term)[0] + self.weight_decay.value(point)
+
+    @as_one_rank
+    def sum(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The one sum over chunks and ranks: each tensor that `term` returns, weighed, added up and reduced."""
+        totals: list[Tensor] = []
+        for index, (chunk, weight) in enumerate(zip(self.chunks, self.weights, strict=True)):
+            try:
+                parts = term(chunk, index)
+            except (RuntimeError, NotImplementedError) as error:
+                if "type" in str(error) and (said := dtypes_in_words(self.model, self.program, chunk)) is not None:
+                    error.add_note(said)
+                raise
+            if len(self.chunks) * self.reduce.size > 1:  # where no target counts, a mean over them is 0/0
+                parts = [part * weight if weight else torch.zeros_like(part) for part in parts]
+            totals = [total.add_(part) for total, part in zip(totals, parts, strict=True)] if totals else list(parts)
+        return self.reduce.sum(totals, "the sum over chunks and ranks")
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Weight w_c of each of this rank's chunks."""
+        if len(self.chunks) * self.reduce.size == 1:
+            return [1.0]
+        return weights_of(self)
+
+    def reseed(self) -> None:
+        """Draw the random numbers of the coming passes anew; each second-order step does so once."""
+        seed = draw_seed()
+        self.seed = draw_seed() if seed == self.seed else seed  # the first seed was only peeked at
+
+    def random_numbers(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Within, torch's generators stand where chunk `index` of this step begins; afterwards, where they stood."""
+        if self.seed is None:
+            self.seed = peek_seed()
+        return forked(seed_of_chunk(self.seed, index, self.reduce.rank), cuda_devices(self.model))
+
+    def space(self, parameters: Sequence[nn.Parameter] | None = None) -> ParameterSpace:
+        """The space of the given parameters, matched with the model's by identity.
+
+        Args:
+            parameters: an optimizer's parameters. Default: all of the model's, in `model.parameters()` order.
+
+        Raises:
+            ValueError: a parameter is not the model's, or none is trainable.
+        """
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        if parameters is None:
+            parameters = list(self.model.parameters())
+        for position, p in enumerate(parameters):
+            if id(p) not in names:
+                raise ValueError(
+                    f"parameter {position} (shape {tuple(p.shape)}) of the optimizer is not a parameter of the "
+                    f"objective's model {type(self.model).__name__}; build both from the same model"
+                )
+        return ParameterSpace(parameters, [names[id(p)] for p in parameters])
+
+    def check_data(self) -> None:
+        """Look for values that are not finite, once a loss was not.
+
+        Raises:
+            ValueError: the data of any rank holds such values; says where. On all ranks alike.
+        """
+        found = nonfinite_entries(self.chunks)
+        device = next(self.model.parameters()).device
+        (count,) = self.reduce.sum([torch.tensor(float(found is not None), device=device)])
+        if count > 0:
+            raise ValueError(f"{found or 'the data of another rank holds values that are not finite'}; clean the data")
+
+    @as_one_rank
+    def split(self, *sizes: int) -> tuple["Objective", ...]:
+        """Disjoint parts of the given numbers of rows, in order; of this rank's rows under a process group.
+
+        Raises:
+            ValueError: the sizes are not positive or exceed the rows there are.
+        """
+        rows = self._rows()
+        if any(size < 1 for size in sizes) or sum(sizes) > rows:
+            raise ValueError(f"cannot split {rows} rows into parts of {', '.join(map(str, sizes))}")
+        return tuple(self._part(part) for part in torch.arange(sum(sizes)).split(list(sizes)))
+
+    @as_one_rank
+    def subsample(self, n: int, generator: torch.Generator | None = None) -> "Objective":
+        """An objective on n rows drawn without replacement; of this rank's rows under a process group.
+
+        Args:
+            n: number of rows.
+            generator: CPU generator to draw with. Default: torch's own.
+        """
+        rows = self._rows()
+        if not 1 <= n <= rows:
+            raise ValueError(f"cannot draw {n} of {rows} rows")
+        return self._part(torch.randperm(rows, generator=generator)[:n].sort().values)
+
+    def _rows(self) -> int:
+        if isinstance(self.program, FreeForm):
+            raise ValueError("an objective made by from_forward has no rows to split or draw from")
+        return sum(chunk.rows for chunk in self.chunks)
+
+    def _part(self, rows: Tensor) -> "Objective":
+        program = self.program
+        data = [(chunk.inputs, chunk.targets) for chunk in take(self.chunks, rows)]
+        return Objective(
+            self.model,
+            program.loss,
+            data[0] if len(data) == 1 else data,
+            microbatch_size=self._microbatch_size,
+            memory_limit=self.memory_limit,
+            weight_decay=self.weight_decay.given,
+            forward=program.forward,
+            process_group=dist.GroupMember.NON_GROUP_MEMBER if self.alone else self.process_group,
+        )

@@ -1,0 +1,29 @@
+"""What every second-order optimizer is made of: checks, state with a version, transaction, ranks, report, damping."""
+
+from .arguments import check_number as check_number
+from .arguments import defaults_of as defaults_of
+from .arguments import per_parameter as per_parameter
+from .arguments import the_objective as the_objective
+from .arguments import trainable_size as trainable_size
+from .damping import adapt_damping as adapt_damping
+from .estimates import check_estimate as check_estimate
+from .estimates import layout as layout
+from .estimates import size_of as size_of
+from .ranks import check_same_data as check_same_data
+from .ranks import compare as compare
+from .ranks import one_seed as one_seed
+from .ranks import state_of as state_of
+from .report import StepReport as StepReport
+from .report import StepStatus as StepStatus
+from .saved import Check as Check
+from .saved import array as array
+from .saved import check_entries as check_entries
+from .saved import fields as fields
+from .saved import like_parameter as like_parameter
+from .saved import number as number
+from .saved import whole as whole
+from .saved import wholes as wholes
+from .second_order import SecondOrder as SecondOrder
+from .state import Carried as Carried
+from .state import checks as checks
+from .transaction import Transaction as Transaction

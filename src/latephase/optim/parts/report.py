@@ -1,0 +1,93 @@
+"""What a second-order step did."""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ...solve import CGStatus
+
+__all__ = ["CGStatus", "StepReport", "StepStatus"]
+
+
+class StepStatus(StrEnum):
+    """What became of a step. All but the first leave the parameters as they were."""
+
+    TAKEN = "taken"
+    """The parameters moved."""
+    LINE_SEARCH_FAILED = "line_search_failed"
+    """No step size along the chosen candidate lowered the evaluation loss enough: the model is not trusted that far, so
+    the damping rises where it is adapted, and conjugate gradients start from zero next time."""
+    NONFINITE = "nonfinite"
+    """A loss, gradient or product was infinite or not a number; the damping rises where it is adapted."""
+    STATIONARY = "stationary"
+    """The parameters are at a minimum, as far as the numbers can tell: the gradient is zero, or the predicted decrease
+    is within the rounding of the loss and no step lowers it, or the step is within the rounding of the parameters. The
+    damping stays."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one second-order step saw and did; losses are those of the objective f with its L2 term.
+
+    Attributes:
+        loss: f on the objective's data before the step.
+        new_loss: f on the objective's data after the step; None where the evaluation objective is another, since it
+            would cost one more forward pass.
+        evaluation_loss: f on the evaluation objective's data before the step; not a number where the step ended before
+            it was needed, the objective's loss or gradient not being finite.
+        new_evaluation_loss: the same after the step.
+        gradient_norm: Euclidean norm of the gradient.
+        step_norm: Euclidean norm of the change of the parameters as they are stored; 0.0 where the step was rejected.
+        damping: lambda used in this step.
+        predicted_change: change of the evaluation loss that the quadratic model predicts for the chosen candidate; not
+            a number where something was not finite.
+        reduction_ratio: actual over predicted change for that candidate; minus infinity where the model predicted no
+            decrease or something was not finite; not a number where the predicted change is within the rounding of the
+            loss, which leaves the damping as it is.
+        lr: step size taken, line search included (the first param group's where they differ); 0.0 where the step was
+            rejected, or where a schedule has set it to that.
+        cg_iterations: iterations of conjugate gradients, one entry per block.
+        cg_status: why they stopped, one entry per block.
+        cg_chosen: iteration of the chosen candidate.
+        products: products with the curvature matrix.
+        method: how they were computed: "traced", "linearize" or "double_backward" (`curvature.linearize`).
+        block_methods: with several blocks how the product of each was computed: "pruned", "jacobian", "bottleneck",
+            "sampled" (an estimate) or "products" (`curvature.OverBlocks`); None with one block.
+        recomputed: chunks of the data that were linearised anew at every product, since what they need did not fit the
+            objective's `memory_limit`.
+        status: what became of the step.
+        accepted: whether it was taken.
+        seconds: wall-clock time of the step, in seconds.
+    """
+
+    loss: float
+    new_loss: float | None
+    evaluation_loss: float
+    new_evaluation_loss: float
+    gradient_norm: float
+    step_norm: float
+    damping: float
+    predicted_change: float
+    reduction_ratio: float
+    lr: float
+    cg_iterations: tuple[int, ...]
+    cg_status: tuple[CGStatus, ...]
+    cg_chosen: int
+    products: int
+    method: str
+    block_methods: tuple[str, ...] | None
+    recomputed: int
+    status: StepStatus
+    accepted: bool
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as numbers, strings and lists, ready for JSON (which has no infinity: those stay floats)."""
+        fields = dataclasses.asdict(self)
+        return fields | {
+            "status": str(self.status),
+            "cg_iterations": list(self.cg_iterations),
+            "cg_status": [str(status) for status in self.cg_status],
+            "block_methods": None if self.block_methods is None else list(self.block_methods),
+        }

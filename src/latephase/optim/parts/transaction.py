@@ -1,0 +1,132 @@
+"""A step as a transaction: all that it writes, or nothing."""
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ...curvature import kept_traces, put_back
+from ...objective import (
+    Objective,
+    cuda_devices,
+    generator_states,
+    kept_kinds,
+    other_generators,
+    put_back_kinds,
+    set_generator_states,
+)
+from ...parameters import ParameterSpace
+from .arguments import check_objective
+from .ranks import check_groups_of_ranks, notice_plain_module, of_blocks, one_fate
+
+
+class Transaction:
+    """Within, an exception of any kind leaves everything as it was, so that a second try is as good as the first.
+
+    What is put back: parameters and buffers, the optimizer's state and param groups, its report, the generators of
+    torch, Python, NumPy and the model's modules, the objectives' seeds, and which shapes and kinds of passes were seen
+    before (a traced product, or a norm written out, differs from another in its last digits).
+    States and param groups are copied one level deep: a step replaces what it keeps and writes into no tensor of it.
+
+    An exception on one rank is one on all, and nobody writes before all are about to.
+
+    Args:
+        optimizer: whose step this is.
+        objectives: that the step uses, of one model; the first is one.
+        block_group: ranks that share blocks.
+
+    Raises:
+        RuntimeError: inference mode is on, in which nothing can be differentiated.
+        TypeError: not objectives.
+        ValueError: objectives of different models or ranks, or groups of ranks that do not fit.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, objectives: Iterable[Objective], block_group: dist.ProcessGroup | None = None
+    ):
+        self._optimizer, self._objectives = optimizer, list(objectives)
+        check_objective(self._objectives[0], self._objectives[0], type(optimizer).__name__)
+        self._model = self._objectives[0].model
+        self._block_group = block_group
+        self._written: list[tuple[Tensor, Tensor]] = []
+
+    def __enter__(self) -> Self:
+        with one_fate(self._objectives[0], self._block_group) as ranks:
+            self._begin()
+            if not vars(self._optimizer).get("_ranks_compared"):
+                notice_plain_module(self._objectives[0], self._block_group, stacklevel=4)
+            self._ranks = ranks.pop_all()
+        return self
+
+    def _begin(self) -> None:
+        optimizer = self._optimizer
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{type(optimizer).__name__}.step needs gradients, which inference mode forbids: call it outside"
+            )
+        for each in self._objectives:
+            check_objective(each, self._objectives[0], type(optimizer).__name__)
+        check_groups_of_ranks(self._objectives[0], self._block_group)
+        self._devices = cuda_devices(self._model)
+        self._generators = generator_states(self._devices)
+        self._put_back_others = other_generators(self._model)
+        self._seeds = [objective.seed for objective in self._objectives]
+        self._state = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in optimizer.state.items()}
+        self._groups = [dict(group) for group in optimizer.param_groups]
+        self._attributes = {name: vars(optimizer)[name] for name in _ATTRIBUTES if name in vars(optimizer)}
+        self._traces, self._kinds = kept_traces(self._model), kept_kinds(self._model)
+        first = self._objectives[0]  # an estimate may run the model itself, which moves its buffers
+        self._buffers = first.writable_buffers(first.buffers())
+
+    def write(self, space: ParameterSpace, vector: Tensor, objective: Objective, buffers: Mapping[str, Tensor]) -> None:
+        """Make the vector [P] the parameters' values, and the buffers the model's.
+
+        Raises:
+            ValueError: a buffer that moved shares memory with itself and cannot be written; nothing is.
+            RankError: another rank cannot; nothing is written.
+        """
+        moved = objective.writable_buffers(buffers)
+        pairs = [*zip(space.parameters, space.unflatten(vector), strict=True), *moved]
+        with torch.no_grad():
+            self._written = [(own, own.detach().clone()) for own, _ in pairs]
+            self._objectives[0].reduce.meet()
+            of_blocks(self._block_group).meet()
+            for own, value in pairs:
+                own.copy_(value)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._restore()
+        self._ranks.__exit__(kind, error, traceback)
+
+    def _restore(self) -> None:
+        optimizer = self._optimizer
+        with torch.no_grad():
+            for own, value in self._written:
+                own.copy_(value)
+            for own, value in self._buffers:
+                if not torch.equal(own, value):
+                    own.copy_(value)
+        optimizer.state.clear()
+        optimizer.state.update(self._state)
+        for group, before in zip(optimizer.param_groups, self._groups, strict=True):
+            group.clear()
+            group.update(before)
+        for name in _ATTRIBUTES:
+            vars(optimizer).pop(name, None)
+        vars(optimizer).update(self._attributes)
+        set_generator_states(self._generators, self._devices)
+        self._put_back_others()
+        for objective, seed in zip(self._objectives, self._seeds, strict=True):
+            objective.seed = seed
+        put_back(self._model, self._traces)
+        put_back_kinds(self._model, self._kinds)
+
+
+_ATTRIBUTES = ("report", "_warned", "_ranks_compared")

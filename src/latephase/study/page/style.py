@@ -1,0 +1,101 @@
+"""How the figures of a study look: the style of each strategy, panels, legends and limits. Imports no torch."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ...records import DPI, write_atomic
+from ..results import Measure, Plan
+
+# Okabe & Ito, "Color Universal Design" (2008), without the yellow (too pale for a line) and the vermilion (taken by the
+# reds); their black is a grey here, as the constant learning rate has in the paper.
+INITIAL, FINAL = "#0072B2", "#D55E00"
+"""The colours of a pair: blue and vermilion of the same palette."""
+
+_FIRST_ORDER_COLOURS = ("#595959", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
+_LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a strategy looks in every figure: colour, line style and marker, each enough to tell it apart."""
+
+    colour: str
+    line: Any
+    marker: str
+    filled: bool
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """The keyword arguments of a line's markers."""
+        face = self.colour if self.filled else "white"
+        return {"marker": self.marker, "markersize": 5, "markerfacecolor": face, "markeredgecolor": self.colour}
+
+
+def styles(plan: Plan) -> dict[str, Style]:
+    """Return the style of each strategy, keyed by name.
+
+    Second-order strategies have reds that darken in the order of the plan and filled markers, the others the colours of
+    Okabe and Ito and hollow markers. Line style and marker differ as well, so that strategies are told apart without
+    any colour: both are repeated together only after 24 strategies of a kind.
+    """
+    second = [strategy for strategy in plan.strategies if strategy.is_second_order]
+    first = [strategy for strategy in plan.strategies if not strategy.is_second_order]
+    reds = matplotlib.colormaps["Reds"](np.linspace(0.45, 0.95, len(second)) if len(second) > 1 else [0.75])
+    table: dict[str, Style] = {}
+    for i, strategy in enumerate(first):
+        colour = _FIRST_ORDER_COLOURS[i % len(_FIRST_ORDER_COLOURS)]
+        table[strategy.name] = Style(colour, *_line_and_marker(i), False)
+    for i, strategy in enumerate(second):
+        colour = "#" + "".join(f"{round(255 * channel):02x}" for channel in reds[i][:3])
+        table[strategy.name] = Style(colour, *_line_and_marker(i), True)
+    return table
+
+
+def _line_and_marker(place: int) -> tuple[Any, str]:
+    return _LINE_STYLES[place % len(_LINE_STYLES)], _MARKERS[place % len(_MARKERS)]
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and PDF, each whole or not at all; the same figure gives the same bytes."""
+    paths = []
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, dpi=DPI, metadata=metadata)
+        paths.append(folder / f"{name}.{suffix}")
+        write_atomic(paths[-1], content.getvalue())
+    return paths
+
+
+def limit(axes: Axes, values: Sequence[float], start: float, measure: Measure) -> None:
+    """Set the y axis so that every value better than ``start`` shows and a divergence does not flatten the rest.
+
+    On the bad side the axis ends at three times the largest gain (or the median change, where that is larger) from
+    ``start``, or at the worst value where that is nearer.
+
+    Args:
+        axes: The panel.
+        values: The finite values drawn.
+        start: The value at the checkpoint.
+        measure: What is drawn; shares are labelled in per cent.
+    """
+    higher = measure.higher_is_better
+    if measure.is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    changes = np.array([start, *values]) - start
+    gain = float(changes.max() if higher else -changes.min())
+    reach = 3 * max(gain, float(np.median(np.abs(changes))))
+    bottom, top = float(changes.min()), float(changes.max())
+    bottom, top = (max(bottom, -reach), top) if higher else (bottom, min(top, reach))
+    margin = 0.05 * (top - bottom) or max(0.05 * abs(start), 1e-3)
+    axes.set_ylim(start + bottom - margin, start + top + margin)

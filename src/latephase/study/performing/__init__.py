@@ -1,0 +1,24 @@
+"""Performing a study: training, runs, their files and identities, and where they are performed."""
+
+from .called import announcement as announcement
+from .conducting import ALLOCATOR as ALLOCATOR
+from .conducting import ExecutorError as ExecutorError
+from .conducting import StudyError as StudyError
+from .conducting import conduct as conduct
+from .conducting import resolve as resolve
+from .conducting import stopped_by as stopped_by
+from .dry_run import check_executor as check_executor
+from .dry_run import describe as describe
+from .dry_run import parse_shard as parse_shard
+from .evaluate import Evaluator as Evaluator
+from .execute import Worker as Worker
+from .execute import how_ended as how_ended
+from .execute import in_process as in_process
+from .identity import code_version as code_version
+from .identity import own_code as own_code
+from .progress import StudyProgress as StudyProgress
+from .run import ActiveRun as ActiveRun
+from .run import Conditions as Conditions
+from .run import fresh_start as fresh_start
+from .run import make_way as make_way
+from .runs import RunKey as RunKey

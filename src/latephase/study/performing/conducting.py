@@ -1,0 +1,337 @@
+"""A study from its configuration to its report: train, perform the runs, score. Running it again goes on."""
+
+import contextlib
+import os
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from ...problems import get
+from ...problems.problem import row_count
+from ...records import (
+    DamagedFile,
+    describe_environment,
+    is_full,
+    read_attempt,
+    read_json,
+    read_or_set_aside,
+    read_toml,
+    refuse_links,
+    remove_leftovers,
+    sealed_toml,
+    write_json,
+    write_text_atomic,
+)
+from ..config import ConfigError, Study, check_fit
+from ..page import write_report
+from ..results import JOURNALS, read_training_rows
+from .execute import ALLOCATOR, EXECUTORS, ExecutorError, how_ended, in_process
+from .identity import own_code, training_identity
+from .progress import StudyProgress
+from .run import Conditions
+from .runs import RunKey, plan_runs, set_damaged_aside, status_of
+from .train import is_whole, problem_record, train, training_status
+
+FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs", "curves")
+"""Keys that may change when a study goes on: a run's identity says whether its result still holds."""
+
+SAME_MACHINE = ("cpu", "torch", "latephase", "threads", "device")
+"""What must be as before when a study in seconds goes on: seconds on one machine are not seconds on another."""
+
+NO_ROOM = "the disk is full: nothing that was written is damaged; make room, and the same command goes on from there"
+
+LOCKED_AT_MOST = 10.0
+"""Seconds."""
+
+UNCLAIMED = (".lock", ".study.toml.")
+"""How the names begin of what a process writes before `study.toml` is there."""
+
+
+class StudyError(RuntimeError):
+    """The study stopped before its end; the message says why and how to go on."""
+
+
+def resolve(study: Study) -> Study:
+    """The study with everything filled in that depends on the data and the machine.
+
+    Raises:
+        ConfigError: a strategy's batches do not fit the data, the runs at a time not the cores, or there is no such
+            device.
+        DataError: data is missing and cannot be downloaded.
+    """
+    problem = get(study.problem, **study.problem_options)
+    cores = os.cpu_count() or 1
+    if study.device not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be cpu or cuda, got {study.device!r}")
+    if study.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no GPU; give --device cpu, or another installation of torch")
+    if study.device == "cpu" and study.jobs * study.threads > cores:
+        raise ConfigError(
+            f"jobs ({study.jobs}) times threads ({study.threads}) exceeds the {cores} cores of this machine, so that "
+            "runs would starve each other; give --jobs"
+        )
+    return check_fit(study, problem, row_count(problem.load().train))
+
+
+def conduct(
+    study: Study, directory: Path, progress: StudyProgress, executor: str = "local", shard: tuple[int, int] = (1, 1)
+) -> tuple[Path, list[str]]:
+    """Run a study, or what is left of it, and write its report.
+
+    Args:
+        study: the resolved study.
+        directory: its folder; made where it is missing.
+        progress: told what is running.
+        executor: "local" or "ray".
+        shard: (i, N): perform the i-th of N parts of the runs, the others being other processes' work.
+
+    Returns:
+        The path of `report.html`, and a line for each run that broke.
+
+    Raises:
+        ConfigError: the folder holds another study, or another process works on it.
+        DamagedFile: links lead out of the folder.
+        StudyError: training died, or the disk is full.
+        ExecutorError: the executor is not installed.
+    """
+    part, parts = shard
+    try:
+        refuse_links(directory)
+        check_folder(study, directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone(directory, part, parts):
+            if parts == 1:  # nobody else writes here
+                remove_leftovers(directory)
+            os.environ.update(ALLOCATOR)  # for the processes that are started from here on
+            environment = describe_environment(study.threads, study.jobs, study.device)
+            with FileLock(directory / ".lock", timeout=LOCKED_AT_MOST):  # of several parts one after the other
+                claim(study, directory)
+                claim_machine(directory, environment, study)
+            conditions = _trained(study, directory, environment, progress)
+            broken = _perform(conditions, plan_runs(study)[part - 1 :: parts], progress, executor)
+            return write_report(directory), broken
+    except Timeout as error:
+        raise ConfigError(f"another process works on {directory}; wait for it, or stop it") from error
+    except OSError as error:
+        raise StudyError(stopped_by(error)) from error
+
+
+def stopped_by(error: OSError) -> str:
+    """What an error of the system means for a study or a tuning, and how to go on."""
+    if is_full(error):
+        return f"{NO_ROOM} ({error})"
+    return f"{error}: nothing that was written is lost; mend it and give the same command"
+
+
+def claim_machine(directory: Path, environment: dict[str, Any], study: Study) -> None:
+    """Write down the machine and the software, unless a study in seconds began on others.
+
+    Raises:
+        ConfigError: it did; names what differs.
+    """
+    path = directory / "environment.json"
+    before = read_or_set_aside(path) or environment
+    for key in SAME_MACHINE if study.budget.unit == "seconds" else ():
+        if before.get(key) != environment[key]:
+            raise ConfigError(
+                f"{directory} was begun with {key} {before.get(key)!r}, this is {environment[key]!r}: their seconds do "
+                "not compare; choose another folder with --out"
+            )
+    write_json(path, environment)
+
+
+def check_folder(study: Study, directory: Path) -> None:
+    """Look whether a folder can take a study: it is new, empty, or holds the same one.
+
+    Raises:
+        ConfigError: it holds something else, or another study; names the first key that differs.
+    """
+    path = directory / "study.toml"
+    # Listed before the file is looked for: another shard may write it in between, and it is the first of its files.
+    filled = directory.exists() and any(not entry.name.startswith(UNCLAIMED) for entry in directory.iterdir())
+    if os.path.lexists(path):
+        try:
+            toml = read_toml(path)
+        except DamagedFile as error:
+            raise ConfigError(
+                f"{path} is damaged ({error.problem}), so that it cannot be known what the results beside it are of; "
+                "restore it, or choose another folder with --out"
+            ) from error
+        if not toml.sealed and (directory / "training").exists():
+            raise ConfigError(
+                f"{path} has no checksum in its last line, so that it was written by an earlier version of latephase, "
+                "or is damaged: results of both versions do not belong in one table; choose another folder with --out"
+            )
+        old = toml.table
+        new = tomllib.loads(study.toml())
+        for key in sorted((old | new).keys() - set(FREE)):
+            if old.get(key, _default_of(key)) != new.get(key):
+                raise ConfigError(
+                    f"{directory} holds another study: {key} is {old.get(key)!r} there and {new.get(key)!r} here; "
+                    "choose another folder with --out, or delete this one"
+                )
+    elif filled:
+        raise ConfigError(
+            f"{directory} is not empty and holds no study (no study.toml); choose another folder with --out"
+        )
+
+
+def _default_of(key: str) -> Any:
+    """What a study that was written before there was such a key meant."""
+    return None if key not in Study.model_fields else Study.model_fields[key].get_default()
+
+
+def claim(study: Study, directory: Path) -> None:
+    """Write the study's configuration into its folder, unless another study is there.
+
+    Raises:
+        ConfigError: as `check_folder`.
+    """
+    check_folder(study, directory)
+    write_text_atomic(directory / "study.toml", sealed_toml(study.toml()))
+
+
+@contextlib.contextmanager
+def _alone(directory: Path, part: int, parts: int) -> Iterator[None]:
+    """Hold a part of a study, while nobody holds that part or one of another division, whose runs would overlap.
+
+    Raises:
+        Timeout: somebody does.
+    """
+    with FileLock(directory / ".lock", timeout=LOCKED_AT_MOST):  # held during these lines only
+        for path in directory.glob(".lock-*-of-*"):
+            if not path.name.endswith(f"-of-{parts}"):
+                with FileLock(path, timeout=0):
+                    pass
+        lock = FileLock(directory / f".lock-{part}-of-{parts}")
+        lock.acquire(timeout=0)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _one_trains(directory: Path) -> Iterator[None]:
+    """Of several processes one trains, the others wait for it."""
+    with FileLock(directory / ".lock-training"):
+        yield
+
+
+def _trained(study: Study, directory: Path, environment: dict[str, Any], progress: StudyProgress) -> Conditions:
+    """Train where that is not done, in a process of its own, following its journal; what all runs share."""
+    epochs = study.training.epochs
+    with _one_trains(directory):
+        _claim_training(study, directory)
+        if not is_whole(directory, study, progress.note):
+            progress.begin("training, epochs", epochs, _epochs_done(directory))
+            worker = in_process(train, directory, study, threads=study.threads)
+            while worker.process.join(1.0) or worker.process.is_alive():
+                progress.advance(_epochs_done(directory))
+            how = worker.ended()
+            if how or training_status(directory).get("status") != "finished":
+                raise StudyError(
+                    f"training was {how or how_ended(0)}; an error of its own is above; nothing that was written is "
+                    "lost, and the same command goes on from there"
+                )
+            progress.advance(epochs)
+        status = training_status(directory)
+        if read_or_set_aside(directory / "problem.json") is None:
+            write_json(directory / "problem.json", problem_record(study))
+    whole = float(status[study.budget.unit])
+    if study.budget.amount is not None:
+        budget, share = study.budget.amount, study.budget.amount / whole
+    else:
+        share = study.budget.share or 0.1
+        budget = share * whole if study.budget.unit == "seconds" else float(max(1, round(share * whole)))
+    return Conditions(directory, study, budget, share, environment)
+
+
+def _epochs_done(directory: Path) -> int:
+    """Epochs of the training that have been logged."""
+    try:
+        rows, _ = read_training_rows(directory / "training" / "rows.jsonl", sealed=True)
+    except ValueError:  # a damaged journal is the training's business
+        return 0
+    return max((row["epoch"] for row in rows), default=0)
+
+
+def _claim_training(study: Study, directory: Path) -> None:
+    """Write down which configuration and code train, unless others did.
+
+    Raises:
+        ConfigError: they did.
+    """
+    path, identity = directory / "training" / "run.json", training_identity(study)
+    if (read_or_set_aside(path) or {}).get("identity", identity) != identity:
+        raise ConfigError(
+            f"{path.parent} was trained by other versions of latephase or torch, or of the problem's own code: what "
+            "comes of both does not belong in one table; choose another folder with --out, or delete this one"
+        )
+    write_json(path, {"identity": identity})
+
+
+def _perform(conditions: Conditions, keys: list[RunKey], progress: StudyProgress, executor: str) -> list[str]:
+    """Perform the runs that are left; a line for each that broke."""
+    left = [key for key in keys if not _holds(conditions, key)]
+    done = len(keys) - len(left)
+    progress.begin("runs", len(keys), done)
+    broken: list[str] = []
+    if not left:
+        return broken
+    study = conditions.study
+    code = own_code(study.problem, study.strategies)
+    with contextlib.closing(EXECUTORS[executor](conditions, left)) as outcomes:
+        for key, outcome in outcomes:
+            done += 1
+            progress.advance(done, f"{key.run_id} {outcome}")
+            if outcome not in ("finished", "failed"):
+                error = f"its worker was {outcome}; the same command tries it again"
+                broken.append(f"{key.run_id}: {error}")
+                folder = conditions.directory / "runs" / key.run_id
+                record = {"status": "failed", "error": error, "journals": _journals(folder)}
+                write_json(folder / "status.json", record)
+    after = own_code(study.problem, study.strategies)
+    if changed := [factory for factory in code if after[factory] != code[factory]]:
+        raise StudyError(
+            f"the code of {', '.join(changed)} was changed while the study ran: runs before and after do not belong in "
+            "one table; choose another folder with --out, or put it back and delete the folders of the later runs"
+        )
+    return broken
+
+
+def _journals(folder: Path) -> dict[str, Any]:
+    """What the journals of a run hold whose worker died; nothing of those that are damaged."""
+    found = {}
+    for name in JOURNALS:
+        with contextlib.suppress(DamagedFile):
+            found[name] = read_attempt(folder / name).end
+    return found
+
+
+def _holds(conditions: Conditions, key: RunKey) -> bool:
+    """Whether a run is finished, with the configuration and the code of now.
+
+    Raises:
+        ConfigError: it is finished with others.
+    """
+    status = status_of(conditions.directory, conditions.study, key)
+    if status == "damaged":
+        set_damaged_aside(conditions.directory, key)
+    if status != "finished":
+        return False
+    folder = conditions.directory / "runs" / key.run_id
+    if (read_json(folder / "run.json") or {}).get("identity") == conditions.identity(key):
+        return True
+    raise ConfigError(
+        f"{folder} was made by another configuration of this strategy, or by other versions of latephase or torch, or "
+        "of your own code: results of both do not belong in one table; choose another folder with --out, or delete "
+        "this one"
+    )
+
+
+__all__ = ["ConfigError", "ExecutorError", "StudyError", "conduct", "resolve"]
