@@ -95,6 +95,22 @@ def test_a_loss_that_is_not_finite_changes_nothing(adapt_period, function, uncha
     assert optimizer.report.diagonal_layers == ()
 
 
+def test_a_loss_of_derivatives_that_knows_nothing_of_a_bias():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+
+    def slope(model, x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0]
+
+    points = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
+    objective = Objective(model, nn.MSELoss(), (points, points.cos()), forward=slope)
+    optimizer, losses = KFAC(model.parameters(), damping=0.1), []
+    for _ in range(5):
+        losses.append(float(optimizer.step(objective)))
+    assert losses[-1] < 0.2 * losses[0]
+
+
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 1e4), (torch.float32, 1e25)])
 def test_factors_that_overflow_change_nothing(dtype, scale, unchanged):
     torch.manual_seed(0)
