@@ -72,8 +72,8 @@ def _one(number: int) -> int:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
+        statuses: list[str] = []
         try:
-            statuses: list[str] = []
             checks._steps(trial, statuses)
         except Exception as error:
             print(statuses)

@@ -291,7 +291,7 @@ def model_of(trial: Trial) -> nn.Module:
     return model
 
 
-def optimizer_of(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(trial: Trial, model: nn.Module) -> HessianFree | KFAC | QuadraticLearningRate:
     """The optimizer with its options; param groups by layer where rates are to differ."""
     groups = [dict(group) for group in layerwise(model)]
     kind = trial.setting["optimizer"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from latephase import HessianFree, Objective
 
@@ -93,15 +94,16 @@ def _steps(trial: Trial, statuses: list[str]) -> None:
     optimizer = optimizer_of(trial, model)
     for step in range(trial.setting["steps"]):
         arguments, judge = objectives_of(trial, model, step)
-        before, state, drawn = _everything(model), repr(optimizer.state_dict()), torch.get_rng_state()
+        before, state, drawn = _everything(model), repr(_bits(optimizer.state_dict())), torch.get_rng_state()
         start = _vector(model)
         try:
             optimizer.step(*arguments)
         except Exception:
             _require(_everything(model) == before, "a step that raised changed the model")
-            _require(repr(optimizer.state_dict()) == state, "a step that raised changed the state")
+            _require(repr(_bits(optimizer.state_dict())) == state, "a step that raised changed the state")
             _require(torch.equal(torch.get_rng_state(), drawn), "a step that raised drew random numbers")
             raise
+        assert optimizer.report is not None
         statuses.append(str(optimizer.report.status))
         _look(trial, optimizer, model, judge, start)
     copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
@@ -174,6 +176,15 @@ def _vector(model: nn.Module) -> Tensor:
 def _everything(model: nn.Module) -> Any:
     tensors = {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in _flat(model)}
     return tensors, [module.training for module in model.modules()], [p.grad is None for p in model.parameters()]
+
+
+def _bits(tree: Any) -> Any:
+    """A state dict with each tensor's dtype, shape and bytes: printed tensors leave out most of their numbers."""
+    return tree_map(lambda x: _of_tensor(x) if isinstance(x, Tensor) else x, tree)
+
+
+def _of_tensor(x: Tensor) -> tuple[str, tuple[int, ...], bytes]:
+    return str(x.dtype), tuple(x.shape), x.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _flat(model: nn.Module) -> Any:

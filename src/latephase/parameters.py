@@ -1,5 +1,6 @@
 """The space of the parameters: flat vectors, matching with a model, param groups as blocks."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -72,6 +73,12 @@ class ParameterSpace:
         if all(p.dtype == self.dtype for p in self.parameters):
             return vector
         return self.flatten(self.unflatten(vector))
+
+    def length_of_step(self, vector: Tensor) -> float | None:
+        """How far a vector [P] is from the parameters once it is stored; None where it does not fit in their dtypes."""
+        stored = self.stored(vector)
+        length = float((stored - self.values()).norm())
+        return length if math.isfinite(length) or bool(stored.isfinite().all()) else None
 
     def write(self, vector: Tensor) -> None:
         """Make the vector [P] the parameters' values."""

@@ -224,3 +224,23 @@ def test_a_step_that_fails_leaves_all_generators(optimizer):
     assert random.getstate() == before[0]
     assert str(np.random.get_state()) == before[1]  # noqa: NPY002
     assert torch.equal(model.own.get_state(), before[2])
+
+
+OVERFLOWING = {
+    "HessianFree": lambda model: HessianFree(model.parameters(), damping=0.0, line_search=False, cg_backtracking=False),
+    "KFAC": lambda model: KFAC(model.parameters(), lr=1.0, momentum=0.0, damping=1e-6, adapt_period=0),
+    "SGDQLR": lambda model: SGDQLR(model.parameters(), damping=0.0, damping_factors=None),
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_a_step_that_does_not_fit_in_the_parameters_dtype_is_none(name, unchanged):
+    model = nn.Linear(1, 1, bias=False).half()
+    nn.init.ones_(model.weight)
+    # The minimum is at 1e6, and float16 ends at 65,504.
+    inputs, targets = torch.full((4, 1), 1e-2).half(), torch.full((4, 1), 1e4).half()
+    optimizer = OVERFLOWING[name](model)
+    with unchanged(model):
+        optimizer.step(Objective(model, nn.MSELoss(), (inputs, targets)))
+    assert str(optimizer.report.status) == "nonfinite"
+    assert not optimizer.report.accepted

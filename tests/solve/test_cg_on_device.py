@@ -182,6 +182,13 @@ def test_products_with_a_graph_are_detached():
     assert not result.solution.requires_grad
 
 
+def test_an_inner_product_that_underflows_says_nothing_of_the_preconditioner():
+    b = torch.full((3,), 2e-162, dtype=torch.float64)  # products of two such numbers have no digit left, and no sign
+    result = conjugate_gradient(lambda v: v, b, preconditioner=lambda r: -r)
+    assert result.status == (CGStatus.RESIDUAL,)
+    assert not result.solution.any()
+
+
 @pytest.mark.parametrize("check_every", [1, 7])
 def test_preconditioner_that_is_not_positive_definite(check_every):
     matrix, _, b = system(12, 5.0, seed=104)

@@ -102,14 +102,14 @@ class Ending:
             # Where nothing is left but rounding, p'Ap may underflow or round to a negative number.
             rounding = torch.finfo(self.run.b.dtype).eps * self.run.b_norms[block]
             return CGStatus.RESIDUAL if residual <= rounding else CGStatus.NONPOSITIVE_CURVATURE
-        if self.rz[block] < 0:
+        if self.rz[block] < -torch.finfo(self.run.b.dtype).tiny:  # below, numbers have lost their digits, and sign
             raise ValueError(
                 f"the preconditioner is not positive definite: r'M^-1 r = {self.rz[block]:.3g} on block {block}; "
                 "it must map every r to a vector that makes an acute angle with r"
             )
         if self._broken(block):
             return CGStatus.NONFINITE
-        by_residual = self.rz[block] == 0 or self.run.residual_tolerances is not None
+        by_residual = self.rz[block] <= 0 or self.run.residual_tolerances is not None
         return CGStatus.RESIDUAL if by_residual else CGStatus.PROGRESS
 
     def _refused(self, block: int) -> bool:

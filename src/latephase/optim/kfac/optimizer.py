@@ -227,8 +227,9 @@ class KFAC(SecondOrder):
         """Write parameters, buffers and state if the update is good, adapt the damping; what the report says of it."""
         objective, space, carried = linear.objective, linear.space, self._carried
         found: dict[str, Any] = {"new_loss": None, "reduction_ratio": None}
-        good, ratio = math.isfinite(trial.step_norm), math.nan
-        vector = space.values().add_(trial.update)
+        vector, ratio = space.values().add_(trial.update), math.nan
+        length = space.length_of_step(vector) if math.isfinite(trial.step_norm) else None
+        good = length is not None
         if not good:
             ratio = -math.inf
         elif judged:
@@ -241,7 +242,6 @@ class KFAC(SecondOrder):
             self._adapt(stayed["damping"], ratio)
         if not good:
             return stayed | {"reduction_ratio": ratio if adapt else None}
-        length = float((space.stored(vector) - space.values()).norm())
         if length == 0:  # the update is below the rounding of the parameters
             return stayed | found | {"status": StepStatus.STATIONARY, "reduction_ratio": None}
         transaction.write(space, vector, objective, linear.buffers)

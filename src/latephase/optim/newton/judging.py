@@ -90,7 +90,9 @@ def judge(
         status = StepStatus.LINE_SEARCH_FAILED if telling else StepStatus.STATIONARY
         return Outcome(loss, loss, status, ratio, predicted, iteration)
     vector = trials.point(alpha * direction)
-    length = float((model.space.stored(vector) - trials.theta).norm())
+    length = model.space.length_of_step(vector)
+    if length is None:
+        return Outcome(loss, loss, StepStatus.NONFINITE, ratio, predicted, iteration)
     if length == 0:  # the step is below the rounding of the parameters
         return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, predicted, iteration)
     return Outcome(loss, new_loss, StepStatus.TAKEN, ratio, predicted, iteration, alpha, length, vector)

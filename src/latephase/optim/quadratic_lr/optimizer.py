@@ -195,7 +195,8 @@ class QuadraticLearningRate(SecondOrder):
         bend = bent if options["reduction_ratio"] == "damped" else line.bend
         stayed |= {"curvature": curvature, "predicted_change": 0.5 * taken**2 * bend - taken * line.slope}
         vector, _ = moved(line, lr, objective, space, self.param_groups)
-        if vector is None or not math.isfinite(curvature):  # an infinite average would stay for ever
+        length = None if vector is None else space.length_of_step(vector)
+        if vector is None or length is None or not math.isfinite(curvature):  # an infinite average would stay for ever
             if factors is not None and options["damping_rule"] == "decreasing_loss":
                 self._carry(damping=judged(loss, math.nan, math.nan, options)[1])
             return stayed | {"status": QuadraticStepStatus.NONFINITE}
@@ -208,7 +209,6 @@ class QuadraticLearningRate(SecondOrder):
         self._carry(damping=damping, curvature_average=curvature, lr_average=lr)
         if not accepted:
             return stayed | {"status": QuadraticStepStatus.REJECTED, "reduction_ratio": ratio}
-        length = float((space.stored(vector) - space.values()).norm())
         if length == 0:  # the step is below the rounding of the parameters, or its rate is zero
             if line.proposal is not None:
                 line.proposal.accept()
