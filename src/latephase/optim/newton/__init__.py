@@ -1,4 +1,3 @@
 """Hessian-free optimization: quadratic model, candidates, their judging."""
 
 from .hessian_free import HessianFree as HessianFree
-from .judging import ROUNDING as ROUNDING

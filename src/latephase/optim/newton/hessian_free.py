@@ -1,6 +1,5 @@
 """The Hessian-free optimizer (Martens 2010; Tatzel, Hennig and Schneider 2022)."""
 
-import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +31,7 @@ from ..parts import (
 )
 from .block_ranks import agreed
 from .judging import judge
-from .options import FIXED_RATE, LATE_PHASE, blocks_of, check_groups
+from .options import FIXED_RATE, LATE_PHASE, blocks_of, check_groups, rule_of
 from .outcome import Outcome
 from .quadratic import LocalModel, solve
 
@@ -336,10 +335,9 @@ class HessianFree(SecondOrder):
         if outcome.vector is not None:
             transaction.write(model.space, outcome.vector, objective, model.buffers)
         self._carried.keep_start(model.space, None if outcome.vector is None else model.cg.solution)
-        if self.param_groups[0]["adapt_damping"] and model.damping > 0 and not math.isnan(outcome.ratio):
-            warning = adapt_damping(self._carried, model.damping, outcome.ratio, self.param_groups[0])
-            if warning is not None:
-                warnings.warn(warning, stacklevel=5)
+        warning = adapt_damping(self._carried, model.damping, outcome.ratio, rule_of(self.param_groups[0]))
+        if warning is not None:
+            warnings.warn(warning, stacklevel=5)
 
     @property
     def _carried(self) -> Carried:

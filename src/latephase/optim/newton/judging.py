@@ -9,13 +9,10 @@ from torch import Tensor
 
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ...solve import armijo, backtrack, reduction_ratio
+from ...solve import armijo, backtrack, reduction_ratio, resolution
 from ..parts import StepStatus
 from .outcome import Outcome
 from .quadratic import LocalModel
-
-ROUNDING = 4
-"""A predicted change of so many units of rounding of the loss tells nothing: losses are sums of rounded terms."""
 
 
 class Trials:
@@ -72,11 +69,12 @@ def judge(
     predicted, slope, length = candidates.numbers(chosen, direction, options["reduction_ratio"] == "damped")
     if length == 0:
         return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, model.cg.indices[chosen])
-    telling = not abs(predicted) <= ROUNDING * torch.finfo(model.loss.dtype).eps * abs(loss)
+    smallest = resolution(loss, torch.finfo(model.loss.dtype).eps)
+    telling = not abs(predicted) <= smallest
     change = candidate_loss - loss
     if options["ratio_data"] == "objective" and evaluation is not objective and not options["debias"] and telling:
         change = Trials(objective, model.space).value(candidate) - float(model.loss)
-    ratio = reduction_ratio(change, predicted) if telling else math.nan
+    ratio = reduction_ratio(change, predicted, smallest)
     known = candidate_loss if direction is candidate else None
     if options["line_search"]:
         search = armijo(lambda alpha: trials.value(alpha * direction), loss, slope, known=known)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...parameters import ParameterSpace
-from ..parts import check_number, trainable_size
+from ..parts import Damping, Fixed, LevenbergMarquardt, check_number, trainable_size
 
 CHOICES = {
     "curvature": ("ggn", "hessian"),
@@ -124,3 +124,17 @@ def blocks_of(groups: Sequence[Mapping[str, Any]], space: ParameterSpace) -> tup
     found = [(trainable_size(group), float(group["cg_tolerance"])) for group in groups]
     sizes, tolerances = zip(*[block for block in found if block[0]], strict=True)
     return list(sizes), list(tolerances)
+
+
+def rule_of(options: Mapping[str, Any]) -> Damping:
+    """How the damping goes on."""
+    if not options["adapt_damping"]:
+        return Fixed(options["damping"])
+    return LevenbergMarquardt(
+        options["damping"],
+        options["damping_thresholds"],
+        options["damping_factors"],
+        options["damping_range"],
+        options["reduction_ratio"],
+        options["ratio_data"],
+    )
