@@ -5,6 +5,8 @@ module imports nothing else of the package.
 """
 
 from .backtracking import backtrack, iteration_grid
+from .conjugate_gradient import NONPOSITIVE_CURVATURE as NONPOSITIVE_CURVATURE
+from .conjugate_gradient import STOPPING as STOPPING
 from .conjugate_gradient import conjugate_gradient
 from .damping import levenberg_marquardt, reduction_ratio, resolution
 from .line_search import LineSearchResult, armijo

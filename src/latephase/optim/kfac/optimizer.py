@@ -274,7 +274,7 @@ class KFAC(SecondOrder):
 
     @property
     def _carried(self) -> KFACCarried:
-        return KFACCarried(self.state, self.param_groups)
+        return KFACCarried(self.state, self.param_groups, self.param_groups[0]["damping"])
 
     def _checked(
         self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
