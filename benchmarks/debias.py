@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from latephase.objective.objective import Objective
-from latephase.optim import HessianFree
+from latephase.optim import CG, Fixed, HessianFree
 
 DAMPINGS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 
@@ -70,8 +70,13 @@ def predicted_and_actual(
     for _ in range(batches):
         drawn = torch.randperm(len(data[0]), generator=generator)[: 2 * rows].split(rows)
         first, second = (Objective(model, nn.CrossEntropyLoss(), (data[0][r], data[1][r])) for r in drawn)
-        options = {"damping": damping, "adapt_damping": False, "line_search": False, "cg_backtracking": False}
-        optimizer = HessianFree(model.parameters(), debias=debias, **options)
+        optimizer = HessianFree(
+            model.parameters(),
+            damping=Fixed(damping),
+            solver=CG(candidates="last"),
+            line_search=False,
+            debias=debias,
+        )
         optimizer.step(first, second)
         report = optimizer.report
         assert report is not None

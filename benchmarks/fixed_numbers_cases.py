@@ -13,13 +13,18 @@ from fixed_numbers_tasks import Task
 from torch import Tensor, nn
 
 from latephase import (
+    CG,
+    GGN,
     KFAC,
     SGDQLR,
     AdamQLR,
+    Blocks,
     EmpiricalFisher,
+    Fixed,
     GGNDiagonal,
     HessianFree,
     Kronecker,
+    LevenbergMarquardt,
     Nystrom,
     Objective,
     QuadraticLearningRate,
@@ -128,6 +133,11 @@ def diagonal(residual: Tensor) -> Tensor:
     return residual / torch.linspace(1.0, 2.0, len(residual), dtype=residual.dtype)
 
 
+def cg(**fields: Any) -> CG:
+    """Conjugate gradients, 12 iterations where the fields do not say it."""
+    return CG(**{"max_iter": 12} | fields)
+
+
 def hf(preset: str = "", **options: Any) -> Make:
     """HessianFree on all parameters, 12 iterations and damping 0.1 where neither preset nor options say it."""
     if preset:
@@ -137,7 +147,7 @@ def hf(preset: str = "", **options: Any) -> Make:
 
 def grouped(groups: Callable[[nn.Module], Any], **options: Any) -> Make:
     """HessianFree on param groups, 12 iterations and damping 0.1 where the options do not say it."""
-    options = {"cg_max_iter": 12, "damping": 0.1} | options
+    options = {"solver": cg(), "damping": 0.1} | options
     return lambda model: HessianFree(groups(model), **options)
 
 
@@ -169,7 +179,7 @@ OPTIMIZERS: dict[str, tuple[Make, Feed]] = {
 EVERYWHERE = ("digits", "transformer", "recurrent", "convection", "reaction")
 
 HESSIAN_FREE: dict[str, Case] = {
-    "default": Case("small", hf(cg_max_iter=250, damping=1.0)),
+    "default": Case("small", hf(solver=cg(max_iter=250), damping=1.0)),
     "own_batch": Case("small", hf(), own),
     "same_data": Case("small", hf(), same_data),
     "part_of_curvature": Case("small", hf(), part),
@@ -180,52 +190,54 @@ HESSIAN_FREE: dict[str, Case] = {
     "no_decay": Case("small", hf(), undecayed),
     "decay": Case("small", hf(), decayed),
     "hessian_truncate": Case("small", hf(curvature="hessian", damping=1e-3)),
-    "hessian_ignore": Case("small", hf(curvature="hessian", damping=1e-3, nonpositive_curvature="ignore")),
-    "hessian_absolute": Case("small", hf(curvature="hessian", damping=1e-3, nonpositive_curvature="absolute")),
+    "hessian_ignore": Case("small", hf(curvature="hessian", damping=1e-3, solver=cg(nonpositive_curvature="ignore"))),
+    "hessian_absolute": Case(
+        "small", hf(curvature="hessian", damping=1e-3, solver=cg(nonpositive_curvature="absolute"))
+    ),
     "hessian_convection": Case("convection", hf(curvature="hessian")),
-    "stopping_residual": Case("small", hf(cg_stopping="residual", cg_tolerance=0.1)),
-    "stopping_martens": Case("small", hf(cg_max_iter=60, cg_tolerance=5e-3)),
+    "stopping_residual": Case("small", hf(solver=cg(stopping="residual", tolerance=0.1))),
+    "stopping_martens": Case("small", hf(solver=cg(max_iter=60, tolerance=5e-3))),
     "no_line_search": Case("small", hf(line_search=False)),
-    "last_iterate": Case("small", hf(cg_backtracking=False)),
-    "cold_start": Case("small", hf(cg_decay_x0=0.0)),
-    "fixed_damping": Case("small", hf(adapt_damping=False, damping=0.1)),
-    "no_damping": Case("small", hf(damping=0.0, cg_max_iter=5)),
-    "damping_rule": Case("small", hf(damping=10.0, damping_thresholds=(0.1, 0.6), damping_factors=(0.5, 4.0))),
-    "damping_range": Case("small", hf(damping=0.5, damping_range=(0.2, 1.0))),
-    "ratio_damped": Case("small", hf(reduction_ratio="damped")),
-    "ratio_on_objective": Case("small", hf(ratio_data="objective")),
-    "iterates_on_host": Case("small", hf(iterates_on_host=True)),
-    "max_step_norm": Case("small", hf(max_step_norm=0.05)),
+    "last_iterate": Case("small", hf(solver=cg(candidates="last"))),
+    "cold_start": Case("small", hf(solver=cg(warm_start=0.0))),
+    "fixed_damping": Case("small", hf(damping=Fixed(0.1))),
+    "no_damping": Case("small", hf(damping=0.0, solver=cg(max_iter=5))),
+    "damping_rule": Case("small", hf(damping=LevenbergMarquardt(10.0, thresholds=(0.1, 0.6), factors=(0.5, 4.0)))),
+    "damping_range": Case("small", hf(damping=LevenbergMarquardt(0.5, range=(0.2, 1.0)))),
+    "ratio_damped": Case("small", hf(damping=LevenbergMarquardt(0.1, model="damped"))),
+    "ratio_on_objective": Case("small", hf(damping=LevenbergMarquardt(0.1, data="objective"))),
+    "iterates_on_host": Case("small", hf(solver=cg(on_host=True))),
+    "max_step_norm": Case("small", hf(solver=cg(max_step_norm=0.05))),
     "rate": Case("small", hf(lr=0.5), schedule=0.97),
-    "products_in_float32": Case("small", hf(curvature_dtype=torch.float32)),
+    "products_in_float32": Case("small", hf(curvature=GGN(dtype=torch.float32))),
     "float32": Case("small", hf(), dtype=torch.float32),
     "debias": Case("small", hf(debias=True)),
     "debias_digits": Case("digits", hf(debias=True)),
     "dropout": Case("dropout", hf(), training=True),
     "batch_norm": Case("batch_norm", hf(), training=True),
-    "resumed": Case("small", hf(preconditioner=Nystrom(rank=5, every=4)), resumed=22),
-    "structural_damping": Case("recurrent", hf(structural_damping=1 / 30)),
-    "structural_damping_strong": Case("recurrent", hf(structural_damping=1.0, damping=0.1)),
-    "empirical_fisher": Case("small", hf(preconditioner="empirical_fisher")),
-    "empirical_fisher_digits": Case("digits", hf(preconditioner=EmpiricalFisher(every=3))),
-    "ggn_diagonal": Case("small", hf(preconditioner="ggn_diagonal")),
-    "ggn_diagonal_transformer": Case("transformer", hf(preconditioner=GGNDiagonal(every=5))),
-    "nystrom": Case("small", hf(preconditioner="nystrom")),
-    "nystrom_reaction": Case("reaction", hf(preconditioner=Nystrom(rank=8, every=5))),
-    "kfac": Case("small", hf(preconditioner="kfac")),
-    "kfac_digits": Case("digits", hf(preconditioner=Kronecker())),
-    "own_preconditioner": Case("small", hf(preconditioner=diagonal)),
-    "blocks_layerwise": Case("small", grouped(layerwise, block_diagonal=True)),
-    "blocks_by_module": Case("digits", grouped(lambda m: by_module(m, ["0", "2", "6", "8"]), block_diagonal=True)),
-    "blocks_transformer": Case("transformer", grouped(layerwise, block_diagonal=True)),
-    "blocks_recurrent": Case("recurrent", grouped(layerwise, block_diagonal=True)),
-    "blocks_kfac": Case("small", grouped(layerwise, block_diagonal=True, preconditioner="kfac")),
-    "blocks_nystrom": Case("small", grouped(layerwise, block_diagonal=True, preconditioner="nystrom")),
-    "blocks_hessian": Case("small", grouped(layerwise, block_diagonal=True, curvature="hessian")),
-    "blocks_sampled": Case("digits", grouped(layerwise, block_diagonal=True, block_samples=2)),
+    "resumed": Case("small", hf(solver=cg(preconditioner=Nystrom(rank=5, every=4))), resumed=22),
+    "structural_damping": Case("recurrent", hf(curvature=GGN(structural_damping=1 / 30))),
+    "structural_damping_strong": Case("recurrent", hf(curvature=GGN(structural_damping=1.0), damping=0.1)),
+    "empirical_fisher": Case("small", hf(solver=cg(preconditioner="empirical_fisher"))),
+    "empirical_fisher_digits": Case("digits", hf(solver=cg(preconditioner=EmpiricalFisher(every=3)))),
+    "ggn_diagonal": Case("small", hf(solver=cg(preconditioner="ggn_diagonal"))),
+    "ggn_diagonal_transformer": Case("transformer", hf(solver=cg(preconditioner=GGNDiagonal(every=5)))),
+    "nystrom": Case("small", hf(solver=cg(preconditioner="nystrom"))),
+    "nystrom_reaction": Case("reaction", hf(solver=cg(preconditioner=Nystrom(rank=8, every=5)))),
+    "kfac": Case("small", hf(solver=cg(preconditioner="kfac"))),
+    "kfac_digits": Case("digits", hf(solver=cg(preconditioner=Kronecker()))),
+    "own_preconditioner": Case("small", hf(solver=cg(preconditioner=diagonal))),
+    "blocks_layerwise": Case("small", grouped(layerwise, blocks=True)),
+    "blocks_by_module": Case("digits", grouped(lambda m: by_module(m, ["0", "2", "6", "8"]), blocks=True)),
+    "blocks_transformer": Case("transformer", grouped(layerwise, blocks=True)),
+    "blocks_recurrent": Case("recurrent", grouped(layerwise, blocks=True)),
+    "blocks_kfac": Case("small", grouped(layerwise, blocks=True, solver=cg(preconditioner="kfac"))),
+    "blocks_nystrom": Case("small", grouped(layerwise, blocks=True, solver=cg(preconditioner="nystrom"))),
+    "blocks_hessian": Case("small", grouped(layerwise, blocks=True, curvature="hessian")),
+    "blocks_sampled": Case("digits", grouped(layerwise, blocks=Blocks(samples=2))),
     "blocks_tolerance": Case(
         "small",
-        grouped(lambda m: first_layer_apart(m, cg_tolerance=0.05, damping_scale=3.0), block_diagonal=True),
+        grouped(lambda m: first_layer_apart(m, tolerance=0.05, damping_scale=3.0), blocks=True),
     ),
     "fixed_rate": Case("small", lambda model: HessianFree.fixed_rate(layerwise(model), lr=0.5, damping=0.1)),
     "groups": Case("small", grouped(lambda m: first_layer_apart(m, lr=0.5, damping_scale=2.0))),

@@ -13,7 +13,6 @@ hour and a half on one core.
 """
 
 import argparse
-import inspect
 import json
 import os
 import statistics
@@ -26,12 +25,10 @@ import late_phase_runs
 import torch
 from late_phase_problems import CHECKPOINTS
 
-from latephase import HessianFree
 from latephase.records.environment import describe_environment
 from latephase.study.performing.conducting import ALLOCATOR
 
 Setting = dict[str, Any]
-DEFAULTS = inspect.signature(HessianFree).parameters
 ONE_THREAD = {"OMP_NUM_THREADS": "1", **ALLOCATOR}
 BUDGETS = {"search": {"fashion": 8.0, "digits": 3.0}, "verify": {"fashion": 14.0, "digits": 5.0}}
 SEEDS = {"search": (0, 1), "grid": (0,), "verify": (10, 11, 12)}
@@ -90,7 +87,7 @@ def changed(setting: Setting, factor: str, value: Any) -> Setting:
     if factor == "evaluation":
         return {**setting, "evaluation": round(value * setting["batch"])}
     options = {name: option for name, option in setting["options"].items() if name != factor}
-    if value != DEFAULTS[factor].default:
+    if value != late_phase_runs.default_of(factor):
         options[factor] = value
     return {**setting, "options": options}
 

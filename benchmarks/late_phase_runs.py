@@ -12,12 +12,22 @@ import torch
 from late_phase_problems import CHECKPOINTS, HELD_OUT, data_of, l2_term, measure, problem_named
 from torch import Tensor, nn
 
-from latephase import HessianFree, Objective
+from latephase import CG, GGN, HessianFree, LevenbergMarquardt, Objective
 from latephase.problems.problem import Problem, is_weight
 from latephase.problems.sampling import Stream, batches, draw, generator
 from latephase.study.performing.checkpoint import load_checkpoint, save_checkpoint
 
 GRADIENTS = 3
+PLACES = {
+    "cg_max_iter": ("solver", "max_iter"),
+    "cg_decay_x0": ("solver", "warm_start"),
+    "preconditioner": ("solver", "preconditioner"),
+    "curvature_dtype": ("curvature", "dtype"),
+    "damping_factors": ("damping", "factors"),
+    "damping_thresholds": ("damping", "thresholds"),
+    "ratio_data": ("damping", "data"),
+}
+"""Factors of the records that are fields of parts: option and field."""
 
 Setting = dict[str, Any]
 
@@ -170,11 +180,24 @@ class Newton:
 
 
 def options_of(setting: Setting) -> dict[str, Any]:
-    """The optimizer's options; a dtype is named in the setting."""
-    options = dict(setting["options"])
-    if options.get("curvature_dtype"):
-        options["curvature_dtype"] = getattr(torch, options["curvature_dtype"])
-    return options
+    """The optimizer's options, of a setting's factors."""
+    factors = dict(setting["options"])
+    fixed = not factors.pop("adapt_damping", True)
+    tables: dict[str, dict[str, Any]] = {"damping": {"initial": factors.pop("damping", 1.0)}}
+    for factor, (option, field) in PLACES.items():
+        if factor in factors:
+            tables.setdefault(option, {})[field] = factors.pop(factor)
+    if fixed:
+        tables["damping"] = {"kind": "fixed", "value": tables["damping"]["initial"]}
+    return {**factors, **tables}
+
+
+def default_of(factor: str) -> Any:
+    """What a factor is where a setting does not name it."""
+    if factor in PLACES:
+        option, field = PLACES[factor]
+        return getattr({"solver": CG(), "damping": LevenbergMarquardt(), "curvature": GGN()}[option], field)
+    return {"damping": 1.0, "adapt_damping": True, "lr": 1.0, "line_search": True, "debias": False}[factor]
 
 
 def gradient_seconds(problem: Problem, model: nn.Module, rows: int) -> float:

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 LATEPHASE_DATA=FOLDER python benchmarks/precision.py --out benchmarks/results
 
 SGD trains each network to an early and a late checkpoint. From there Hessian-free steps are taken in float32, and at
-every one of them the same step is taken with `curvature_dtype=torch.bfloat16`: parameters, damping, start of conjugate
+every one of them the same step is taken with `GGN(dtype=torch.bfloat16)`: parameters, damping, start of conjugate
 gradients, batch and evaluation batch are the same. The first steps of a run are also taken with everything in float64,
 and in float32 with the rows of the batch in another order: what is different there is rounding of float32. Compared is
 by how much the loss falls on the evaluation batch, on the batch and on a fixed larger set. The run goes on from the
@@ -31,7 +31,7 @@ import precision_report
 import torch
 from torch import Tensor, nn
 
-from latephase import problems
+from latephase import CG, GGN, problems
 from latephase.bench.timing import interleave, summarize
 from latephase.curvature import linearize
 from latephase.objective.objective import Objective
@@ -183,7 +183,7 @@ def take(case: Case, model: nn.Module, start: HessianFree, data: Data, rows: tup
         model.double()
     optimizer = HessianFree(model.parameters())
     optimizer.load_state_dict(copy.deepcopy(start.state_dict()))
-    optimizer.param_groups[0]["curvature_dtype"] = torch.bfloat16 if variant == "bfloat16" else None
+    optimizer.param_groups[0]["curvature"] = GGN(dtype=torch.bfloat16 if variant == "bfloat16" else None)
     if variant == "float64":  # tracing convolutions in float64 takes longer than it saves
         optimizer.state[next(model.parameters())].pop("forms", None)
     batch = rows[0].flip(0) if variant == "reordered" else rows[0]
@@ -232,7 +232,7 @@ def run(case: Case, data: Data, checkpoint: str, origin: nn.Module) -> Iterator[
             if cap < CAPS[0] and longest <= cap:
                 continue
             model = copy.deepcopy(origin)
-            optimizer = HessianFree(model.parameters(), damping=damping, cg_max_iter=cap)
+            optimizer = HessianFree(model.parameters(), damping=damping, solver=CG(max_iter=cap))
             count, *controls = case.steps
             for index in range(count):
                 batch, evaluation = draw(len(data[1]), [case.rows, case.rows], 0, index)

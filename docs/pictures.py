@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor, nn
 
-from latephase import HessianFree, Objective
+from latephase import Fixed, HessianFree, LevenbergMarquardt, Objective
 from latephase.curvature import damped, linearize
 from latephase.curvature.preconditioners import PRECONDITIONERS
 from latephase.problems import get
@@ -95,10 +95,10 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "judged on the batch itself": (False, {}),
     "judged on disjoint data": (True, {}),
     "disjoint data, debias=True": (True, {"debias": True}),
-    "disjoint data, damping kept at 0.01": (True, {"damping": 0.01, "adapt_damping": False}),
-    'disjoint data, ratio_data="objective"': (True, {"ratio_data": "objective"}),
-    "disjoint data, thresholds (-1/2, 1/4)": (True, {"damping_thresholds": (-0.5, 0.25)}),
-    "batch itself, damping kept at 0.01": (False, {"damping": 0.01, "adapt_damping": False}),
+    "disjoint data, damping kept at 0.01": (True, {"damping": Fixed(0.01)}),
+    'disjoint data, data="objective"': (True, {"damping": LevenbergMarquardt(0.1, data="objective")}),
+    "disjoint data, thresholds (-1/2, 1/4)": (True, {"damping": LevenbergMarquardt(0.1, thresholds=(-0.5, 0.25))}),
+    "batch itself, damping kept at 0.01": (False, {"damping": Fixed(0.01)}),
 }
 """Ways to judge steps and to set the damping: whether on other data, and options beside damping=0.1."""
 

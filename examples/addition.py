@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from latephase import HessianFree, Objective
+from latephase import CG, GGN, HessianFree, Objective
 from latephase.problems.architectures.recurrent import Recurrent
 from latephase.problems.pathological import TOLERANCE, marked_numbers
 
@@ -32,7 +32,10 @@ def train(args: argparse.Namespace, mu: float, log: Path) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     model, loss = Recurrent(2, 1, args.units), nn.MSELoss()
     optimizer = HessianFree(
-        model.parameters(), damping=args.damping, structural_damping=mu, cg_max_iter=args.cg_max_iter
+        model.parameters(),
+        damping=args.damping,
+        curvature=GGN(structural_damping=mu),
+        solver=CG(max_iter=args.cg_max_iter),
     )
     unseen, sums = marked_numbers(2000, args.length, torch.Generator().manual_seed(10**6))
     log.write_text("")

@@ -25,7 +25,7 @@ from kronecker import ChainKFAC
 from timed_runs import CLOCKS, Line, Step, errors, plot, run
 from torch import Tensor, nn
 
-from latephase import HessianFree, Objective
+from latephase import CG, GGN, HessianFree, Objective
 from latephase.problems.architectures.autoencoder import autoencoder
 from latephase.problems.architectures.layers import sparse_
 from latephase.problems.data.idx import read_idx
@@ -47,9 +47,8 @@ SEED = 0
 
 HESSIAN_FREE = {
     "damping": 5.0,
-    "cg_max_iter": 6,
-    "preconditioner": ChainKFAC(every=4),
-    "curvature_dtype": torch.bfloat16,
+    "solver": CG(max_iter=6, preconditioner=ChainKFAC(every=4)),
+    "curvature": GGN(dtype=torch.bfloat16),
 }
 """Options of the Hessian-free optimizer."""
 REPORTED = ("loss", "damping", "reduction_ratio", "cg_iterations", "cg_chosen", "lr", "products", "status", "seconds")

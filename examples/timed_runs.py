@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from latephase.records.strict_json import finite
 from latephase.records.environment import describe_environment
+from latephase.records.strict_json import finite
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 """Wall-clock time, and the time for which the process has had a processor: with one thread and a processor to itself

@@ -11,7 +11,7 @@ def problem(blocks=1):
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     data = torch.randn(20, 3), torch.randint(3, (20,))
     params = model.parameters() if blocks == 1 else layerwise(model)
-    optimizer = HessianFree(params, damping=0.1, block_diagonal=blocks > 1)
+    optimizer = HessianFree(params, damping=0.1, blocks=blocks > 1)
     return optimizer, Objective(model, nn.CrossEntropyLoss(), data)
 
 

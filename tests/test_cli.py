@@ -30,7 +30,7 @@ name = "hf"
 label = "Hessian-free"
 batch_size = 32
 evaluation_batch_size = 32
-options = { cg_max_iter = 2 }
+options = { solver = { max_iter = 2 } }
 """
 
 

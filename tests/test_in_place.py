@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective, check
+from latephase import CG, KFAC, SGDQLR, AdamQLR, HessianFree, Objective, check
 from latephase.curvature import linearize
 
 X, Y = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.ones(8, 1)
@@ -91,7 +91,7 @@ def test_what_looks_at_the_loss_alone_leaves_the_targets_alone(optimizer):
         pytest.importorskip("curvlinops")
         KFAC(model.parameters()).step(Objective(model, working_loss, (inputs, targets)))
     else:
-        HessianFree(model.parameters(), preconditioner=optimizer).step(
+        HessianFree(model.parameters(), solver=CG(preconditioner=optimizer)).step(
             Objective(model, working_loss, (inputs, targets))
         )
     assert torch.equal(targets, given)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flat_parts import parts
 from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective, check
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -63,13 +64,13 @@ def built(way):
     return judge, WAYS[way](judge)
 
 
-@pytest.mark.parametrize("options", [{}, {"curvature_dtype": torch.bfloat16}], ids=["plain", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}], ids=["plain", "bfloat16"])
 @pytest.mark.parametrize("way", [*WAYS, "global"])
 def test_statistics_move_as_in_one_forward_pass(way, options):
     judge, loss = built(way)
     torch.manual_seed(0)
     model = nn.Linear(3, 3)
-    optimizer = HessianFree(model.parameters(), **options)
+    optimizer = HessianFree(model.parameters(), **parts(**options))
     for _ in range(4):
         alone = copy.deepcopy(judge)
         alone(model(X))

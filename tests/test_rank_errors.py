@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from latephase import AdamQLR, HessianFree, Objective, layerwise
+from latephase import CG, AdamQLR, Blocks, HessianFree, Objective, layerwise
 from latephase.curvature import linearize
 from latephase.optim.kfac import KFAC
 from rank_processes import message_of, results_of_ranks
@@ -20,19 +20,19 @@ TIMEOUT = 120  # seconds for all of the children's work: some ten, and the impor
 ALONE = dist.GroupMember.NON_GROUP_MEMBER
 STEPS = 2
 OPTIMIZERS: dict[str, Any] = {
-    "hessian_free": lambda model, **_: HessianFree(model.parameters(), cg_max_iter=4),
-    "blocks": lambda model, **_: HessianFree(layerwise(model), block_diagonal=True, cg_max_iter=4),
+    "hessian_free": lambda model, **_: HessianFree(model.parameters(), solver=CG(max_iter=4)),
+    "blocks": lambda model, **_: HessianFree(layerwise(model), blocks=True, solver=CG(max_iter=4)),
     "block_group": lambda model, group: HessianFree(
-        layerwise(model), block_diagonal=True, cg_max_iter=4, block_group=group
+        layerwise(model), blocks=Blocks(group=group), solver=CG(max_iter=4)
     ),
     "kfac": lambda model, **_: KFAC(model.parameters(), adapt_period=1),
     "adam_qlr": lambda model, **_: AdamQLR(model.parameters()),
 }
 OPTIONS: dict[str, tuple[Any, Any, str]] = {  # optimizer, two settings, what the error names
     "lr": (HessianFree, ({"lr": 1.0}, {"lr": 0.5}), "'lr' differs between ranks"),
-    "cap": (HessianFree, ({"cg_max_iter": 4}, {"cg_max_iter": 9}), "'cg_max_iter' differs"),
-    "factors": (HessianFree, ({}, {"damping_factors": (0.5, 2.0)}), "'damping_factors' differs"),
-    "preconditioner": (HessianFree, ({}, {"preconditioner": "empirical_fisher"}), "'preconditioner' differs"),
+    "cap": (HessianFree, ({"solver": {"max_iter": 4}}, {"solver": {"max_iter": 9}}), "'solver.max_iter' differs"),
+    "factors": (HessianFree, ({}, {"damping": {"factors": (0.5, 2.0)}}), "'damping.factors' differs"),
+    "preconditioner": (HessianFree, ({}, {"solver": {"preconditioner": "kfac"}}), "'solver.preconditioner' differs"),
     "momentum": (KFAC, ({}, {"momentum": 0.5}), "'momentum' differs"),
     "clip": (AdamQLR, ({}, {"lr_clip": 0.1}), "'lr_clip' differs"),
     "betas": (AdamQLR, ({}, {"betas": (0.5, 0.9)}), "'betas' differs"),
@@ -128,14 +128,13 @@ def elsewhere(rank: int) -> dict[str, Any]:
     group, own, found = dist.group.WORLD, (slice(0, 5), slice(5, 16))[rank], {}
     for name, error in (("memory", torch.OutOfMemoryError("no memory")), ("interrupt", KeyboardInterrupt())):
         model = network()
-        optimizer = HessianFree(model.parameters(), preconditioner=failing_preconditioner(rank, error))
+        optimizer = HessianFree(model.parameters(), solver=CG(preconditioner=failing_preconditioner(rank, error)))
         found[name] = message_of(lambda o=optimizer, m=model: o.step(objective_of(m, own, group)))
     model = network()
     optimizer = HessianFree(
         layerwise(model),
-        block_diagonal=True,
-        block_group=group,
-        preconditioner=failing_preconditioner(rank, ValueError("not definite")),
+        blocks=Blocks(group=group),
+        solver=CG(preconditioner=failing_preconditioner(rank, ValueError("not definite"))),
     )
     found["solver of blocks"] = message_of(lambda: optimizer.step(objective_of(model, slice(0, 8), None)))
     for name, use in (("value", Objective.value), ("closure", Objective.__call__), ("linearize", linearize)):
@@ -147,7 +146,7 @@ def elsewhere(rank: int) -> dict[str, Any]:
     found["too few rows"] = message_of(lambda: objective_of(network(), own, group).split(6)[0].value())
     found["too few to draw"] = message_of(lambda: objective_of(network(), own, group).subsample(6).value())
     model = network()
-    bad = {"cg_max_iter": 0} if rank == 1 else {}
+    bad = {"solver": {"max_iter": 0}} if rank == 1 else {}
     optimizer = HessianFree(model.parameters())
     optimizer.param_groups[0].update(bad)
     found["bad option"] = message_of(lambda: optimizer.step(objective_of(model, own, group)))
@@ -162,7 +161,7 @@ def apart(rank: int) -> dict[str, Any]:
         made = optimizer(model.parameters(), **settings[rank])
         found[name] = message_of(lambda o=made, m=model: o.step(objective_of(m, own, group)))
     model = network()
-    optimizer = HessianFree(model.parameters(), cg_max_iter=4)
+    optimizer = HessianFree(model.parameters(), solver=CG(max_iter=4))
     optimizer.step(objective_of(model, own, group))
     optimizer.param_groups[0]["lr"] *= 0.5 if rank == 1 else 1.0  # as a scheduler of one rank would do
     before = flat(model)
@@ -203,15 +202,15 @@ def groups(rank: int) -> dict[str, Any]:
         ("same ranks", both, objective_of(model, own, group)),
         ("wrapped", group, objective_of(wrapped, own, None)),
     ):
-        optimizer = HessianFree(layerwise(objective.model), block_diagonal=True, block_group=shared)
+        optimizer = HessianFree(layerwise(objective.model), blocks=Blocks(group=shared))
         found[name] = message_of(lambda o=optimizer, objective=objective: o.step(objective))
-    optimizer = HessianFree(layerwise(model), block_diagonal=True, block_group=group)
+    optimizer = HessianFree(layerwise(model), blocks=Blocks(group=group))
     found["other data"] = message_of(lambda: optimizer.step(objective_of(model, own, None)))
     dropout = nn.Sequential(nn.Linear(3, 20), nn.Dropout(0.5), nn.Linear(20, 3)).double()
     for p in dropout.parameters():
         dist.broadcast(p.detach(), 0)
     torch.manual_seed(100 + rank)
-    optimizer = HessianFree(layerwise(dropout), block_diagonal=True, block_group=group)
+    optimizer = HessianFree(layerwise(dropout), blocks=Blocks(group=group))
     found["dropout"] = message_of(lambda: optimizer.step(objective_of(dropout, slice(0, 8), None)))
     found["dropout parameters"] = flat(dropout)
 
@@ -273,7 +272,7 @@ def test_an_exception_at_any_pass_on_one_rank_reaches_the_others_and_the_step_ca
 @pytest.mark.parametrize(("case", "error"), [
     ("memory", "OutOfMemoryError: no memory"), ("interrupt", "KeyboardInterrupt: "),
     ("solver of blocks", "ValueError: not definite"), ("value", "OSError: gone"), ("closure", "OSError: gone"),
-    ("linearize", "OSError: gone"), ("no rows", "ValueError: "), ("bad option", "ValueError: cg_max_iter"),
+    ("linearize", "OSError: gone"), ("no rows", "ValueError: "), ("bad option", "ValueError: CG.max_iter"),
 ])  # fmt: skip
 def test_a_failure_of_the_second_rank_is_told_to_the_first(ranks, case, error):
     first, second = (found["elsewhere"][case] for found in ranks)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flat_parts import parts
 from latephase import HessianFree, Objective, layerwise
 from latephase.curvature import linearize
 from rank_processes import message_of, results_of_ranks
@@ -16,7 +17,7 @@ from rank_processes import message_of, results_of_ranks
 RANKS = 2
 SHARES = (slice(0, 5), slice(5, 16))  # unequal
 TIMEOUT = 150  # seconds for all of the children's work: some three, and the import of torch twice
-SETTING = {"damping": 1.0, "cg_max_iter": 8}
+SETTING = {"damping": 1.0, "max_iter": 8}
 """Conjugate gradients stop before they have converged: candidates that differ by rounding alone would tie by chance."""
 WEIGHT = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
 
@@ -58,7 +59,7 @@ def quantities(objective) -> dict[str, torch.Tensor]:
 
 def steps(model, rows, group, seed_of_evaluation=3, **options) -> dict[str, Any]:
     """Five steps with a held-out evaluation objective; the reports, parameters and the damping."""
-    optimizer = HessianFree(layerwise(model), **SETTING, **options)
+    optimizer = HessianFree(layerwise(model), **parts(**SETTING, **options))
     loss = nn.CrossEntropyLoss(weight=WEIGHT)
     evaluation = Objective(model, loss, data(rows, seed_of_evaluation), process_group=group)
     objective, reports = objective_of(model, rows, group), []
@@ -79,7 +80,7 @@ def child(rank: int, folder: str) -> None:
     results["sum"] = Objective(network(), nn.MSELoss(reduction="sum"), (data(own)[0],) * 2, process_group=group).value()
     wrapped = DistributedDataParallel(network())
     results["wrapped"] = quantities(objective_of(wrapped, own))
-    for name, options in (("full", {}), ("blocks", {"block_diagonal": True}), ("hessian", {"curvature": "hessian"})):
+    for name, options in (("full", {}), ("blocks", {"blocks": True}), ("hessian", {"curvature": "hessian"})):
         results[name] = steps(network(), own, group, **options)
 
     dropout = nn.Sequential(nn.Linear(3, 40), nn.Dropout(0.5), nn.Linear(40, 3)).double()
@@ -171,12 +172,12 @@ def test_steps_are_bit_identical_across_ranks(ranks, name):
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    ("full", {}), ("blocks", {"block_diagonal": True}), ("hessian", {"curvature": "hessian"}),
+    ("full", {}), ("blocks", {"blocks": True}), ("hessian", {"curvature": "hessian"}),
 ])  # fmt: skip
 def test_steps_are_those_of_one_process(ranks, name, options):
     """The curvature objective leaves the last row of each share out."""
     model = network()
-    optimizer = HessianFree(layerwise(model), **SETTING, **options)
+    optimizer = HessianFree(layerwise(model), **parts(**SETTING, **options))
     kept = [row for share in SHARES for row in range(share.start, share.stop - 1)]
     x, y = data()
     loss = nn.CrossEntropyLoss(weight=WEIGHT)

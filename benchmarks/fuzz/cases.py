@@ -172,34 +172,35 @@ SETTING: dict[str, list[Any]] = {
 _FINITE_RANGES = [(1e-12, 1e12), (1e-12, 1e12), (0.0, math.inf), (1e-10, 300.0)]
 
 HESSIAN_FREE: dict[str, list[Any]] = {
-    "curvature": ["ggn", "ggn", "hessian"],
-    "damping": [0.0, 1e-12, 1e-4, 0.03, 1.0, 1.0, 300.0, 1e12],
-    "adapt_damping": [True, True, False],
+    "curvature.kind": ["ggn", "ggn", "hessian"],
+    "damping.initial": [0.0, 1e-12, 1e-4, 0.03, 1.0, 1.0, 300.0, 1e12],
+    "damping.fixed": [False, False, True],
     "lr": [0.0, 1e-12, 1e-3, 0.5, 1.0, 1.0, 1.0, 4.0],
     "line_search": [True, True, True, False],
-    "cg_max_iter": [1, 2, 7, 30, 100],
-    "cg_decay_x0": [0.0, 0.5, 0.95, 1.0, 3.0],
-    "cg_backtracking": [True, True, False],
-    "cg_stopping": ["martens", "martens", "residual"],
-    "cg_tolerance": [0.0, 1e-12, 5e-4, 0.5],
-    "nonpositive_curvature": ["truncate", "ignore", "absolute"],
-    "curvature_dtype": [None, None, None, None, torch.float32, torch.float64, torch.bfloat16],
-    "block_diagonal": [False, False, True],
-    "iterates_on_host": [False, False, True],
-    "damping_thresholds": [(0.25, 0.75), (0.25, 0.75), (0.5, 0.5), (0.0, 0.0), (-2.0, 3.0), (0.9, 0.99)],
-    "damping_factors": [(2 / 3, 3 / 2), (2 / 3, 3 / 2), (1.0, 1.0), (0.01, 100.0), (1e-12, 1e12)],
-    "damping_range": _FINITE_RANGES,
-    "reduction_ratio": ["undamped", "undamped", "damped"],
-    "ratio_data": ["evaluation", "evaluation", "objective"],
-    "structural_damping": [0.0, 0.0, 0.0, 1 / 30, 10.0],
-    "max_step_norm": [None, None, 1e-12, 0.1, 10.0, 1e12],
+    "solver.max_iter": [1, 2, 7, 30, 100],
+    "solver.warm_start": [0.0, 0.5, 0.95, 1.0, 3.0],
+    "solver.candidates": ["best", "best", "last"],
+    "solver.stopping": ["martens", "martens", "residual"],
+    "solver.tolerance": [0.0, 1e-12, 5e-4, 0.5],
+    "solver.nonpositive_curvature": ["truncate", "ignore", "absolute"],
+    "curvature.dtype": [None, None, None, None, torch.float32, torch.float64, torch.bfloat16],
+    "blocks": [False, False, True],
+    "solver.on_host": [False, False, True],
+    "damping.thresholds": [(0.25, 0.75), (0.25, 0.75), (0.5, 0.5), (0.0, 0.0), (-2.0, 3.0), (0.9, 0.99)],
+    "damping.factors": [(2 / 3, 3 / 2), (2 / 3, 3 / 2), (1.0, 1.0), (0.01, 100.0), (1e-12, 1e12)],
+    "damping.range": _FINITE_RANGES,
+    "damping.model": ["undamped", "undamped", "damped"],
+    "damping.data": ["evaluation", "evaluation", "objective"],
+    "curvature.structural_damping": [0.0, 0.0, 0.0, 1 / 30, 10.0],
+    "solver.max_step_norm": [None, None, 1e-12, 0.1, 10.0, 1e12],
     "debias": [False, False, False, True],
-    "preconditioner": [
+    "solver.preconditioner": [
         None, None, "empirical_fisher", "ggn_diagonal", "nystrom", "kfac",
         EmpiricalFisher(every=2, exponent=1.0), GGNDiagonal(probes=2, every=3), Nystrom(rank=3, every=2),
         Kronecker(every=2, probes=2, damping="exact"),
     ],
 }  # fmt: skip
+"""Fields of parts by option and name."""
 KFAC_OPTIONS: dict[str, list[Any]] = {
     "lr": [None, None, 1e-12, 0.1, 1.0],
     "momentum": [None, None, 0.0, 0.9],
@@ -264,16 +265,16 @@ def draw(number: int) -> Trial:
     options = {name: generator.choice(values) for name, values in table.items()}
     if generator.random() < 0.9:  # else combinations that are documented errors
         if setting["model"] != "recurrent":
-            options.pop("structural_damping", None)
+            options.pop("curvature.structural_damping", None)
         if setting["evaluation"] in ("none", "same"):
             options.pop("debias", None)
     if generator.random() < 0.5:
         kept = generator.sample(sorted(options), min(3, len(options)))
         options = {name: value for name, value in options.items() if name in kept}
     if not _has_curvlinops() and (
-        options.get("preconditioner") == "kfac" or isinstance(options.get("preconditioner"), Kronecker)
+        options.get("solver.preconditioner") == "kfac" or isinstance(options.get("solver.preconditioner"), Kronecker)
     ):
-        options["preconditioner"] = None
+        options["solver.preconditioner"] = None
     return Trial(number, setting, options)
 
 
@@ -291,6 +292,20 @@ def model_of(trial: Trial) -> nn.Module:
     return model
 
 
+def in_parts(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `HessianFree`, the fields of each part in a table; a damping that stays has its value alone."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        option, _, field = name.partition(".")
+        if field:
+            found.setdefault(option, {})[field] = value
+        else:
+            found[option] = value
+    if "damping" in found and found["damping"].pop("fixed", False):
+        found["damping"] = {"kind": "fixed", "value": found["damping"].get("initial", 1.0)}
+    return found
+
+
 def optimizer_of(trial: Trial, model: nn.Module) -> HessianFree | KFAC | QuadraticLearningRate:
     """The optimizer with its options; param groups by layer where rates are to differ."""
     groups = [dict(group) for group in layerwise(model)]
@@ -303,7 +318,7 @@ def optimizer_of(trial: Trial, model: nn.Module) -> HessianFree | KFAC | Quadrat
             groups[0][name], groups[-1][name] = values
     match kind:
         case "HessianFree":
-            return HessianFree(groups, **trial.options)
+            return HessianFree(groups, **in_parts(trial.options))
         case "KFAC":
             return KFAC(groups, **trial.options)
         case "AdamQLR":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from latephase import HessianFree, Objective
+from latephase import Fixed, HessianFree, Objective
 
 from .cases import Trial, model_of, objectives_of, optimizer_of
 
@@ -20,7 +20,7 @@ ERRORS: dict[str, str] = {
     r"structural_damping.*WithHidden": "structural damping wants a model that hands on its hidden states",
     r"Expected more than 1 value per channel": "torch: batch norm in training mode on one row",
     r"damping_range must be .*damping inside": "the damping lies outside its range",
-    r"damping must be .*within damping_range": "the same, of HessianFree",
+    r"initial must be in its range": "the same, of HessianFree",
     r"damping_decay \*\* adapt_period must be at least": "a factor that leaves the range of numbers",
     r"damping_factors": "factors that leave the range of numbers",
     r"no rows|has 0 rows|empty|without rows": "a batch without rows",
@@ -130,16 +130,17 @@ def _look(trial: Trial, optimizer: Any, model: nn.Module, judge: Objective, star
 
 def _bounds(optimizer: HessianFree, trial: Trial, report: Any, size: float) -> None:
     options = optimizer.param_groups[0]
-    low, high = options["damping_range"]
-    given = trial.options.get("damping", 1.0)
-    _require(low <= optimizer.damping <= high or optimizer.damping == given, f"damping {optimizer.damping} is outside")
-    if options["max_step_norm"] is not None:
+    rule, solver = options["damping"], options["solver"]
+    low, high = (rule.value, rule.value) if isinstance(rule, Fixed) else rule.range
+    inside = low <= optimizer.damping <= high or optimizer.damping == rule.initial
+    _require(inside, f"damping {optimizer.damping} is outside")
+    if solver.max_step_norm is not None:
         room = torch.finfo(trial.setting["dtype"]).eps * size  # the parameters are rounded
-        longest = options["max_step_norm"] * (1 + 1e-5) + room
+        longest = solver.max_step_norm * (1 + 1e-5) + room
         _require(report.step_norm <= longest, f"step_norm {report.step_norm} is too long")
-    if not options["adapt_damping"] or math.isnan(report.reduction_ratio):
+    if math.isnan(report.reduction_ratio):
         _require(optimizer.damping == report.damping, "the damping moved")
-    _require(0 <= report.cg_chosen <= max(report.cg_iterations, default=0) <= options["cg_max_iter"], "iterations")
+    _require(0 <= report.cg_chosen <= max(report.cg_iterations, default=0) <= solver.max_iter, "iterations")
 
 
 def _losses(trial: Trial, report: Any, model: nn.Module, judge: Objective) -> None:

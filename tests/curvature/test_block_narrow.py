@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from flat_parts import parts
 from latephase import HessianFree, Objective, layerwise
 from latephase.curvature import linearize, over_blocks
 
@@ -51,12 +52,12 @@ def test_a_run_that_is_resumed_takes_the_same_steps(kind):
     for seed in (0, 2):
         torch.manual_seed(seed)
         model, data = network(kind), [batch() for _ in range(4)]
-        options = {"curvature_dtype": torch.bfloat16, "block_diagonal": True, "cg_max_iter": 3}
-        optimizer = HessianFree(layerwise(model), **options)
+        options = {"dtype": torch.bfloat16, "blocks": True, "max_iter": 3}
+        optimizer = HessianFree(layerwise(model), **parts(**options))
         for part in data[:3]:
             optimizer.step(Objective(model, nn.CrossEntropyLoss(), part))
         twin = copy.deepcopy(model)
-        resumed = HessianFree(layerwise(twin), **options)
+        resumed = HessianFree(layerwise(twin), **parts(**options))
         resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         optimizer.step(Objective(model, nn.CrossEntropyLoss(), data[3]))
         resumed.step(Objective(twin, nn.CrossEntropyLoss(), data[3]))

@@ -6,7 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective, QuadraticLearningRate, WithHidden, layerwise
+from flat_parts import parts
+from latephase import (
+    CG,
+    GGN,
+    KFAC,
+    SGDQLR,
+    AdamQLR,
+    HessianFree,
+    Objective,
+    QuadraticLearningRate,
+    WithHidden,
+    layerwise,
+)
 from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -25,23 +37,23 @@ class Hidden(nn.Module):
 
 
 def hessian_free(**options: Any) -> Make:
-    return lambda model: HessianFree(model.parameters(), **({"damping": 0.1} | options))
+    return lambda model: HessianFree(model.parameters(), **parts(**({"damping": 0.1} | options)))
 
 
 CASES: dict[str, Make] = {
     "HessianFree": hessian_free(),
-    "Hessian": hessian_free(curvature="hessian", adapt_damping=False),
-    "blocks": lambda model: HessianFree(layerwise(model), damping=0.1, block_diagonal=True),
+    "Hessian": hessian_free(curvature="hessian", fixed=True),
+    "blocks": lambda model: HessianFree(layerwise(model), damping=0.1, blocks=True),
     "debias": hessian_free(debias=True),
-    "structural damping": hessian_free(structural_damping=0.1),
-    "EmpiricalFisher": hessian_free(preconditioner="empirical_fisher"),
-    "EmpiricalFisher, kept": hessian_free(preconditioner=EmpiricalFisher(every=5)),
-    "GGNDiagonal": hessian_free(preconditioner="ggn_diagonal"),
-    "GGNDiagonal, kept": hessian_free(preconditioner=GGNDiagonal(every=5)),
-    "Nystrom": hessian_free(preconditioner=Nystrom(rank=3)),
-    "Kronecker": hessian_free(preconditioner=Kronecker()),
+    "structural damping": hessian_free(curvature=GGN(structural_damping=0.1)),
+    "EmpiricalFisher": hessian_free(solver=CG(preconditioner="empirical_fisher")),
+    "EmpiricalFisher, kept": hessian_free(solver=CG(preconditioner=EmpiricalFisher(every=5))),
+    "GGNDiagonal": hessian_free(solver=CG(preconditioner="ggn_diagonal")),
+    "GGNDiagonal, kept": hessian_free(solver=CG(preconditioner=GGNDiagonal(every=5))),
+    "Nystrom": hessian_free(solver=CG(preconditioner=Nystrom(rank=3))),
+    "Kronecker": hessian_free(solver=CG(preconditioner=Kronecker())),
     "Kronecker over blocks": lambda model: HessianFree(
-        layerwise(model), damping=0.1, block_diagonal=True, preconditioner="kfac"
+        layerwise(model), damping=0.1, blocks=True, solver=CG(preconditioner="kfac")
     ),
     "KFAC": lambda model: KFAC(model.parameters(), damping=0.1, adapt_period=1),
     "KFAC with a fixed rate": lambda model: KFAC.unadaptive(model.parameters(), lr=0.1),

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from flat_parts import parts
 from latephase import HessianFree, Objective, WithHidden, layerwise
 from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom
 from latephase.optim.parts.report import StepStatus
@@ -78,23 +79,23 @@ def network(kind: str) -> nn.Module:
 OPTIONS = {
     "curvature": ["ggn", "ggn", "hessian"],
     "damping": [0.0, 1e-10, 1e-4, 0.03, 1.0, 1.0, 300.0],
-    "adapt_damping": [True, True, False],
+    "fixed": [False, False, True],
     "lr": [0.0, 1e-3, 0.5, 1.0, 1.0, 1.0, 4.0],
     "line_search": [True, True, False],
-    "cg_max_iter": [1, 2, 7, 30, 250],
-    "cg_decay_x0": [0.0, 0.5, 0.95, 1.0, 3.0],
-    "cg_backtracking": [True, True, False],
-    "cg_stopping": ["martens", "martens", "residual"],
-    "cg_tolerance": [0.0, 1e-10, 5e-4, 0.5],
+    "max_iter": [1, 2, 7, 30, 250],
+    "warm_start": [0.0, 0.5, 0.95, 1.0, 3.0],
+    "candidates": ["best", "best", "last"],
+    "stopping": ["martens", "martens", "residual"],
+    "tolerance": [0.0, 1e-10, 5e-4, 0.5],
     "nonpositive_curvature": ["truncate", "ignore", "absolute"],
-    "curvature_dtype": [None, None, None, torch.float32, torch.float64, torch.bfloat16],
-    "block_diagonal": [False, False, True],
-    "iterates_on_host": [False, True],
-    "damping_thresholds": [(0.25, 0.75), (0.25, 0.75), (0.5, 0.5), (0.0, 0.0), (-2.0, 3.0), (0.9, 0.99)],
-    "damping_factors": [(2 / 3, 3 / 2), (2 / 3, 3 / 2), (1.0, 1.0), (0.01, 100.0), (1e-6, 1e6)],
-    "damping_range": [(1e-12, 1e12), (1e-12, 1e12), (0.0, math.inf), (1e-10, 300.0)],
-    "reduction_ratio": ["undamped", "undamped", "damped"],
-    "ratio_data": ["evaluation", "evaluation", "objective"],
+    "dtype": [None, None, None, torch.float32, torch.float64, torch.bfloat16],
+    "blocks": [False, False, True],
+    "on_host": [False, True],
+    "thresholds": [(0.25, 0.75), (0.25, 0.75), (0.5, 0.5), (0.0, 0.0), (-2.0, 3.0), (0.9, 0.99)],
+    "factors": [(2 / 3, 3 / 2), (2 / 3, 3 / 2), (1.0, 1.0), (0.01, 100.0), (1e-6, 1e6)],
+    "range": [(1e-12, 1e12), (1e-12, 1e12), (0.0, math.inf), (1e-10, 300.0)],
+    "model": ["undamped", "undamped", "damped"],
+    "data": ["evaluation", "evaluation", "objective"],
     "structural_damping": [0.0, 0.0, 1 / 30, 10.0],
     "max_step_norm": [None, None, 1e-9, 0.1, 10.0, 1e9],
     "debias": [False, False, True],
@@ -152,7 +153,7 @@ def make(model: nn.Module, options: dict[str, Any], setting: dict[str, Any]) -> 
     for name, values in (("lr", setting["rates"]), ("damping_scale", setting["damping_scales"])):
         if values is not None:
             groups[0][name], groups[-1][name] = values
-    return HessianFree(groups, preconditioner=PRECONDITIONERS[setting["preconditioner"]], **options)
+    return HessianFree(groups, **parts(preconditioner=PRECONDITIONERS[setting["preconditioner"]], **options))
 
 
 def objectives_of(model: nn.Module, setting: dict[str, Any], data: list[Any]) -> tuple[tuple[Any, ...], Objective]:
@@ -191,13 +192,13 @@ def check_report(optimizer: HessianFree, options: dict[str, Any], before: torch.
         assert report.new_evaluation_loss == report.evaluation_loss or not math.isfinite(report.evaluation_loss)
     if options["max_step_norm"] is not None:
         assert report.step_norm <= options["max_step_norm"] * (1 + 1e-5)
-    low, high = options["damping_range"]
+    low, high = options["range"]
     assert low <= optimizer.damping <= high or optimizer.damping == options["damping"] == 0.0
-    if not options["adapt_damping"]:
+    if options["fixed"]:
         assert optimizer.damping == options["damping"]
     if math.isnan(report.reduction_ratio):
         assert optimizer.damping == report.damping
-    assert 0 <= report.cg_chosen <= max(report.cg_iterations) <= options["cg_max_iter"]
+    assert 0 <= report.cg_chosen <= max(report.cg_iterations) <= options["max_iter"]
     report.as_dict()
 
 
@@ -263,7 +264,7 @@ def run(options: dict[str, Any], setting: dict[str, Any], seed: int) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         take_steps(options, setting, seed, caught)
-    narrow = torch.float64 not in (setting["dtype"], options["curvature_dtype"]) or options["curvature_dtype"]
+    narrow = torch.float64 not in (setting["dtype"], options["dtype"]) or options["dtype"]
     known = [*DOCUMENTED, DROPPED] if narrow or setting["scale"] > 1e6 else DOCUMENTED
     assert not [str(w.message) for w in caught if not any(part in str(w.message) for part in known)]
 

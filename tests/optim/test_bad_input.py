@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latephase import HessianFree, Objective
+from latephase import CG, GGN, Armijo, Fixed, HessianFree, Objective
 from latephase.solve import CGStatus
 
 
@@ -31,28 +31,39 @@ def ignored(targets: torch.Tensor, row: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"curvature": "fisher"}, r"curvature must be one of ggn, hessian; got 'fisher'"),
-    ({"cg_stopping": "never"}, r"cg_stopping must be one of martens, residual"),
-    ({"nonpositive_curvature": "stop"}, r"nonpositive_curvature must be one of truncate, ignore, absolute"),
-    ({"preconditioner": "jacobi"}, r"preconditioner"),
-    ({"preconditioner": torch.ones(3)}, r"preconditioner"),
-    ({"adapt_damping": 1}, r"adapt_damping must be True or False"),
+    ({"curvature": "fisher"}, r"curvature must be one of ggn, hessian, .* got 'fisher'"),
+    ({"curvature": {"kind": "fisher"}}, r"curvature: kind must be one of ggn, hessian; got 'fisher'"),
+    ({"curvature": {"dtyp": None}}, r"curvature: GGN has no 'dtyp' \(did you mean 'dtype'\?\)"),
+    ({"solver": "cg"}, r"solver must be a part: CG\(...\); got 'cg'"),
+    ({"solver": {"stopping": "never"}}, r"CG.stopping must be one of martens, residual, got 'never'"),
+    ({"solver": {"nonpositive_curvature": "stop"}}, r"CG.nonpositive_curvature must be one of truncate, ignore, abs"),
+    ({"solver": {"preconditioner": "jacobi"}}, r"preconditioner"),
+    ({"solver": {"preconditioner": {"kind": "jacobi"}}}, r"CG.preconditioner: kind must be one of empirical_fisher"),
+    ({"solver": {"preconditioner": {"kind": "nystrom", "rnk": 3}}}, r"CG.preconditioner: Nystrom does not take these"),
+    ({"solver": {"preconditioner": torch.ones(3)}}, r"preconditioner"),
+    ({"solver": {"candidates": "yes"}}, r"CG.candidates must be one of best, last"),
+    ({"solver": {"max_step_norm": 0}}, r"CG.max_step_norm must be None or above 0"),
+    ({"solver": {"on_host": 1}}, r"CG.on_host must be True or False"),
     ({"line_search": None}, r"line_search must be True or False"),
-    ({"cg_backtracking": "yes"}, r"cg_backtracking must be True or False"),
-    ({"block_diagonal": 0}, r"block_diagonal must be True or False"),
+    ({"line_search": {"c": 1.0}}, r"Armijo.c must be a number >= 0 and < 1"),
+    ({"line_search": {"factor": 0.0}}, r"Armijo.factor must be a number > 0 and < 1"),
+    ({"line_search": {"max_trials": 0}}, r"Armijo.max_trials must be an integer >= 1"),
+    ({"blocks": 1}, r"blocks must be None, True or False"),
+    ({"debias": 0}, r"debias must be True or False"),
     ({"lr": -0.1}, r"lr must be .* >= 0, got -0.1"),
     ({"lr": math.inf}, r"lr must be"),
     ({"lr": True}, r"lr must be"),
-    ({"damping": -1.0}, r"damping must be"),
-    ({"damping": math.nan}, r"damping must be"),
-    ({"damping": "1"}, r"damping must be"),
-    ({"cg_decay_x0": -0.5}, r"cg_decay_x0 must be"),
-    ({"cg_tolerance": -1e-4}, r"cg_tolerance must be"),
-    ({"cg_max_iter": 0}, r"cg_max_iter must be an integer >= 1"),
-    ({"cg_max_iter": 2.5}, r"cg_max_iter must be an integer >= 1"),
-    ({"cg_max_iter": True}, r"cg_max_iter must be an integer >= 1"),
-    ({"curvature_dtype": torch.int32}, r"curvature_dtype must be"),
-    ({"curvature_dtype": "float64"}, r"curvature_dtype must be"),
+    ({"damping": -1.0}, r"LevenbergMarquardt.initial must be a finite number >= 0"),
+    ({"damping": math.nan}, r"LevenbergMarquardt.initial must be"),
+    ({"damping": "1"}, r"damping must be a number >= 0, or a part"),
+    ({"damping": {"kind": "fixed", "value": -1.0}}, r"Fixed.value must be a finite number >= 0"),
+    ({"solver": {"warm_start": -0.5}}, r"CG.warm_start must be"),
+    ({"solver": {"tolerance": -1e-4}}, r"CG.tolerance must be"),
+    ({"solver": {"max_iter": 0}}, r"CG.max_iter must be an integer >= 1"),
+    ({"solver": {"max_iter": 2.5}}, r"CG.max_iter must be an integer >= 1"),
+    ({"solver": {"max_iter": True}}, r"CG.max_iter must be an integer >= 1"),
+    ({"curvature": {"dtype": torch.int32}}, r"GGN.dtype must be None or a floating-point torch.dtype"),
+    ({"curvature": {"dtype": "floating"}}, r"GGN.dtype must be"),
 ])  # fmt: skip
 def test_option_values_are_checked(options, message, toy):
     with pytest.raises((ValueError, TypeError), match=message):
@@ -60,9 +71,9 @@ def test_option_values_are_checked(options, message, toy):
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("curvature", "hessian"), ("damping", 2.0), ("cg_max_iter", 3), ("line_search", False), ("adapt_damping", False),
-    ("cg_decay_x0", 0.1), ("cg_tolerance", 0.1), ("nonpositive_curvature", "ignore"), ("cg_stopping", "residual"),
-    ("cg_backtracking", False), ("curvature_dtype", torch.float64), ("block_diagonal", True),
+    ("curvature", "hessian"), ("damping", 2.0), ("solver", CG(max_iter=3)), ("line_search", False),
+    ("damping", Fixed(1.0)), ("solver", CG(warm_start=0.1)), ("curvature", GGN(dtype=torch.float64)), ("blocks", True),
+    ("debias", True), ("line_search", Armijo(c=0.1)),
 ])  # fmt: skip
 def test_a_global_option_may_not_differ_between_groups(name, value, toy, unchanged):
     model = toy.network()
@@ -83,7 +94,7 @@ def test_a_global_option_may_not_differ_between_groups(name, value, toy, unchang
 def test_a_bad_option_set_later_is_caught(toy, unchanged):
     model = toy.network()
     optimizer = HessianFree(model.parameters())
-    for name, value in [("lr", -1.0), ("curvature", "none"), ("cg_max_iter", 0)]:
+    for name, value in [("lr", -1.0), ("curvature", "none"), ("solver", 0)]:
         good = optimizer.param_groups[0][name]
         optimizer.param_groups[0][name] = value
         with unchanged(model, optimizer), pytest.raises(ValueError, match=f"{name} must be"):

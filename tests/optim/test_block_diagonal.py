@@ -23,11 +23,12 @@ from block_models import (
 from dense_models import Model, blockwise_cg, cg, dense_model, flat
 from torch import Tensor, nn
 
+from flat_parts import parts
 from latephase import HessianFree, Objective, by_module, layerwise
 from latephase.solve import CGStatus
 
-CG_ALONE = {"cg_backtracking": False, "line_search": False, "adapt_damping": False, "block_diagonal": True}
-EXACT = CG_ALONE | {"cg_stopping": "residual", "cg_tolerance": 1e-13}
+CG_ALONE = {"candidates": "last", "line_search": False, "fixed": True, "blocks": True}
+EXACT = CG_ALONE | {"stopping": "residual", "tolerance": 1e-13}
 SOLVED = {"rtol": 1e-8, "atol": 1e-10}  # float64, condition numbers below 1e3, CG to 1e-13 of |b|
 METHODS = {"products", "pruned", "jacobian", "bottleneck"}
 
@@ -42,7 +43,7 @@ def test_steps_are_dense_solves_without_cross_blocks(name, curvature, groups_of)
     model, damping = model_of(name), {"ggn": 1.0, "hessian": 8.0}[curvature]  # the Hessians have eigenvalues below -1
     groups = groups_of(model)
     blocks = places(model, groups)
-    optimizer = HessianFree(groups, curvature=curvature, damping=damping, **EXACT)
+    optimizer = HessianFree(groups, **parts(curvature=curvature, damping=damping, **EXACT))
     for _ in range(2):  # the second from a start, and with what the first step has prepared
         oracle = oracle_of(name, model, curvature=curvature)
         step = step_of(model, optimizer, objective_of(name, model))
@@ -56,7 +57,7 @@ def test_encoder_and_decoder(name):
     model = model_of(name)
     groups = by_module(model, ["encoder", "decoder"])
     groups[1]["damping_scale"] = 0.2
-    optimizer = HessianFree(groups, damping=0.5, **EXACT)
+    optimizer = HessianFree(groups, **parts(damping=0.5, **EXACT))
     oracle = oracle_of(name, model, weight_decay=0.1)
     step = step_of(model, optimizer, objective_of(name, model, weight_decay=0.1, microbatch_size=4))
     torch.testing.assert_close(step, solved(oracle, places(model, groups), [0.5, 0.1]), **SOLVED)
@@ -67,7 +68,7 @@ def test_the_ratio_is_that_of_the_model_in_blocks():
     groups = layerwise(model)
     groups[0]["damping_scale"], groups[2]["damping_scale"] = 0.1, 3.0
     oracle, blocks = oracle_of("linear", model), places(model, groups)
-    optimizer = HessianFree(groups, damping=1.0, **EXACT)
+    optimizer = HessianFree(groups, **parts(damping=1.0, **EXACT))
     step = step_of(model, optimizer, objective_of("linear", model))
     torch.testing.assert_close(step, solved(oracle, blocks, [0.1, 1.0, 3.0]), **SOLVED)
     curvature = sum(float(step[rows] @ oracle.matrix[rows][:, rows] @ step[rows]) for rows in blocks)
@@ -85,7 +86,9 @@ def test_gradient_and_curvature_of_different_data():
     whole = objective_of("linear", model)
     part = dense_model(model, nn.CrossEntropyLoss(), (VECTORS[:3], LABELS[:3]))
     mixed = Model(0.0, oracle_of("linear", model).gradient, part.matrix)
-    step = step_of(model, HessianFree(groups, damping=0.5, **EXACT), whole, curvature_objective=whole.split(3)[0])
+    step = step_of(
+        model, HessianFree(groups, **parts(damping=0.5, **EXACT)), whole, curvature_objective=whole.split(3)[0]
+    )
     torch.testing.assert_close(step, solved(mixed, places(model, groups), [0.5] * 3), **SOLVED)
 
 
@@ -93,9 +96,9 @@ def test_a_finished_block_stays_where_it_is():
     model = model_of("linear")
     groups = layerwise(model)
     for group, tolerance in zip(groups, (0.5, 1e-9, 0.05), strict=True):
-        group["cg_tolerance"] = tolerance
+        group["tolerance"] = tolerance
     oracle, blocks = oracle_of("linear", model), places(model, groups)
-    optimizer = HessianFree(groups, damping=0.05, cg_stopping="residual", **CG_ALONE)
+    optimizer = HessianFree(groups, **parts(damping=0.05, stopping="residual", **CG_ALONE))
     step = step_of(model, optimizer, objective_of("linear", model))
     iterations = optimizer.report.cg_iterations
     assert iterations[0] < iterations[2] < iterations[1]
@@ -110,10 +113,10 @@ def test_candidates_pair_the_blocks_at_the_same_iteration(iteration):
     model = model_of("linear")
     groups = layerwise(model)
     for group, tolerance in zip(groups, (1e-9, 0.3, 1e-9), strict=True):
-        group["cg_tolerance"] = tolerance
+        group["tolerance"] = tolerance
     oracle, blocks, target = oracle_of("linear", model), places(model, groups), flat(model)
-    options = {"cg_stopping": "residual", "damping": 1e-2, "line_search": False, "block_diagonal": True}
-    optimizer = HessianFree(groups, **options)
+    options = {"stopping": "residual", "damping": 1e-2, "line_search": False, "blocks": True}
+    optimizer = HessianFree(groups, **parts(**options))
     for index, rows in enumerate(blocks):
         target[rows] += cg(*system(oracle, rows, 1e-2), min(iteration, 3) if index == 1 else iteration)[-1]
 
@@ -133,7 +136,7 @@ def test_each_block_starts_from_its_last_solution():
     groups, scaled = layerwise(model), []
     blocks = places(model, groups)
     sizes, order = [len(rows) for rows in blocks], torch.cat(blocks)
-    optimizer = HessianFree(groups, damping=0.1, cg_decay_x0=0.8, cg_max_iter=1, **CG_ALONE)
+    optimizer = HessianFree(groups, **parts(damping=0.1, warm_start=0.8, max_iter=1, **CG_ALONE))
     last = torch.zeros(len(order), dtype=torch.float64)
     for _ in range(6):
         oracle = oracle_of("linear", model)
@@ -167,7 +170,7 @@ def test_one_block_is_full_hessian_free_bit_for_bit(name, options):
     groups = [models[0].parameters(), models[1].parameters(), [{"params": list(models[2].parameters())}, {}]]
     groups[2][1]["params"] = [spare]  # a group that cannot move is no block
     models[2].register_parameter("spare", spare)
-    optimizers = [HessianFree(g, damping=0.3, block_diagonal=i > 0, **options) for i, g in enumerate(groups)]
+    optimizers = [HessianFree(g, **parts(damping=0.3, blocks=i > 0, **options)) for i, g in enumerate(groups)]
     for _ in range(3):
         reports = []
         for model, optimizer in zip(models, optimizers, strict=True):
@@ -188,20 +191,20 @@ def test_preconditioners_keep_the_solution(name, preconditioner):
     model = model_of(name)
     groups = layerwise(model)
     oracle = oracle_of(name, model)
-    optimizer = HessianFree(groups, damping=0.1, preconditioner=preconditioner, **EXACT)
+    optimizer = HessianFree(groups, **parts(damping=0.1, preconditioner=preconditioner, **EXACT))
     step = step_of(model, optimizer, objective_of(name, model))
     torch.testing.assert_close(step, solved(oracle, places(model, groups), [0.1] * len(groups)), **SOLVED)
 
 
-@pytest.mark.parametrize("options", [{}, {"block_samples": 3}, {"preconditioner": "nystrom"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"samples": 3}, {"preconditioner": "nystrom"}], ids=str)
 def test_a_loaded_state_continues_bit_for_bit(options):
     model = model_of("convolution")
-    build = {"block_diagonal": True, "damping": 0.1} | options
-    optimizer = HessianFree(layerwise(model), **build)
+    build = {"blocks": True, "damping": 0.1} | options
+    optimizer = HessianFree(layerwise(model), **parts(**build))
     for _ in range(3):
         optimizer.step(objective_of("convolution", model))
     twin = copy.deepcopy(model)
-    other = HessianFree(layerwise(twin), **build)
+    other = HessianFree(layerwise(twin), **parts(**build))
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for seed in range(3):
         for each, driver in ((model, optimizer), (twin, other)):
@@ -213,7 +216,7 @@ def test_a_loaded_state_continues_bit_for_bit(options):
 
 def test_the_report_has_an_entry_per_block():
     model = model_of("autoencoder")
-    optimizer = HessianFree(layerwise(model), block_diagonal=True)
+    optimizer = HessianFree(layerwise(model), blocks=True)
     optimizer.step(objective_of("autoencoder", model))
     report = optimizer.report
     assert len(report.cg_iterations) == len(report.cg_status) == len(report.block_methods) == 6
@@ -232,8 +235,8 @@ def test_sampled_products_are_marked_and_drawn_anew_at_every_step():
     for seed in (None, *range(20)):
         torch.manual_seed(7)
         model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 40)).double()
-        options = {"damping": 1.0, "cg_max_iter": 1, "block_samples": None if seed is None else 4}
-        optimizer = HessianFree(layerwise(model), **CG_ALONE, **options)
+        options = {"damping": 1.0, "max_iter": 1, "samples": None if seed is None else 4}
+        optimizer = HessianFree(layerwise(model), **parts(**CG_ALONE, **options))
         torch.manual_seed(seed or 0)
         found.append(step_of(model, optimizer, Objective(model, loss, (VECTORS, torch.arange(ROWS) * 4))))
         assert ("sampled" in optimizer.report.block_methods) == (seed is not None)
@@ -245,13 +248,12 @@ def test_sampled_products_are_marked_and_drawn_anew_at_every_step():
 @pytest.mark.parametrize(
     "options",
     [
-        {"block_samples": 0, "block_diagonal": True},
-        {"block_samples": 1.5, "block_diagonal": True},
-        {"block_samples": 4},
-        {"block_samples": 4, "block_diagonal": True, "curvature": "hessian"},
+        {"samples": 0, "blocks": True},
+        {"samples": 1.5, "blocks": True},
+        {"samples": 4, "blocks": True, "curvature": "hessian"},
     ],
     ids=str,
 )
 def test_samples_that_mean_nothing_are_refused(options):
-    with pytest.raises(ValueError, match="block_samples"):
-        HessianFree(layerwise(model_of("linear")), **options)
+    with pytest.raises(ValueError, match=r"Blocks\.samples (must be None or an|goes with)"):
+        HessianFree(layerwise(model_of("linear")), **parts(**options))

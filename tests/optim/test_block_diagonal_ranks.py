@@ -8,6 +8,7 @@ import torch.distributed as dist
 from dense_models import flat
 from torch import nn
 
+from flat_parts import parts
 from latephase import HessianFree, Objective, layerwise
 from rank_processes import results_of_ranks
 
@@ -18,7 +19,7 @@ TIMEOUT = 150  # seconds for all of the children's work: some three, and the imp
 SETTINGS = {
     "exact": {},
     "preconditioned": {"preconditioner": "empirical_fisher"},
-    "residual": {"cg_stopping": "residual", "cg_tolerance": 1e-6, "damping": 0.1},
+    "residual": {"stopping": "residual", "tolerance": 1e-6, "damping": 0.1},
 }
 
 
@@ -32,7 +33,7 @@ def trained(rows: slice, process_group=None, block_group=None, **options) -> tor
     objective = Objective(
         model, nn.BCEWithLogitsLoss(), (x[rows], (x > 0).double()[rows]), process_group=process_group, weight_decay=0.01
     )
-    optimizer = HessianFree(layerwise(model), block_diagonal=True, block_group=block_group, **options)
+    optimizer = HessianFree(layerwise(model), **parts(blocks=True, group=block_group, **options))
     for step in range(STEPS):
         torch.manual_seed(step)
         optimizer.step(objective)
@@ -47,7 +48,7 @@ def child(rank: int, folder: str) -> None:
     group, found = dist.group.WORLD, {}
     for name, options in SETTINGS.items():
         found[f"data {name}"] = trained(SHARES[rank], process_group=group, **options)
-        found[f"blocks {name}"] = trained(slice(None), block_group=group, **options)
+        found[f"blocks {name}"] = trained(slice(None), group=group, **options)
     torch.save(found, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 

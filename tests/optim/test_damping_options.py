@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from dense_models import dense_model, flat, without_cross_blocks
 from torch import nn
 
-from latephase import HessianFree, Objective, layerwise
+from flat_parts import parts
+from latephase import CG, GGN, HessianFree, LevenbergMarquardt, Objective, layerwise
 from latephase.optim.parts.report import StepStatus
 
-DEFAULTS = {"damping_thresholds": (0.25, 0.75), "damping_factors": (2 / 3, 3 / 2)}
+DEFAULTS = {"thresholds": (0.25, 0.75), "factors": (2 / 3, 3 / 2)}
 
 
 def cross_entropy(model, data, **options):
@@ -38,8 +39,8 @@ def step_and_warnings(optimizer, *objectives):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"damping_thresholds": (0.6, 0.95)}, {"damping_thresholds": (0.9, 0.9)}, {"damping_thresholds": (-5.0, 5.0)},
-    {"damping_factors": (0.1, 10.0)}, {"damping_factors": (1.0, 2.0)}, {"damping_factors": [0.5, 1.0]},
+    {}, {"thresholds": (0.6, 0.95)}, {"thresholds": (0.9, 0.9)}, {"thresholds": (-5.0, 5.0)},
+    {"factors": (0.1, 10.0)}, {"factors": (1.0, 2.0)}, {"factors": [0.5, 1.0]},
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["undamped", "damped"])
 @pytest.mark.parametrize("blocks", [False, True])
@@ -48,7 +49,7 @@ def test_each_step_follows_the_dense_ratio(options, kind, blocks, toy):
     groups = layerwise(model)
     groups[1]["damping_scale"] = 0.25
     scales = torch.tensor([1.0] * 16 + [0.25] * 15, dtype=torch.float64)
-    optimizer = HessianFree(groups, damping=0.02, reduction_ratio=kind, block_diagonal=blocks, **options)
+    optimizer = HessianFree(groups, **parts(damping=0.02, model=kind, blocks=blocks, **options))
     (low, high), (fall, rise) = (DEFAULTS | options).values() if options else DEFAULTS.values()
     seen = set()
     for seed in range(12):
@@ -74,14 +75,14 @@ def test_each_step_follows_the_dense_ratio(options, kind, blocks, toy):
         predicted = plain.change(candidate, matrix)
         assert report.predicted_change == pytest.approx(predicted, rel=1e-6)
         assert report.reduction_ratio == pytest.approx(change / predicted, rel=1e-6, abs=1e-8)
-    assert len(seen) > 1 or "damping_thresholds" in options
+    assert len(seen) > 1 or "thresholds" in options
 
 
 def test_the_damped_ratio_is_higher(toy):
     ratios = []
     for kind in ("undamped", "damped"):
         model = toy.network()
-        optimizer = HessianFree(model.parameters(), reduction_ratio=kind, damping=1.0)
+        optimizer = HessianFree(model.parameters(), damping=LevenbergMarquardt(1.0, model=kind))
         optimizer.step(cross_entropy(model, toy.batch()))
         ratios.append(optimizer.report.reduction_ratio)
     assert ratios[1] > ratios[0] > 0
@@ -90,8 +91,8 @@ def test_the_damped_ratio_is_higher(toy):
 def test_the_damping_stays_in_its_range_and_says_when_it_arrives(function):
     """Down to the least, up to the greatest and down again: one warning at each arrival, and none while it stays."""
     point, objective = function(quadratic, 5.0, -4.0, 3.0)
-    options = {"damping_factors": (0.5, 2.0), "damping_range": (0.1, 10.0), "lr": 0.01, "line_search": False}
-    optimizer = HessianFree(point.parameters(), cg_backtracking=False, **options)
+    options = {"factors": (0.5, 2.0), "range": (0.1, 10.0), "lr": 0.01, "line_search": False}
+    optimizer = HessianFree(point.parameters(), **parts(candidates="last", **options))
     dampings, arrivals = [], []
     for judge, steps in ((objective, 8), (opposite(point), 12), (objective, 11)):
         for _ in range(steps):
@@ -112,8 +113,8 @@ def test_the_damping_stays_in_its_range_and_says_when_it_arrives(function):
 
 def test_leaving_a_bound_and_coming_back_is_a_new_arrival(function):
     point, objective = function(quadratic, 5.0, -4.0, 3.0)
-    options = {"damping_factors": (0.5, 2.0), "damping_range": (0.1, 10.0), "lr": 0.01, "line_search": False}
-    optimizer = HessianFree(point.parameters(), damping=0.15, cg_backtracking=False, **options)
+    options = {"factors": (0.5, 2.0), "range": (0.1, 10.0), "lr": 0.01, "line_search": False}
+    optimizer = HessianFree(point.parameters(), **parts(damping=0.15, candidates="last", **options))
     counts = [
         len(step_and_warnings(optimizer, objective, judge))
         for judge in (objective, objective, opposite(point), objective, objective)
@@ -123,8 +124,8 @@ def test_leaving_a_bound_and_coming_back_is_a_new_arrival(function):
 
 def test_a_damping_that_does_not_adapt_is_left_alone(toy):
     model = toy.network()
-    options = {"damping_range": (0.2, 0.4), "damping_thresholds": (5.0, 6.0), "damping_factors": (0.1, 10.0)}
-    optimizer = HessianFree(model.parameters(), damping=0.3, adapt_damping=False, **options)
+    options = {"range": (0.2, 0.4), "thresholds": (5.0, 6.0), "factors": (0.1, 10.0)}
+    optimizer = HessianFree(model.parameters(), **parts(damping=0.3, fixed=True, **options))
     for seed in range(4):
         optimizer.step(cross_entropy(model, toy.batch(seed=seed)))
         assert optimizer.damping == optimizer.report.damping == 0.3
@@ -147,12 +148,12 @@ def test_a_change_within_rounding_leaves_the_damping(accept, function, unchanged
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"line_search": False}, {"cg_backtracking": False}, {"block_diagonal": True}, {"curvature": "hessian"},
-    {"reduction_ratio": "damped"}, {"max_step_norm": 0.1},
+    {}, {"line_search": False}, {"candidates": "last"}, {"blocks": True}, {"curvature": "hessian"},
+    {"model": "damped"}, {"max_step_norm": 0.1},
 ])  # fmt: skip
 def test_a_gradient_of_zero_leaves_everything(options, function, unchanged):
     point, objective = function(quadratic, 0.0, 0.0, 0.0)
-    optimizer = HessianFree(point.parameters(), damping=0.7, **options)
+    optimizer = HessianFree(point.parameters(), **parts(damping=0.7, **options))
     for _ in range(2):
         with unchanged(point):
             optimizer.step(objective)
@@ -181,16 +182,16 @@ def test_at_the_end_of_a_quadratic_the_damping_does_not_run_away(function):
 
 
 BAD = {
-    "damping_thresholds": [(0.75, 0.25), (0.25,), (0.1, 0.2, 0.3), 0.5, (math.nan, 0.75), ("a", "b"), None],
-    "damping_factors": [
+    "thresholds": [(0.75, 0.25), (0.25,), (0.1, 0.2, 0.3), 0.5, (math.nan, 0.75), ("a", "b"), None],
+    "factors": [
         (1.5, 2 / 3), (0.5,), (0.0, 2.0), (-0.5, 2.0), (0.5, 0.9), (1.1, 2.0), 2.0, (0.5, math.nan), (0.5, math.inf),
         None,
     ],
-    "damping_range": [
+    "range": [
         (1.0, 0.1), (1e-3,), (-1.0, 1.0), (math.nan, 1.0), (1e-3, math.nan), 1.0, ("0", "1"), None,
         (2.0, 3.0), (0.1, 0.5),  # the damping is 1
     ],
-    "reduction_ratio": ["martens", None, True, 1.0],
+    "model": ["martens", None, True, 1.0],
     "structural_damping": [-0.1, math.nan, math.inf, "some", None],
     "max_step_norm": [0.0, -1.0, math.nan, "1"],
 }  # fmt: skip
@@ -199,12 +200,13 @@ BAD = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_bad_values_are_named(name, value, toy):
     with pytest.raises(ValueError, match=name):
-        HessianFree(toy.network().parameters(), **{name: value})
+        HessianFree(toy.network().parameters(), **parts(**{name: value}))
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("damping_thresholds", (0.1, 0.9)), ("damping_factors", (0.5, 2.0)), ("damping_range", (1e-3, 1e3)),
-    ("reduction_ratio", "damped"), ("structural_damping", 0.1), ("max_step_norm", 1.0), ("debias", True),
+    ("damping", LevenbergMarquardt(thresholds=(0.1, 0.9))), ("damping", LevenbergMarquardt(range=(1e-3, 1e3))),
+    ("damping", LevenbergMarquardt(model="damped")), ("curvature", GGN(structural_damping=0.1)),
+    ("solver", CG(max_step_norm=1.0)), ("debias", True),
 ])  # fmt: skip
 def test_the_options_are_global(name, value, toy, unchanged):
     model = toy.network()
@@ -228,8 +230,8 @@ def test_a_bad_damping_scale_is_named(scale, toy):
 def test_the_options_travel_with_the_state(toy):
     """A loaded optimizer goes on under the options of the one that was saved."""
     model = toy.network()
-    options = {"damping_thresholds": (0.4, 0.6), "damping_factors": (0.3, 4.0), "damping_range": (0.2, 3.0)}
-    optimizer = HessianFree(model.parameters(), reduction_ratio="damped", max_step_norm=0.5, **options)
+    options = {"thresholds": (0.4, 0.6), "factors": (0.3, 4.0), "range": (0.2, 3.0)}
+    optimizer = HessianFree(model.parameters(), **parts(model="damped", max_step_norm=0.5, **options))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer.step(cross_entropy(model, toy.batch()))
@@ -247,5 +249,5 @@ def test_a_preconditioner_is_not_a_groups_own(toy):
     """One for all groups; a group that sets one of its own must not be passed over in silence."""
     groups = layerwise(toy.network())
     groups[1]["preconditioner"] = "empirical_fisher"
-    with pytest.raises(ValueError, match="preconditioner"):
+    with pytest.raises(TypeError, match=r"param group 1 of HessianFree: preconditioner is solver=CG\(preconditioner="):
         HessianFree(groups)

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from dense_models import blockwise_cg, dense_model, reweighed, without_cross_blocks
 from torch import nn
 
+from flat_parts import parts
 from latephase import HessianFree, Objective, layerwise
 
 K = 6
-LAST = {"cg_backtracking": False, "line_search": False, "adapt_damping": False}
-CAPPED = {"cg_stopping": "residual", "cg_tolerance": 1e-14, "cg_max_iter": K}
+LAST = {"candidates": "last", "line_search": False, "fixed": True}
+CAPPED = {"stopping": "residual", "tolerance": 1e-14, "max_iter": K}
 # float64, K iterations on condition numbers below 1e3: conjugate gradients have not yet made rounding grow.
 SOLVED = {"rtol": 1e-8, "atol": 1e-10}
 WHOLE, LAYERS = [31], [16, 15]
@@ -63,11 +64,13 @@ def test_a_step_is_the_dense_one(curvature, chunks, weight_decay, toy, flat):
     options = {"curvature": curvature, "weight_decay": weight_decay}
     expected, _, change = oracle(model, data, other, damping, **options)
     plain = dense_model(model, F.cross_entropy, data, **options)
-    parts = {"microbatch_size": chunks, "weight_decay": weight_decay}
-    optimizer = HessianFree(model.parameters(), curvature=curvature, damping=damping, debias=True, **LAST, **CAPPED)
-    held_out = cross_entropy(model, other, **parts)
+    settings = {"microbatch_size": chunks, "weight_decay": weight_decay}
+    optimizer = HessianFree(
+        model.parameters(), **parts(curvature=curvature, damping=damping, debias=True, **LAST, **CAPPED)
+    )
+    held_out = cross_entropy(model, other, **settings)
     before = float(held_out.value())
-    step = step_of(model, optimizer, flat, cross_entropy(model, data, **parts), held_out)
+    step = step_of(model, optimizer, flat, cross_entropy(model, data, **settings), held_out)
     torch.testing.assert_close(step, expected, **SOLVED)
     report = optimizer.report
     assert report.predicted_change == pytest.approx(change, rel=1e-8)
@@ -82,8 +85,8 @@ def test_a_step_is_the_dense_one(curvature, chunks, weight_decay, toy, flat):
 def test_blocks_have_lengths_of_their_own(toy, flat):
     model, (data, other) = toy.network(), batches(toy)
     expected, _, change = oracle(model, data, other, 0.05, LAYERS)
-    options = {"block_diagonal": True, "debias": True, "damping": 0.05, **LAST, **CAPPED}
-    optimizer = HessianFree(layerwise(model), **options)
+    options = {"blocks": True, "debias": True, "damping": 0.05, **LAST, **CAPPED}
+    optimizer = HessianFree(layerwise(model), **parts(**options))
     step = step_of(model, optimizer, flat, cross_entropy(model, data), cross_entropy(model, other))
     torch.testing.assert_close(step, expected, **SOLVED)
     assert optimizer.report.predicted_change == pytest.approx(change, rel=1e-8)
@@ -95,7 +98,7 @@ def test_a_damping_scale_is_on_both_models(toy, flat):
     expected, _, change = oracle(model, data, other, scales)
     groups = layerwise(model)
     groups[1]["damping_scale"] = 0.2
-    optimizer = HessianFree(groups, debias=True, damping=0.1, **LAST, **CAPPED)
+    optimizer = HessianFree(groups, **parts(debias=True, damping=0.1, **LAST, **CAPPED))
     step = step_of(model, optimizer, flat, cross_entropy(model, data), cross_entropy(model, other))
     torch.testing.assert_close(step, expected, **SOLVED)
     assert optimizer.report.predicted_change == pytest.approx(change, rel=1e-8)
@@ -104,7 +107,7 @@ def test_a_damping_scale_is_on_both_models(toy, flat):
 def test_a_curvature_objective_gives_the_directions_only(toy, flat):
     model, (data, other), curved = toy.network(), batches(toy), toy.batch(9, seed=8)
     expected, _, change = oracle(model, data, other, 0.05, curved=curved)
-    optimizer = HessianFree(model.parameters(), debias=True, damping=0.05, **LAST, **CAPPED)
+    optimizer = HessianFree(model.parameters(), **parts(debias=True, damping=0.05, **LAST, **CAPPED))
     objectives = cross_entropy(model, data), cross_entropy(model, other)
     step = step_of(model, optimizer, flat, *objectives, curvature_objective=cross_entropy(model, curved))
     torch.testing.assert_close(step, expected, **SOLVED)
@@ -115,8 +118,8 @@ def test_the_damped_ratio_is_that_of_the_second_model(toy, flat):
     model, (data, other) = toy.network(), batches(toy)
     expected, _, change = oracle(model, data, other, 0.05)
     change += 0.5 * 0.05 * float(expected @ expected)
-    options = {"debias": True, "damping": 0.05, "reduction_ratio": "damped"}
-    optimizer = HessianFree(model.parameters(), **options, **LAST, **CAPPED)
+    options = {"debias": True, "damping": 0.05, "model": "damped"}
+    optimizer = HessianFree(model.parameters(), **parts(**options, **LAST, **CAPPED))
     held_out = cross_entropy(model, other)
     before = float(held_out.value())
     optimizer.step(cross_entropy(model, data), held_out)
@@ -127,7 +130,7 @@ def test_the_damped_ratio_is_that_of_the_second_model(toy, flat):
 def test_the_next_start_is_the_solution_of_the_first_model(toy, flat):
     """What is left to the next step is CG's own last iterate, decayed, and it is the first direction there."""
     model, (data, other) = toy.network(), batches(toy)
-    optimizer = HessianFree(model.parameters(), debias=True, damping=0.05, cg_decay_x0=0.7, **LAST, **CAPPED)
+    optimizer = HessianFree(model.parameters(), **parts(debias=True, damping=0.05, warm_start=0.7, **LAST, **CAPPED))
     _, solution, _ = oracle(model, data, other, 0.05)
     optimizer.step(cross_entropy(model, data), cross_entropy(model, other))
     fresh, held_out = toy.batch(20, seed=11), toy.batch(14, seed=12)
@@ -146,8 +149,8 @@ def test_backtracking_walks_over_the_reweighed_candidates(toy, flat):
         model, data, other = toy.network(seed), toy.batch(5, seed=seed), toy.batch(5, seed=20 + seed)
         first, second = (dense_model(model, F.cross_entropy, part) for part in (data, other))
         shift = 1e-3 * torch.eye(31, dtype=torch.float64)
-        options = {"debias": True, "damping": 1e-3, "line_search": False, "adapt_damping": False, **CAPPED}
-        optimizer = HessianFree(model.parameters(), **options)
+        options = {"debias": True, "damping": 1e-3, "line_search": False, "fixed": True, **CAPPED}
+        optimizer = HessianFree(model.parameters(), **parts(**options))
         step = step_of(model, optimizer, flat, cross_entropy(model, data), cross_entropy(model, other))
         iterates = blockwise_cg(first.matrix + shift, -first.gradient, K, WHOLE)
         directions = [after - before for before, after in pairwise(iterates)]
@@ -160,13 +163,13 @@ def test_backtracking_walks_over_the_reweighed_candidates(toy, flat):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"block_diagonal": True}, {"curvature": "hessian", "damping": 1.0}, {"cg_max_iter": 3}, {"damping": 1e-4},
+    {}, {"blocks": True}, {"curvature": "hessian", "damping": 1.0}, {"max_iter": 3}, {"damping": 1e-4},
 ])  # fmt: skip
 def test_the_same_data_twice_is_the_plain_step(options, toy, flat):
     """Where both models are the same, the lengths are CG's own, and so is everything that follows."""
     models, data = [toy.network(), toy.network()], toy.batch()
-    options = {"damping": 0.1, "cg_max_iter": 8, "cg_decay_x0": 0.0, "cg_stopping": "residual"} | options
-    optimizers = [HessianFree(layerwise(m), debias=m is models[0], **options) for m in models]
+    options = {"damping": 0.1, "max_iter": 8, "warm_start": 0.0, "stopping": "residual"} | options
+    optimizers = [HessianFree(layerwise(m), **parts(debias=m is models[0], **options)) for m in models]
     for _ in range(4):
         for model, optimizer in zip(models, optimizers, strict=True):
             copied = data[0].clone(), data[1].clone()

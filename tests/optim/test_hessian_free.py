@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from latephase import HessianFree, Objective, layerwise
+from flat_parts import parts
+from latephase import CG, HessianFree, Objective, layerwise
 
-EXACT_SOLVE = {"cg_stopping": "residual", "cg_tolerance": 1e-13, "cg_backtracking": False, "line_search": False}
-CONSTANT = {"adapt_damping": False, "line_search": False}
+EXACT_SOLVE = {"stopping": "residual", "tolerance": 1e-13, "candidates": "last", "line_search": False}
+CONSTANT = {"fixed": True, "line_search": False}
 SOLVED = {"rtol": 1e-8, "atol": 1e-9}  # float64, condition numbers below 1e4, CG to 1e-13 of |b|
 
 
@@ -38,8 +39,8 @@ def test_one_undamped_step_solves_least_squares(curvature, microbatch_size):
     y = torch.randn(30, 2, generator=generator, dtype=torch.float64)
     model = nn.Linear(6, 2).double()
     objective = Objective(model, nn.MSELoss(), (x, y), microbatch_size=microbatch_size)
-    options = {"damping": 0.0, "adapt_damping": False, "cg_stopping": "residual", "cg_tolerance": 1e-12}
-    optimizer = HessianFree(model.parameters(), curvature=curvature, **options)
+    options = {"damping": 0.0, "fixed": True, "stopping": "residual", "tolerance": 1e-12}
+    optimizer = HessianFree(model.parameters(), **parts(curvature=curvature, **options))
     optimizer.step(objective)
     solution = torch.linalg.lstsq(torch.cat([x, torch.ones(30, 1, dtype=torch.float64)], 1), y).solution
     torch.testing.assert_close(model.weight.detach(), solution[:6].T, rtol=0, atol=1e-8)
@@ -54,8 +55,8 @@ def test_one_undamped_step_minimises_any_quadratic(curvature, function):
     root = torch.randn(5, 5, dtype=torch.float64)
     matrix, b = root @ root.T + torch.eye(5), torch.randn(5, dtype=torch.float64)
     point, objective = function(lambda x: (0.5 * x @ matrix @ x - b @ x, x), 1.0, -2.0, 3.0, 0.0, 0.5)
-    options = {"damping": 0.0, "adapt_damping": False, "cg_stopping": "residual", "cg_tolerance": 1e-12}
-    HessianFree(point.parameters(), curvature=curvature, **options).step(objective)
+    options = {"damping": 0.0, "fixed": True, "stopping": "residual", "tolerance": 1e-12}
+    HessianFree(point.parameters(), **parts(curvature=curvature, **options)).step(objective)
     torch.testing.assert_close(point.x.detach(), torch.linalg.solve(matrix, b), rtol=0, atol=1e-8)
 
 
@@ -79,7 +80,7 @@ def test_a_step_is_the_dense_solve_with_a_scale_of_the_damping_per_group(curvatu
     oracle = dense(model, *data)
     groups = split_in_two(model)
     groups[1]["damping_scale"] = 0.1
-    optimizer = HessianFree(groups, curvature=curvature, damping=2.0, adapt_damping=False, **EXACT_SOLVE)
+    optimizer = HessianFree(groups, **parts(curvature=curvature, damping=2.0, fixed=True, **EXACT_SOLVE))
     step = step_of(model, optimizer, flat, cross_entropy(model, data))
     scales = torch.tensor([2.0] * 16 + [0.2] * 15, dtype=torch.float64)
     expected = torch.linalg.solve(getattr(oracle, curvature) + torch.diag(scales), -oracle.gradient)
@@ -94,8 +95,8 @@ def test_a_step_is_the_dense_solve_with_a_scale_of_the_damping_per_group(curvatu
 def test_blocks_are_the_dense_solve_without_cross_blocks(curvature, toy, dense, flat):
     model, data = toy.network(), toy.batch()
     oracle = dense(model, *data)
-    options = {"curvature": curvature, "damping": 1.0, "block_diagonal": True, "adapt_damping": False}
-    optimizer = HessianFree(layerwise(model), **options, **EXACT_SOLVE)
+    options = {"curvature": curvature, "damping": 1.0, "blocks": True, "fixed": True}
+    optimizer = HessianFree(layerwise(model), **parts(**options, **EXACT_SOLVE))
     step = step_of(model, optimizer, flat, cross_entropy(model, data))
     matrix = getattr(oracle, curvature) + torch.eye(31)
     expected = [torch.linalg.solve(matrix[b, b], -oracle.gradient[b]) for b in (slice(0, 16), slice(16, 31))]
@@ -106,7 +107,7 @@ def test_blocks_are_the_dense_solve_without_cross_blocks(curvature, toy, dense, 
 
 def test_one_block_is_the_full_matrix_bit_for_bit(toy, flat):
     data, models = toy.batch(), [toy.network(), toy.network()]
-    optimizers = [HessianFree(model.parameters(), block_diagonal=model is models[1]) for model in models]
+    optimizers = [HessianFree(model.parameters(), blocks=model is models[1]) for model in models]
     for _ in range(5):
         for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.step(cross_entropy(model, data))
@@ -118,8 +119,8 @@ def test_one_block_is_the_full_matrix_bit_for_bit(toy, flat):
 def test_the_tolerance_of_each_block_is_its_groups(toy):
     model = toy.network()
     groups = split_in_two(model)
-    groups[1]["cg_tolerance"] = 0.5
-    optimizer = HessianFree(groups, damping=1e-3, cg_stopping="residual", cg_tolerance=1e-10, block_diagonal=True)
+    groups[1]["tolerance"] = 0.5
+    optimizer = HessianFree(groups, damping=1e-3, solver=CG(stopping="residual", tolerance=1e-10), blocks=True)
     optimizer.step(cross_entropy(model, toy.batch()))
     first, second = optimizer.report.cg_iterations
     assert second <= 2 < 8 < first
@@ -132,8 +133,8 @@ def test_a_preconditioner_changes_the_path_and_not_the_solution(toy, dense, flat
     jacobi = 1 / (oracle.ggn.diag() + 0.1)
     for preconditioner in (None, lambda r: jacobi * r, lambda r: scale * r):
         model = toy.network()
-        options = {"damping": 0.1, "adapt_damping": False, "preconditioner": preconditioner}
-        optimizer = HessianFree(model.parameters(), **options, **EXACT_SOLVE)
+        options = {"damping": 0.1, "fixed": True, "preconditioner": preconditioner}
+        optimizer = HessianFree(model.parameters(), **parts(**options, **EXACT_SOLVE))
         steps.append(step_of(model, optimizer, flat, cross_entropy(model, data)))
         iterations.append(optimizer.report.cg_iterations)
     expected = torch.linalg.solve(oracle.ggn + 0.1 * torch.eye(31), -oracle.gradient)
@@ -145,14 +146,14 @@ def test_a_preconditioner_changes_the_path_and_not_the_solution(toy, dense, flat
 def test_the_curvature_objective_gives_curvature_only(toy, dense, flat):
     model, data, other = toy.network(), toy.batch(), toy.batch(9, seed=5)
     gradient, matrix = dense(model, *data).gradient, dense(model, *other).ggn
-    optimizer = HessianFree(model.parameters(), damping=0.5, adapt_damping=False, **EXACT_SOLVE)
+    optimizer = HessianFree(model.parameters(), **parts(damping=0.5, fixed=True, **EXACT_SOLVE))
     step = step_of(model, optimizer, flat, cross_entropy(model, data), curvature_objective=cross_entropy(model, other))
     torch.testing.assert_close(step, torch.linalg.solve(matrix + 0.5 * torch.eye(31), -gradient), **SOLVED)
 
 
 def test_chunks_take_the_same_steps(toy, flat):
     data, other, models = toy.batch(), toy.batch(9, seed=4), [toy.network(), toy.network()]
-    optimizers = [HessianFree(model.parameters(), cg_max_iter=8) for model in models]
+    optimizers = [HessianFree(model.parameters(), solver=CG(max_iter=8)) for model in models]
     for _ in range(5):
         for model, optimizer, size in zip(models, optimizers, (None, 7), strict=True):
             parts = {"microbatch_size": size, "weight_decay": 0.01}
@@ -165,10 +166,10 @@ def test_chunks_take_the_same_steps(toy, flat):
 @pytest.mark.parametrize("per_group", [False, True])
 def test_lr_scales_the_step(per_group, toy, flat):
     data, unit, model = toy.batch(), toy.network(), toy.network()
-    full = step_of(unit, HessianFree(unit.parameters(), **CONSTANT), flat, cross_entropy(unit, data))
+    full = step_of(unit, HessianFree(unit.parameters(), **parts(**CONSTANT)), flat, cross_entropy(unit, data))
     groups = split_in_two(model)
     groups[1]["lr"] = 0.25 if per_group else 0.5
-    optimizer = HessianFree(groups, lr=0.5, **CONSTANT)
+    optimizer = HessianFree(groups, **parts(lr=0.5, **CONSTANT))
     step = step_of(model, optimizer, flat, cross_entropy(model, data))
     factor = torch.tensor([0.5] * 16 + [0.25 if per_group else 0.5] * 15, dtype=torch.float64)
     torch.testing.assert_close(step, factor * full, rtol=1e-9, atol=1e-12)
@@ -179,7 +180,7 @@ def test_lr_scales_the_step(per_group, toy, flat):
 def test_the_start_is_the_decayed_last_solution(toy, dense, flat):
     """One product and no iteration: with max_iter 1 from x0 the step is x0 + alpha r, not a multiple of -g."""
     model, data = toy.network(), toy.batch()
-    optimizer = HessianFree(model.parameters(), cg_decay_x0=0.5, cg_max_iter=1, cg_backtracking=False, **CONSTANT)
+    optimizer = HessianFree(model.parameters(), **parts(warm_start=0.5, max_iter=1, candidates="last", **CONSTANT))
     last = step_of(model, optimizer, flat, cross_entropy(model, data))
     oracle = dense(model, *data)
     matrix, x0 = oracle.ggn + torch.eye(31), 0.5 * last
@@ -195,8 +196,13 @@ def test_backtracking_chooses_a_better_candidate_than_the_last(toy):
     chosen = []
     for backtracking in (True, False):
         model = toy.network()
-        options = {"damping": 1e-4, "cg_backtracking": backtracking, "cg_stopping": "residual", "cg_tolerance": 1e-10}
-        optimizer = HessianFree(model.parameters(), adapt_damping=False, line_search=False, **options)
+        options = {
+            "damping": 1e-4,
+            "candidates": "best" if backtracking else "last",
+            "stopping": "residual",
+            "tolerance": 1e-10,
+        }
+        optimizer = HessianFree(model.parameters(), **parts(fixed=True, line_search=False, **options))
         optimizer.step(cross_entropy(model, toy.batch(4)), cross_entropy(model, toy.batch(50, seed=9)))
         chosen.append(optimizer.report)
     assert chosen[0].new_evaluation_loss < chosen[1].new_evaluation_loss
@@ -205,7 +211,7 @@ def test_backtracking_chooses_a_better_candidate_than_the_last(toy):
 
 def test_without_line_search_a_step_may_raise_the_loss(toy):
     model = toy.network()
-    optimizer = HessianFree(model.parameters(), damping=1e-6, cg_backtracking=False, **CONSTANT, lr=20.0)
+    optimizer = HessianFree(model.parameters(), **parts(damping=1e-6, candidates="last", **CONSTANT, lr=20.0))
     optimizer.step(cross_entropy(model, toy.batch(5)))
     assert optimizer.report.accepted
     assert optimizer.report.new_loss > optimizer.report.loss
@@ -226,8 +232,13 @@ def test_a_step_never_raises_the_evaluation_loss(seed, damping, lr, curvature, r
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     whole = cross_entropy(model, (3 * torch.randn(14, 3).double(), torch.randint(3, (14,))))
     objective, evaluation = whole.split(6, 8)
-    options = {"lr": lr, "block_diagonal": blocks, "cg_backtracking": backtracking, "nonpositive_curvature": rule}
-    optimizer = HessianFree(layerwise(model), curvature=curvature, damping=damping, **options)
+    options = {
+        "lr": lr,
+        "blocks": blocks,
+        "candidates": "best" if backtracking else "last",
+        "nonpositive_curvature": rule,
+    }
+    optimizer = HessianFree(layerwise(model), **parts(curvature=curvature, damping=damping, **options))
     for _ in range(3):
         before, theta = float(evaluation.value()), copy.deepcopy(model.state_dict())
         optimizer.step(objective, evaluation)
@@ -269,7 +280,7 @@ def test_the_damping_follows_the_reduction_ratio(line_search, same, toy, dense, 
 def test_an_indefinite_hessian_does_not_hold_the_step_at_a_saddle(rule, x, function):
     """With "ignore" the step is plain Newton's, which x = 0.5 draws to the saddle; on x = 0 the damping leads away."""
     point, objective = function(lambda x: (x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4, x), x, 0.1)
-    optimizer = HessianFree(point.parameters(), curvature="hessian", damping=0.1, nonpositive_curvature=rule)
+    optimizer = HessianFree(point.parameters(), curvature="hessian", damping=0.1, solver=CG(nonpositive_curvature=rule))
     for _ in range(100):
         optimizer.step(objective)
         assert point.x.isfinite().all()
@@ -279,8 +290,8 @@ def test_an_indefinite_hessian_does_not_hold_the_step_at_a_saddle(rule, x, funct
 
 def test_ignoring_nonpositive_curvature_is_newtons_step(function):
     point, objective = function(lambda x: (x[0] ** 2 - x[1] ** 2, x), 0.5, 0.1)
-    options = {"damping": 0.0, "adapt_damping": False, "line_search": False, "cg_backtracking": False}
-    optimizer = HessianFree(point.parameters(), curvature="hessian", nonpositive_curvature="ignore", **options)
+    options = {"damping": 0.0, "fixed": True, "line_search": False, "candidates": "last"}
+    optimizer = HessianFree(point.parameters(), **parts(curvature="hessian", nonpositive_curvature="ignore", **options))
     optimizer.step(objective)
     torch.testing.assert_close(point.x.detach(), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
 
@@ -289,8 +300,8 @@ def test_a_positive_slope_does_not_admit_an_increase(function):
     """The slope is the objective's, a thousand times the evaluation's: cut at zero, or any step would pass Armijo's."""
     point, objective = function(lambda x: (1000 * (x[0] ** 2 - x[1] ** 2), x), 0.0, 0.1)
     evaluation = Objective.from_forward(point, lambda: (point.x[0] ** 2 - point.x[1] ** 2, point.x))
-    options = {"damping": 0.0, "cg_backtracking": False, "nonpositive_curvature": "ignore"}
-    optimizer = HessianFree(point.parameters(), curvature="hessian", **options)
+    options = {"damping": 0.0, "candidates": "last", "nonpositive_curvature": "ignore"}
+    optimizer = HessianFree(point.parameters(), **parts(curvature="hessian", **options))
     optimizer.step(objective, evaluation)
     assert not optimizer.report.accepted
     assert point.x.tolist() == [0.0, 0.1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective, QuadraticLearningRate
+from latephase import CG, KFAC, SGDQLR, AdamQLR, HessianFree, Objective, QuadraticLearningRate
 from latephase.solve import levenberg_marquardt
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
@@ -25,7 +25,7 @@ def trained(make, steps: int = 3):
 
 MAKERS = {
     "hessian_free": HessianFree,
-    "nystrom": lambda params: HessianFree(params, preconditioner="nystrom"),
+    "nystrom": lambda params: HessianFree(params, solver=CG(preconditioner="nystrom")),
     "kfac": KFAC,
     "adam_qlr": AdamQLR,
     "sgd_qlr": SGDQLR,

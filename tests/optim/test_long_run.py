@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from flat_parts import parts
 from latephase import HessianFree, JSONLinesWriter, Objective
 from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Nystrom
 
@@ -67,7 +68,7 @@ CASES = {
     "plain": {},
     "nystrom": {"preconditioner": Nystrom(rank=3, every=7)},
     "fisher_and_debias": {"preconditioner": EmpiricalFisher(every=7), "debias": True},
-    "diagonal_and_blocks": {"preconditioner": GGNDiagonal(probes=2, every=7), "block_diagonal": True},
+    "diagonal_and_blocks": {"preconditioner": GGNDiagonal(probes=2, every=7), "blocks": True},
 }
 
 
@@ -80,8 +81,8 @@ def test_nothing_grows(case, tmp_path):
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
     groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]
     # The damping is kept where steps are useful; the ratio of batches of eight says little.
-    options = {"cg_max_iter": 3, "damping": 1.0, "damping_range": (0.1, 10.0), **CASES[case]}
-    optimizer, reports = HessianFree(groups, **options), []
+    options = {"max_iter": 3, "damping": 1.0, "range": (0.1, 10.0), **CASES[case]}
+    optimizer, reports = HessianFree(groups, **parts(**options)), []
     if callbacks:
         optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: None)
         optimizer.register_step_post_hook(last_only(reports))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import HessianFree, Objective
+from latephase import HessianFree, LevenbergMarquardt, Objective
 
 
 def cross_entropy(model, data):
@@ -18,7 +18,7 @@ def test_the_actual_change_is_the_objectives_and_the_choice_the_evaluations(toy,
     reports, steps = {}, {}
     for ratio_data in ("evaluation", "objective"):
         twin = toy.network()
-        optimizer = HessianFree(twin.parameters(), damping=0.1, ratio_data=ratio_data, adapt_damping=False)
+        optimizer = HessianFree(twin.parameters(), damping=LevenbergMarquardt(0.1, factors=(1.0, 1.0), data=ratio_data))
         before = dense(twin, *data)
         optimizer.step(cross_entropy(twin, data), cross_entropy(twin, other))
         reports[ratio_data], steps[ratio_data] = optimizer.report, flat(twin)
@@ -38,7 +38,7 @@ def test_on_one_objective_both_are_the_same_and_nothing_is_computed_twice(toy):
     ratios = []
     for ratio_data in ("evaluation", "objective"):
         model = toy.network()
-        optimizer = HessianFree(model.parameters(), ratio_data=ratio_data)
+        optimizer = HessianFree(model.parameters(), damping=LevenbergMarquardt(data=ratio_data))
         optimizer.step(cross_entropy(model, toy.batch()))
         ratios.append(optimizer.report.reduction_ratio)
     assert ratios[0] == ratios[1]
@@ -51,7 +51,7 @@ def test_a_damping_that_runs_away_says_so_once_and_names_the_ways_out(function):
     optimizer = HessianFree(point.parameters())
     for _ in range(19):
         optimizer.step(objective, evaluation)
-    with pytest.warns(UserWarning, match=r"risen 20 steps in a row, to 3.33e\+03.*ratio_data=\"objective\""):
+    with pytest.warns(UserWarning, match=r"risen 20 steps in a row, to 3.33e\+03.*data=\"objective\""):
         optimizer.step(objective, evaluation)
     for _ in range(5):  # said once; any warning would be an error here
         optimizer.step(objective, evaluation)
@@ -60,15 +60,15 @@ def test_a_damping_that_runs_away_says_so_once_and_names_the_ways_out(function):
 
 
 def test_an_unknown_choice_is_named(toy):
-    with pytest.raises(ValueError, match="ratio_data must be one of evaluation, objective; got 'batch'"):
-        HessianFree(toy.network().parameters(), ratio_data="batch")
+    with pytest.raises(ValueError, match=r"LevenbergMarquardt\.data must be one of evaluation, objective, got 'batch'"):
+        LevenbergMarquardt(data="batch")
 
 
 def test_with_debias_predicted_and_actual_change_are_the_evaluation_datas(toy):
     ratios = []
     for ratio_data in ("evaluation", "objective"):
         model = toy.network()
-        optimizer = HessianFree(model.parameters(), ratio_data=ratio_data, debias=True)
+        optimizer = HessianFree(model.parameters(), damping=LevenbergMarquardt(data=ratio_data), debias=True)
         optimizer.step(cross_entropy(model, toy.batch()), cross_entropy(model, toy.batch(9, seed=4)))
         ratios.append(optimizer.report.reduction_ratio)
     assert ratios[0] == ratios[1]

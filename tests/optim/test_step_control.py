@@ -12,11 +12,12 @@ from dense_models import cg, dense_model, flat
 from torch import nn
 from torch.optim import lr_scheduler
 
-from latephase import HessianFree, Objective, layerwise
+from flat_parts import parts
+from latephase import CG, Fixed, HessianFree, LevenbergMarquardt, Objective, layerwise
 from latephase.optim.parts.report import StepStatus
 from latephase.solve import CGStatus
 
-LAST = {"cg_backtracking": False, "line_search": False, "adapt_damping": False}
+LAST = {"candidates": "last", "line_search": False, "fixed": True}
 
 
 def cross_entropy(model, data, **options):
@@ -53,7 +54,7 @@ def table(function, values, staying):
     return point, objective, Objective.from_forward(point, lambda: (nearest() + 0.0 * point.x.sum(), point.x)), places
 
 
-OPTIONS = {"damping": 1.0, "cg_stopping": "residual", "cg_tolerance": 0.0}
+OPTIONS = {"damping": 1.0, "stopping": "residual", "tolerance": 0.0}
 
 
 @pytest.mark.parametrize("line_search", [False, True])
@@ -63,7 +64,7 @@ OPTIONS = {"damping": 1.0, "cg_stopping": "residual", "cg_tolerance": 0.0}
 ])  # fmt: skip
 def test_walking_back_passes_what_is_worse_than_staying(values, chosen, line_search, function):
     point, objective, evaluation, places = table(function, values, 1.0)
-    optimizer = HessianFree(point.parameters(), line_search=line_search, cg_max_iter=len(values), **OPTIONS)
+    optimizer = HessianFree(point.parameters(), **parts(line_search=line_search, max_iter=len(values), **OPTIONS))
     optimizer.step(objective, evaluation)
     report = optimizer.report
     assert (report.cg_chosen, report.status, report.accepted, report.lr) == (chosen, StepStatus.TAKEN, True, 1.0)
@@ -75,7 +76,7 @@ def test_walking_back_passes_what_is_worse_than_staying(values, chosen, line_sea
 @pytest.mark.parametrize("values", [[3.0, 2.0, 4.0], [2.0, 3.0, 4.0], [2.0], [math.nan, 2.0, math.inf]])
 def test_without_line_search_the_best_of_bad_candidates_is_taken(values, function):
     point, objective, evaluation, places = table(function, values, 1.0)
-    optimizer = HessianFree(point.parameters(), line_search=False, cg_max_iter=len(values), **OPTIONS)
+    optimizer = HessianFree(point.parameters(), **parts(line_search=False, max_iter=len(values), **OPTIONS))
     optimizer.step(objective, evaluation)
     report = optimizer.report
     assert (report.status, report.accepted, report.new_evaluation_loss) == (StepStatus.TAKEN, True, 2.0)
@@ -89,7 +90,7 @@ def test_without_line_search_the_best_of_bad_candidates_is_taken(values, functio
 def test_with_a_line_search_bad_candidates_leave_everything(values, function, unchanged):
     """Near the start the table says 1: no trial is below it."""
     point, objective, evaluation, _ = table(function, values, 1.0)
-    optimizer = HessianFree(point.parameters(), cg_max_iter=len(values), **OPTIONS)
+    optimizer = HessianFree(point.parameters(), **parts(max_iter=len(values), **OPTIONS))
     with unchanged(point):
         optimizer.step(objective, evaluation)
     report = optimizer.report
@@ -104,8 +105,8 @@ def test_with_a_line_search_bad_candidates_leave_everything(values, function, un
 @pytest.mark.parametrize("line_search", [False, True])
 def test_candidates_without_a_finite_loss_are_not_taken(with_backtracking, line_search, function, unchanged):
     point, objective, evaluation, _ = table(function, [math.nan, math.inf, math.nan], 1.0)
-    options = {"cg_backtracking": with_backtracking, "line_search": line_search, "cg_max_iter": 3}
-    optimizer = HessianFree(point.parameters(), **options, **OPTIONS)
+    options = {"candidates": "best" if with_backtracking else "last", "line_search": line_search, "max_iter": 3}
+    optimizer = HessianFree(point.parameters(), **parts(**options, **OPTIONS))
     with unchanged(point):
         optimizer.step(objective, evaluation)
     report = optimizer.report
@@ -123,7 +124,7 @@ def test_a_line_search_can_save_a_candidate_that_is_not_finite(function):
     cliff = Objective.from_forward(
         point, lambda: (torch.where(point.x @ point.x < 1.0, math.nan, point.x @ point.x), point.x)
     )
-    optimizer = HessianFree(point.parameters(), damping=0.0, adapt_damping=False)
+    optimizer = HessianFree(point.parameters(), damping=Fixed(0.0))
     optimizer.step(objective, cliff)
     report = optimizer.report
     if report.accepted:
@@ -245,8 +246,8 @@ def test_a_long_candidate_is_scaled_back(limit, curvature, toy):
     direction = torch.linalg.solve(oracle.matrix + damping * torch.eye(31), -oracle.gradient)
     assert direction.norm() > 0.3
     expected = limit / direction.norm() * direction
-    options = {"cg_stopping": "residual", "cg_tolerance": 1e-13, "damping": damping, "curvature": curvature, **LAST}
-    optimizer = HessianFree(model.parameters(), max_step_norm=limit, **options)
+    options = {"stopping": "residual", "tolerance": 1e-13, "damping": damping, "curvature": curvature, **LAST}
+    optimizer = HessianFree(model.parameters(), **parts(max_step_norm=limit, **options))
     evaluation, start = cross_entropy(model, other), flat(model)
     before = float(evaluation.value())
     optimizer.step(cross_entropy(model, data), evaluation)
@@ -271,7 +272,7 @@ def test_the_limit_is_on_the_step_with_its_lr(first, second, toy):
     groups = layerwise(model)
     groups[0]["lr"], groups[1]["lr"] = first, second
     optimizer = HessianFree(
-        groups, max_step_norm=limit, damping=0.5, cg_stopping="residual", cg_tolerance=1e-13, **LAST
+        groups, **parts(max_step_norm=limit, damping=0.5, stopping="residual", tolerance=1e-13, **LAST)
     )
     start, twin = flat(model), copy.deepcopy(model)
     optimizer.step(cross_entropy(model, data))
@@ -287,7 +288,10 @@ def test_the_limit_is_on_the_step_with_its_lr(first, second, toy):
 def test_the_limit_holds_with_everything_on(kind, debias, toy):
     model = toy.network()
     optimizer = HessianFree(
-        model.parameters(), max_step_norm=0.2, reduction_ratio=kind, debias=debias, damping=1e-3, cg_max_iter=20
+        model.parameters(),
+        solver=CG(max_step_norm=0.2, max_iter=20),
+        damping=LevenbergMarquardt(1e-3, model=kind),
+        debias=debias,
     )
     reached = 0
     for seed in range(10):
@@ -302,7 +306,10 @@ def test_the_limit_holds_with_everything_on(kind, debias, toy):
 
 def test_a_large_limit_changes_nothing(toy):
     models = [toy.network(), toy.network()]
-    optimizers = [HessianFree(models[0].parameters(), max_step_norm=1e6), HessianFree(models[1].parameters())]
+    optimizers = [
+        HessianFree(models[0].parameters(), solver=CG(max_step_norm=1e6)),
+        HessianFree(models[1].parameters()),
+    ]
     for _ in range(4):
         for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.step(cross_entropy(model, toy.batch()))
@@ -316,7 +323,7 @@ def test_a_scaled_candidate_leaves_the_start_of_the_next_run_alone(toy):
     starts = []
     for limit in (None, 0.01):
         model = toy.network()
-        optimizer = HessianFree(model.parameters(), max_step_norm=limit, **LAST)
+        optimizer = HessianFree(model.parameters(), **parts(max_step_norm=limit, **LAST))
         optimizer.step(cross_entropy(model, toy.batch()))
         starts.append(torch.cat([optimizer.state[p]["x0"].reshape(-1) for p in model.parameters()]))
     torch.testing.assert_close(starts[0], starts[1], rtol=1e-12, atol=1e-15)
@@ -370,7 +377,7 @@ def test_from_a_saddle_of_an_indefinite_hessian(rule, limit, function):
     """x^2 - y^2 + y^4/4 at (0.5, 0.1): with a small damping CG meets negative curvature in its first two iterations."""
     point, objective = function(lambda x: (x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4, x), 0.5, 0.1)
     options = {"curvature": "hessian", "damping": 0.1, "nonpositive_curvature": rule, "max_step_norm": limit}
-    optimizer = HessianFree(point.parameters(), **options)
+    optimizer = HessianFree(point.parameters(), **parts(**options))
     met = set()
     for _ in range(100):
         before = float(objective.value())

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from dense_models import cg, dense_model, flat, function_of_theta, reweighed, without_cross_blocks
 from torch import nn
 
-from latephase import HessianFree, Objective, WithHidden, layerwise
+from flat_parts import parts
+from latephase import GGN, HessianFree, Objective, WithHidden, layerwise
 from latephase.curvature import linearize
 from latephase.curvature.tracing import cache as traces
 
@@ -26,11 +27,11 @@ SLOPES = {
     "softplus": torch.sigmoid,
 }
 EXACT = {
-    "cg_stopping": "residual",
-    "cg_tolerance": 1e-13,
-    "cg_backtracking": False,
+    "stopping": "residual",
+    "tolerance": 1e-13,
+    "candidates": "last",
     "line_search": False,
-    "adapt_damping": False,
+    "fixed": True,
 }
 SOLVED = {"rtol": 1e-7, "atol": 1e-9}  # float64, condition numbers below 1e4, CG to 1e-13 of |b|
 
@@ -88,9 +89,9 @@ def step_of(model, optimizer, *objectives, **others):
     return flat(model) - before
 
 
-def optimizer_of(model, damping=0.2, mu=3.0, groups=None, **options):
-    parameters = model.parameters() if groups is None else groups
-    return HessianFree(parameters, damping=damping, structural_damping=mu, **(EXACT | options))
+def optimizer_of(network, damping=0.2, mu=3.0, groups=None, **options):
+    parameters = network.parameters() if groups is None else groups
+    return HessianFree(parameters, **parts(damping=damping, structural_damping=mu, **(EXACT | options)))
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "relu", "softplus"])
@@ -191,7 +192,7 @@ def test_blocks_and_scales():
         group["damping_scale"] = scale
     oracle = dense_model(model, F.cross_entropy, data)
     curved = without_cross_blocks(oracle.matrix + 0.6 * structural(model, data[0]), GROUPS)
-    optimizer = optimizer_of(model, groups=groups, block_diagonal=True)
+    optimizer = optimizer_of(model, groups=groups, blocks=True)
     step = step_of(model, optimizer, Objective(model, nn.CrossEntropyLoss(), data))
     expected = torch.linalg.solve(curved + 0.2 * torch.diag(scales), -oracle.gradient)
     torch.testing.assert_close(step, expected, **SOLVED)
@@ -206,7 +207,7 @@ def test_with_debias_each_model_has_the_term_of_its_own_data():
     iterates = cg(one + eye, -first.gradient, 5)
     directions = [after - before for before, after in pairwise(iterates)]
     expected = reweighed(two + eye, -second.gradient, directions, [P])[-1]
-    optimizer = optimizer_of(model, debias=True, cg_max_iter=5)
+    optimizer = optimizer_of(model, debias=True, max_iter=5)
     objectives = [Objective(model, nn.CrossEntropyLoss(), part) for part in (data, other)]
     step = step_of(model, optimizer, *objectives)
     torch.testing.assert_close(step, expected, **SOLVED)
@@ -217,7 +218,7 @@ def test_with_debias_each_model_has_the_term_of_its_own_data():
 def test_the_reduction_ratio(kind):
     model, data = Recurrent(), sequences()
     oracle, extra = dense_model(model, F.cross_entropy, data), 0.6 * structural(model, data[0])
-    optimizer = optimizer_of(model, reduction_ratio=kind)
+    optimizer = optimizer_of(model, model=kind)
     step = step_of(model, optimizer, Objective(model, nn.CrossEntropyLoss(), data))
     matrix = oracle.matrix + extra + (0.2 * torch.eye(P) if kind == "damped" else 0.0)
     assert optimizer.report.predicted_change == pytest.approx(oracle.change(step, matrix), rel=1e-7)
@@ -226,7 +227,7 @@ def test_the_reduction_ratio(kind):
 def test_the_term_follows_the_damping():
     """mu is a factor on lambda: with an adapted damping the term moves along, and without damping there is none."""
     model, data = Recurrent(), sequences()
-    optimizer = optimizer_of(model, damping=1.0, adapt_damping=True, cg_decay_x0=0.0)
+    optimizer = optimizer_of(model, damping=1.0, fixed=False, warm_start=0.0)
     used = []
     for _ in range(4):
         oracle, damping = dense_model(model, F.cross_entropy, data), optimizer.damping
@@ -237,7 +238,7 @@ def test_the_term_follows_the_damping():
     assert len(set(used)) == 4
     models = [Recurrent(), Recurrent()]
     for model, mu in zip(models, (3.0, 0.0), strict=True):
-        optimizer = optimizer_of(model, 0.0, mu, cg_max_iter=5)
+        optimizer = optimizer_of(model, 0.0, mu, max_iter=5)
         optimizer.step(Objective(model, nn.CrossEntropyLoss(), data))
     torch.testing.assert_close(flat(models[0]), flat(models[1]), rtol=1e-9, atol=1e-12)
 
@@ -289,7 +290,7 @@ def test_a_model_without_hidden_units_is_told_how(begun, unchanged):
     if begun:
         for _ in range(3):
             optimizer.step(Objective(model, nn.CrossEntropyLoss(), data))
-    optimizer.param_groups[0]["structural_damping"] = 0.1
+    optimizer.param_groups[0]["curvature"] = GGN(structural_damping=0.1)
     with unchanged(model), pytest.raises(ValueError, match="WithHidden"):
         optimizer.step(Objective(model, nn.CrossEntropyLoss(), data))
 
@@ -329,8 +330,8 @@ def test_from_forward_is_refused(unchanged):
 def test_one_trace_serves_every_damping(curvature, chunks):
     """From the second step on products are traced, by the same trace at every damping, and the steps are right."""
     model, data, dampings, kept = Recurrent(), sequences(), set(), set()
-    options = {"damping": 1.0, "curvature": curvature, "cg_max_iter": 6, "structural_damping": 0.5}
-    optimizer = HessianFree(model.parameters(), **options)
+    options = {"damping": 1.0, "curvature": curvature, "max_iter": 6, "structural_damping": 0.5}
+    optimizer = HessianFree(model.parameters(), **parts(**options))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(8):
@@ -358,7 +359,7 @@ def test_a_recurrent_network_learns_with_it(mu):
     sums = (numbers * marks).sum(dim=1, keepdim=True).expand(-1, 3).contiguous()
     model = Recurrent()
     objective = Objective(model, nn.MSELoss(), (torch.stack([numbers, marks], dim=2), sums))
-    optimizer = HessianFree(model.parameters(), damping=0.1, structural_damping=mu)
+    optimizer = HessianFree(model.parameters(), damping=0.1, curvature=GGN(structural_damping=mu))
     for _ in range(40):
         optimizer.step(objective)
         assert optimizer.report.new_loss <= optimizer.report.loss

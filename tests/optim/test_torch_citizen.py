@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latephase import HessianFree, Objective, layerwise
+from latephase import CG, GGN, Fixed, HessianFree, LevenbergMarquardt, Objective, layerwise
 from latephase.solve import CGStatus
 
 
@@ -22,13 +22,13 @@ def through_a_file(optimizer, model):
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    fresh = HessianFree(layerwise(model), damping=7.0, block_diagonal=True)
+    fresh = HessianFree(layerwise(model), damping=7.0, blocks=True)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     return fresh
 
 
 def through_state_dict(optimizer, model):
-    fresh = HessianFree(layerwise(model), block_diagonal=True)
+    fresh = HessianFree(layerwise(model), blocks=True)
     fresh.load_state_dict(optimizer.state_dict())
     return fresh
 
@@ -37,7 +37,7 @@ def through_state_dict(optimizer, model):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_copy_continues_bit_for_bit(how, dtype, toy, flat):
     model, data = toy.network(dtype=dtype), toy.batch(dtype=dtype)
-    optimizer = HessianFree(layerwise(model), block_diagonal=True, damping=0.1)
+    optimizer = HessianFree(layerwise(model), blocks=True, damping=0.1)
     for _ in range(4):
         optimizer.step(cross_entropy(model, data))
     if how == "deepcopy":
@@ -59,7 +59,7 @@ def test_a_copy_continues_bit_for_bit(how, dtype, toy, flat):
 
 def test_a_loaded_state_is_not_shared(toy):
     model, data = toy.network(), toy.batch()
-    optimizer = HessianFree(layerwise(model), block_diagonal=True)
+    optimizer = HessianFree(layerwise(model), blocks=True)
     optimizer.step(cross_entropy(model, data))
     other = through_state_dict(optimizer, copy.deepcopy(model))
     for p, q in zip(model.parameters(), other.state, strict=True):
@@ -68,11 +68,11 @@ def test_a_loaded_state_is_not_shared(toy):
 
 def test_a_scheduler_drives_the_lr(toy, flat):
     model, data = toy.network(), toy.batch()
-    optimizer = HessianFree(model.parameters(), line_search=False, adapt_damping=False, cg_decay_x0=0.0)
+    optimizer = HessianFree(model.parameters(), line_search=False, damping=Fixed(1.0), solver=CG(warm_start=0.0))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
     for epoch in range(4):
         twin = copy.deepcopy(model)
-        unit = HessianFree(twin.parameters(), line_search=False, adapt_damping=False, cg_decay_x0=0.0)
+        unit = HessianFree(twin.parameters(), line_search=False, damping=Fixed(1.0), solver=CG(warm_start=0.0))
         before = flat(model)
         optimizer.step(cross_entropy(model, data))
         unit.step(cross_entropy(twin, data))
@@ -93,7 +93,7 @@ def test_hooks_see_every_step(toy):
 @pytest.mark.parametrize("block_diagonal", [False, True])
 def test_a_group_may_be_added_midway(block_diagonal, toy):
     model, data = toy.network(), toy.batch()
-    optimizer = HessianFree(model[0].parameters(), block_diagonal=block_diagonal)
+    optimizer = HessianFree(model[0].parameters(), blocks=block_diagonal)
     losses = [float(optimizer.step(cross_entropy(model, data))) for _ in range(3)]
     head = copy.deepcopy(model[2].state_dict())
     optimizer.add_param_group({"params": list(model[2].parameters()), "damping_scale": 0.5})
@@ -105,7 +105,7 @@ def test_a_group_may_be_added_midway(block_diagonal, toy):
 
 def test_groups_by_layer_train(toy):
     model, data = toy.network(), toy.batch()
-    optimizer = HessianFree(layerwise(model), block_diagonal=True)
+    optimizer = HessianFree(layerwise(model), blocks=True)
     losses = [float(optimizer.step(cross_entropy(model, data))) for _ in range(30)]
     assert [group["name"] for group in optimizer.param_groups] == ["0", "2"]
     assert losses[-1] < 0.3 * losses[0]
@@ -121,7 +121,7 @@ def test_an_empty_first_group_does_no_harm(toy):
 @pytest.mark.filterwarnings("ignore:the damping has arrived")  # at the lower bound: the six rows are separable
 def test_a_long_run_does_not_grow_the_state(toy):
     model = nn.Linear(3, 3).double()
-    optimizer = HessianFree(model.parameters(), cg_max_iter=3)
+    optimizer = HessianFree(model.parameters(), solver=CG(max_iter=3))
     sizes = []
     for step in range(300):
         optimizer.step(cross_entropy(model, toy.batch(6)))
@@ -216,7 +216,7 @@ def test_curvature_in_another_dtype(model_dtype, curvature_dtype, tolerance, cas
         model = toy.network(dtype=model_dtype)
         model[0].requires_grad_(case != "frozen")
         parameters = model[2].parameters() if case == "head_only" else model.parameters()
-        optimizer = HessianFree(parameters, curvature_dtype=dtype, line_search=False, cg_backtracking=False)
+        optimizer = HessianFree(parameters, curvature=GGN(dtype=dtype), line_search=False, solver=CG(candidates="last"))
         before = flat(model)
         loss = optimizer.step(Objective(model, nn.CrossEntropyLoss(weight=weight), data))
         solutions.append(torch.cat([s["x0"].reshape(-1) for s in optimizer.state.values() if "x0" in s]))
@@ -304,9 +304,13 @@ def test_dropout_is_one_function_within_a_step_and_another_in_the_next(toy):
 
 def test_the_late_phase_preset_is_measured_settings_that_can_be_replaced(toy):
     model = toy.network()
-    optimizer = HessianFree.late_phase(model.parameters(), damping=2.0, cg_decay_x0=0.5)
+    optimizer = HessianFree.late_phase(model.parameters(), damping=2.0, solver={"warm_start": 0.5})
     group = optimizer.param_groups[0]
-    assert (group["damping"], group["cg_max_iter"], group["cg_decay_x0"]) == (2.0, 3, 0.5)
+    assert group["damping"] == LevenbergMarquardt(2.0, thresholds=(0.0, 0.5))
+    assert group["solver"] == CG(max_iter=3, warm_start=0.5)
+    assert HessianFree.late_phase(model.parameters(), damping=LevenbergMarquardt()).param_groups[0]["damping"] == (
+        LevenbergMarquardt()
+    )
     assert isinstance(optimizer, HessianFree)
     objective, held_out = cross_entropy(model, toy.batch(24)).split(16, 8)
     optimizer.step(objective, evaluation=held_out, curvature_objective=objective.subsample(2))

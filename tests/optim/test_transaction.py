@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective
+from latephase import CG, KFAC, SGDQLR, AdamQLR, HessianFree, Objective
 from latephase.curvature.tracing import cache as traces
 
 
@@ -55,10 +55,10 @@ class Fault:
 
 MAKERS = {
     "hessian_free": HessianFree,
-    "fisher": lambda params: HessianFree(params, preconditioner="empirical_fisher"),
-    "nystrom": lambda params: HessianFree(params, preconditioner="nystrom"),
+    "fisher": lambda params: HessianFree(params, solver=CG(preconditioner="empirical_fisher")),
+    "nystrom": lambda params: HessianFree(params, solver=CG(preconditioner="nystrom")),
     "blocks": lambda params: HessianFree(
-        [{"params": [p]} for p in params], block_diagonal=True, curvature="ggn", cg_max_iter=5
+        [{"params": [p]} for p in params], blocks=True, curvature="ggn", solver=CG(max_iter=5)
     ),
     "kfac": KFAC,
     "adam_qlr": AdamQLR,
@@ -155,7 +155,7 @@ def test_a_step_below_the_rounding_of_the_parameters_is_none(dtype):
     x, y = torch.randn(9, 4).to(dtype), torch.arange(9) % 3
     before = copy.deepcopy(model.state_dict())
     for optimizer in (
-        HessianFree(model.parameters(), max_step_norm=1e-12),
+        HessianFree(model.parameters(), solver=CG(max_step_norm=1e-12)),
         AdamQLR(model.parameters(), lr_clip=1e-14),
         SGDQLR(model.parameters(), lr_clip=1e-14),
     ):

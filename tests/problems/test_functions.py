@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from latephase import HessianFree
+from latephase import CG, Fixed, HessianFree
 from latephase.curvature import linearize
 from latephase.problems.functions import curvature_factors, quadratic_deep, rosenbrock
 
@@ -27,12 +27,8 @@ def exact_step(parameters):
     """A Hessian-free step that is a Newton step: no damping, and CG runs to the end."""
     return HessianFree(
         parameters,
-        damping=0.0,
-        adapt_damping=False,
-        cg_stopping="residual",
-        cg_tolerance=1e-13,
-        cg_max_iter=1000,
-        cg_backtracking=False,
+        damping=Fixed(0.0),
+        solver=CG(stopping="residual", tolerance=1e-13, max_iter=1000, candidates="last"),
     )
 
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from latephase import HessianFree, WithHidden
+from latephase import CG, GGN, HessianFree, WithHidden
 from latephase.problems import pathological
 from latephase.problems.architectures.recurrent import Recurrent
 from latephase.problems.pathological import PLACES, far_off, marked_numbers, ordered_symbols, wrong_bit, wrong_class
@@ -195,7 +195,9 @@ def test_hessian_free_with_structural_damping_learns_short_sequences():
     splits = problem.load()
     model = problem.model()
     generator = torch.Generator().manual_seed(0)
-    optimizer = HessianFree(model.parameters(), damping=0.1, structural_damping=1 / 30, cg_max_iter=20)
+    optimizer = HessianFree(
+        model.parameters(), damping=0.1, curvature=GGN(structural_damping=1 / 30), solver=CG(max_iter=20)
+    )
     draw = functools.partial(problem.batch, splits.train, slice(300), generator)
     for _ in range(20):
         optimizer.step(problem.objective(model, draw()), evaluation=problem.objective(model, draw()))

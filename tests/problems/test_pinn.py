@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from latephase import HessianFree
+from latephase import CG, HessianFree
 from latephase.curvature import linearize
 from latephase.problems.pinn import Convection, Reaction, Wave, pinn_convection, pinn_reaction, pinn_wave
 
@@ -282,6 +282,6 @@ def test_hessian_free_steps_lower_the_loss(make):
     torch.manual_seed(0)
     model = problem.model()
     objective = problem.objective(model, problem.batch(problem.load().train))
-    optimizer = HessianFree(model.parameters(), cg_max_iter=20)
+    optimizer = HessianFree(model.parameters(), solver=CG(max_iter=20))
     losses = [float(optimizer.step(objective)) for _ in range(3)] + [float(objective.value())]
     assert all(after < before for before, after in itertools.pairwise(losses))

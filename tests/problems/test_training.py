@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_data import shrink
 
-from latephase import AdamQLR, HessianFree, problems
+from latephase import CG, AdamQLR, HessianFree, problems
 from latephase.problems.problem import is_batch, row_count
 from latephase.problems.sampling import Stream, batches, generator
 
@@ -72,7 +72,7 @@ def test_fifty_steps_lower_the_loss(name, svhn_folder, monkeypatch):
 
 
 OPTIMIZERS = {
-    "HessianFree": lambda parameters: HessianFree(parameters, cg_max_iter=3),
+    "HessianFree": lambda parameters: HessianFree(parameters, solver=CG(max_iter=3)),
     "AdamQLR": lambda parameters: AdamQLR(parameters, lr_clip=0.1),
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
 }

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latephase.solve import armijo, backtrack, levenberg_marquardt, reduction_ratio
+from latephase.solve import armijo, backtrack, levenberg_marquardt, reduction_ratio, resolution
 
 INF, NAN = math.inf, math.nan
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -171,6 +171,31 @@ def test_reduction_ratio(change, predicted, ratio):
 
 
 @pytest.mark.parametrize(
+    ("change", "predicted", "size", "ratio"),
+    [
+        (-1.0, -2.0, 1.0, 0.5),
+        (-1.0, -1.0, 1.0, NAN),
+        (3.0, 0.5, 1.0, NAN),
+        (0.0, 0.0, 0.0, NAN),
+        (0.0, 0.0, None, -INF),
+        (INF, -0.5, 1.0, -INF),
+        (NAN, -0.5, 1.0, -INF),
+        (-1.0, NAN, 1.0, -INF),
+        (-1.0, -2.0, INF, 0.5),
+        (-1.0, -2.0, NAN, 0.5),
+    ],
+)
+def test_a_prediction_within_the_rounding_of_the_loss_says_nothing(change, predicted, size, ratio):
+    found = reduction_ratio(change, predicted, size)
+    assert math.isnan(found) if math.isnan(ratio) else found == ratio
+
+
+def test_the_resolution_of_a_loss_is_four_units_of_rounding():
+    assert resolution(-8.0, 2**-52) == 4 * 8 * 2**-52
+    assert resolution(0.0, 2**-52) == 0
+
+
+@pytest.mark.parametrize(
     ("ratio", "factor"),
     [
         (math.nextafter(0.25, 0.0), 3 / 2),
@@ -185,7 +210,7 @@ def test_reduction_ratio(change, predicted, ratio):
         (0.0, 3 / 2),
         (-2.0, 3 / 2),
         (-INF, 3 / 2),
-        (NAN, 3 / 2),
+        (NAN, 1.0),
     ],
 )
 @pytest.mark.parametrize("damping", [1.0, 1e-8, 45.0])
@@ -207,7 +232,7 @@ def test_levenberg_marquardt(ratio, factor, damping):
         ((0.5, 0.5), math.nextafter(0.5, 1.0), 0.5),
         ((-1.0, 2.0), -0.5, 1.0),
         ((-1.0, 2.0), -1.5, 4.0),
-        ((-1.0, 2.0), NAN, 4.0),
+        ((-1.0, 2.0), NAN, 1.0),
         ((-1.0, 2.0), -INF, 4.0),
         ((-1.0, 2.0), INF, 0.5),
     ],
@@ -227,6 +252,8 @@ def test_levenberg_marquardt_thresholds(thresholds, ratio, expected):
         (0.75, 0.1, 1.5),
         (1.5, 0.9, 0.75),
         (1.5, NAN, 1.5),
+        (9.0, NAN, 9.0),
+        (9.0, 0.5, 1.5),
     ],
 )
 def test_levenberg_marquardt_bounds(damping, ratio, expected):
@@ -247,8 +274,11 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 )
 def test_levenberg_marquardt_by_definition(damping, ratio, thresholds, factors, bounds):
     after = levenberg_marquardt(damping, ratio, thresholds=thresholds, factors=factors, bounds=bounds)
+    if math.isnan(ratio):
+        assert after == damping
+        return
     assert bounds[0] <= after <= bounds[1]
-    factor = factors[0] if ratio > thresholds[1] else 1.0 if ratio >= thresholds[0] else factors[1]  # NaN: the last
+    factor = factors[0] if ratio > thresholds[1] else 1.0 if ratio >= thresholds[0] else factors[1]
     assert after == pytest.approx(min(max(damping * factor, bounds[0]), bounds[1]), rel=1e-14, abs=0.0)
     unbounded = levenberg_marquardt(damping, ratio, thresholds=thresholds, factors=factors)
     assert unbounded == pytest.approx(damping * factor, rel=1e-14, abs=0.0)

@@ -24,7 +24,7 @@ def first_order(schedule: str = "constant", **changes: Any) -> dict[str, Any]:
 
 def hessian_free(**changes: Any) -> dict[str, Any]:
     table = {"kind": "hessian_free", "name": "hf", "label": "HF", "batch_size": 32, "evaluation_batch_size": 16}
-    return table | {"options": {"cg_max_iter": 4}} | changes
+    return table | {"options": {"solver": {"max_iter": 4}}} | changes
 
 
 def custom(factory: str, name: str = "own", module: str = "small_strategies", **options: Any) -> dict[str, Any]:

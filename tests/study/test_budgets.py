@@ -22,7 +22,11 @@ from latephase.study.strategies.base import copied
 from latephase.study.strategies.context import StrategyContext
 from latephase.study.strategies.kinds import start_strategy
 
-NO_PARAMETERS_MOVE = {"adapt_damping": False, "line_search": False, "cg_backtracking": False, "cg_max_iter": 2}
+NO_PARAMETERS_MOVE = {
+    "damping": {"kind": "fixed", "value": 1.0},
+    "line_search": False,
+    "solver": {"candidates": "last", "max_iter": 2},
+}
 TABLES = [
     first_order(),
     first_order("averaging"),
@@ -33,8 +37,8 @@ TABLES = [
     hessian_free(),
     hessian_free(name="own-batch", evaluation_batch_size=0),
     hessian_free(name="part", curvature_batch_size=8),
-    hessian_free(name="debiased", options={"debias": True, "cg_max_iter": 3}),
-    hessian_free(name="ratio", options={"ratio_data": "objective", "cg_max_iter": 3}),
+    hessian_free(name="debiased", options={"debias": True, "solver": {"max_iter": 3}}),
+    hessian_free(name="ratio", options={"damping": {"data": "objective"}, "solver": {"max_iter": 3}}),
     hessian_free(name="plain", options=NO_PARAMETERS_MOVE),
     {"kind": "adamqlr", "name": "adamqlr", "label": "A", "batch_size": 48, "options": {"lr_clip": 0.1}},
     {"kind": "sgdqlr", "name": "sgdqlr", "label": "S", "options": {"curvature": "hessian", "lr_clip": 0.1}},

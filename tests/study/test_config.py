@@ -92,8 +92,11 @@ def test_quadratic_rates_take_the_options_of_their_optimizers(kind):
 
 
 def test_hessian_free_takes_preconditioners_by_name():
-    table = changed("strategies.1.options", {"preconditioner": "kfac"})
-    assert parse_study(table, "my.toml").strategies[1].options == {"preconditioner": "kfac"}
+    for method in ("kfac", {"kind": "nystrom", "rank": 5}):
+        table = changed("strategies.1.options", {"solver": {"preconditioner": method}})
+        study = parse_study(table, "my.toml")
+        assert study.strategies[1].options == {"solver": {"preconditioner": method}}
+        assert parse_study(tomllib.loads(study.toml()), "my.toml") == study
 
 
 def test_a_chains_parts_end_in_order_and_fit_the_data():

@@ -143,7 +143,7 @@ def test_a_damaged_study_file_is_named_and_left_alone(copy, monkeypatch):
 
 def test_another_configuration_of_a_strategy_or_other_code_is_refused(copy, monkeypatch):
     before = times_of(copy)
-    changed = study_of(first_order(), hessian_free(options={"cg_max_iter": 5}), seeds=[0])
+    changed = study_of(first_order(), hessian_free(options={"solver": {"max_iter": 5}}), seeds=[0])
     with pytest.raises(ConfigError, match=r"runs/checkpoint-000\d_hf_seed-0 was made by another configuration"):
         performed(changed, copy, monkeypatch)
     labelled = study_of(first_order(label="Another label"), hessian_free(), seeds=[0])

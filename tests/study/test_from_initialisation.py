@@ -15,7 +15,7 @@ from latephase.study.results.load import load_results
 STRATEGIES = (
     first_order(),
     hessian_free(name="layers", blocks="layerwise"),
-    hessian_free(name="fixed", blocks="layerwise", preset="fixed_rate", options={"lr": 0.1, "cg_max_iter": 4}),
+    hessian_free(name="fixed", blocks="layerwise", preset="fixed_rate", options={"lr": 0.1, "solver": {"max_iter": 4}}),
 )
 
 

@@ -37,10 +37,13 @@ TABLE = {
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"damping": -1.0}, "damping must be a finite number >= 0"),
+        ({"damping": -1.0}, "initial must be a finite number >= 0"),
         ({"curvature": "fisher"}, "curvature must be one of ggn, hessian"),
-        ({"curvature_dtype": "float64"}, "'curvature_dtype' is no option"),
-        ({"cg_max_iter": 2.5}, "cg_max_iter must be an integer"),
+        ({"curvature_dtype": "float64"}, 'options.curvature_dtype is curvature.dtype = "float64"'),
+        ({"solver": {"max_iter": 2.5}}, "CG.max_iter must be an integer"),
+        ({"cg_max_iter": 3}, "options.cg_max_iter is solver.max_iter = 3"),
+        ({"adapt_damping": False}, 'options.adapt_damping is damping.kind = "fixed"'),
+        ({"solver": {"maxiter": 3}}, "CG has no 'maxiter' .did you mean 'max_iter'"),
     ],
 )
 def test_option_values_are_checked_before_anything_runs(options, message):

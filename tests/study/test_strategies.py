@@ -143,7 +143,7 @@ def test_hessian_free_steps_are_judged_on_other_rows_or_on_their_own(steps_of):
     assert not inputs_of(held_out.objective) & inputs_of(held_out.evaluation)
     assert held_out.report["evaluation_loss"] != held_out.report["loss"]
     assert not held_out.model.training
-    assert held_out.optimizer.param_groups[0]["cg_max_iter"] == 4
+    assert held_out.optimizer.param_groups[0]["solver"].max_iter == 4
     own = steps_of("own-batch")
     assert own.evaluation is None
     assert own.report["evaluation_loss"] == own.report["loss"]
@@ -166,7 +166,7 @@ def test_blocks_are_layers_and_the_preset_is_that_of_the_late_phase(steps_of):
     layers = steps_of("layers")
     assert len(layers.report["cg_iterations"]) == 3  # linear, batch norm, linear
     late = steps_of("late").optimizer.param_groups[0]
-    assert (late["damping"], late["cg_max_iter"], tuple(late["damping_thresholds"])) == (0.3, 3, (0.0, 0.5))
+    assert (late["damping"].initial, late["solver"].max_iter, late["damping"].thresholds) == (0.3, 3, (0.0, 0.5))
 
 
 @pytest.mark.parametrize("name", ["hf", "own-batch", "all-rows", "adamqlr", "sgdqlr", "lbfgs-all"])

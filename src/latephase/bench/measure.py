@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objective import Objective, peak_bytes
-from ..optim import HessianFree
+from ..optim import CG, HessianFree
 from ..problems.problem import is_weight
 from ..records import describe_environment
 from .contender import Contender, ours, set_up
@@ -140,7 +140,7 @@ class _Bench:
 
     def step(self, evaluation: Data) -> Cell:
         """Hessian-free steps of ten iterations, one after another, and the gradient in between."""
-        optimizer = HessianFree(self.parameters, cg_max_iter=CG_ITERATIONS, cg_tolerance=0.0)
+        optimizer = HessianFree(self.parameters, solver=CG(max_iter=CG_ITERATIONS, tolerance=0.0))
         held_out = Objective(self.model, self.loss, evaluation)
         reports = []
 

@@ -7,6 +7,7 @@ from .linearization import Linearization, linearize
 from .loss import loss_curvature as loss_curvature
 from .operators import Matvec as Matvec
 from .operators import block_diagonal, damped, dense
+from .preconditioners import PRECONDITIONERS as PRECONDITIONERS
 from .preconditioners import WEIGHT_SHARING as WEIGHT_SHARING
 from .preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom, Preconditioner
 from .preconditioners import Estimate as Estimate

@@ -1,17 +1,26 @@
 """Optimizers."""
 
 from .kfac import KFAC, KFACStepReport
-from .newton import HessianFree
-from .parts import StepReport, StepStatus
+from .newton import CG, GGN, Armijo, Blocks, Hessian, HessianFree
+from .newton import in_a_table as in_a_table
+from .newton import is_former as is_former
+from .parts import Fixed, LevenbergMarquardt, StepReport, StepStatus
 from .quadratic_lr import SGDQLR, AdamQLR, QuadraticLearningRate, QuadraticStepReport, QuadraticStepStatus
 from .quadratic_lr import QuadraticOptions as QuadraticOptions
 
 __all__ = [
+    "CG",
+    "GGN",
     "KFAC",
     "SGDQLR",
     "AdamQLR",
+    "Armijo",
+    "Blocks",
+    "Fixed",
+    "Hessian",
     "HessianFree",
     "KFACStepReport",
+    "LevenbergMarquardt",
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",

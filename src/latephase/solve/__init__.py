@@ -5,8 +5,10 @@ module imports nothing else of the package.
 """
 
 from .backtracking import backtrack, iteration_grid
+from .conjugate_gradient import NONPOSITIVE_CURVATURE as NONPOSITIVE_CURVATURE
+from .conjugate_gradient import STOPPING as STOPPING
 from .conjugate_gradient import conjugate_gradient
-from .damping import levenberg_marquardt, reduction_ratio
+from .damping import levenberg_marquardt, reduction_ratio, resolution
 from .line_search import LineSearchResult, armijo
 from .result import CGResult
 from .stopping import CGStatus, martens_progress, residual_small
@@ -23,4 +25,5 @@ __all__ = [
     "martens_progress",
     "reduction_ratio",
     "residual_small",
+    "resolution",
 ]

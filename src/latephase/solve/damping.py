@@ -6,20 +6,35 @@ LARGEST = 1e30
 """Where a damping is not bounded otherwise: float32 can still hold it beside the curvature."""
 SMALLEST = 1e-30
 """The same below: zero times a factor stays zero."""
+ROUNDING = 4
+"""A predicted change of so many units of rounding of the loss tells nothing: losses are sums of rounded terms."""
 
 
-def reduction_ratio(change: float, predicted: float) -> float:
+def resolution(loss: float, rounding: float) -> float:
+    """The size up to which a predicted change of a loss says nothing.
+
+    Args:
+        loss: f(theta).
+        rounding: unit of rounding of the dtype in which it was computed.
+    """
+    return ROUNDING * rounding * abs(loss)
+
+
+def reduction_ratio(change: float, predicted: float, resolution: float | None = None) -> float:
     """Actual change of the loss over the change that the quadratic model predicts, rho.
 
     Args:
         change: f(theta + p) - f(theta).
         predicted: q(p), the undamped model's change, which should be negative (the undamped model is that of Martens'
             program; other programs use the damped one).
+        resolution: size up to which a predicted change says nothing, see `resolution`. Default none: every one counts.
 
     Returns:
-        change / predicted; minus infinity where the model predicts no decrease or anything is not finite, so that the
-        damping rises.
+        change / predicted; not a number where the prediction says nothing; minus infinity where the model predicts no
+        decrease or anything is not finite, so that the damping rises.
     """
+    if resolution is not None and abs(predicted) <= resolution < math.inf and math.isfinite(change):
+        return math.nan
     if not (math.isfinite(change) and math.isfinite(predicted)) or predicted >= 0:
         return -math.inf
     ratio = change / predicted
@@ -38,19 +53,21 @@ def levenberg_marquardt(
 
     Args:
         damping: lambda of this step.
-        ratio: reduction ratio rho; not a number counts as bad.
+        ratio: reduction ratio rho; not a number says nothing.
         thresholds: below the first the damping rises, above the second it falls. Default 1/4 and 3/4, Martens' own.
         factors: on the damping where it falls, and where it rises. Default 2/3 and 3/2, Martens' own.
         bounds: least and greatest damping. Default none.
 
     Returns:
         The damping times a factor, within the bounds, and never above 1e30 nor, from above it, below 1e-30,
-        from where it can still come back.
+        from where it can still come back; the damping as it is where the ratio says nothing.
     """
+    if math.isnan(ratio):
+        return damping
     low, high = thresholds
     least = max(bounds[0], min(damping, SMALLEST))
     if ratio > high:
         damping *= factors[0]
-    elif not ratio >= low:
+    elif ratio < low:
         damping *= factors[1]
     return min(max(damping, least), bounds[1], LARGEST)

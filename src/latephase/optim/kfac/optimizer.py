@@ -11,9 +11,9 @@ from torch import Tensor
 from ...curvature import Linearization, linearize
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ...solve import levenberg_marquardt, reduction_ratio
-from ..newton import ROUNDING
+from ...solve import reduction_ratio, resolution
 from ..parts import (
+    LevenbergMarquardt,
     SecondOrder,
     StepStatus,
     Transaction,
@@ -235,7 +235,9 @@ class KFAC(SecondOrder):
         elif judged:
             losses = self._losses(linear, evaluation, vector)
             good = all(math.isfinite(each) for each in losses)
-            ratio = _ratio(losses, trial.predicted, torch.finfo(linear.loss.dtype).eps)
+            predicted = math.nan if trial.predicted is None else trial.predicted
+            smallest = resolution(losses[0], torch.finfo(linear.loss.dtype).eps)
+            ratio = reduction_ratio(losses[1] - losses[0], predicted, smallest)
             found = {"evaluation_loss": losses[0], "new_evaluation_loss": losses[1], "reduction_ratio": ratio}
             found["new_loss"] = losses[1] if evaluation is objective else None
         if adapt:
@@ -259,13 +261,11 @@ class KFAC(SecondOrder):
         return before, float(evaluation.value(linear.space.named(vector)))
 
     def _adapt(self, damping: float, ratio: float) -> None:
-        """Set the damping of the next step by Levenberg and Marquardt's rule; not a number leaves it."""
+        """Set the damping of the next step by Levenberg and Marquardt's rule."""
         options = self.param_groups[0]
-        if not math.isnan(ratio):
-            omega = options["damping_decay"] ** options["adapt_period"]
-            self._carried.damping = levenberg_marquardt(
-                damping, ratio, factors=(omega, 1 / omega), bounds=options["damping_range"]
-            )
+        omega = options["damping_decay"] ** options["adapt_period"]
+        rule = LevenbergMarquardt(options["damping"], factors=(omega, 1 / omega), range=options["damping_range"])
+        self._carried.damping = rule.next(damping, ratio)
 
     def _compare_ranks(self, objectives: Sequence[Objective], space: ParameterSpace) -> None:
         """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
@@ -274,7 +274,7 @@ class KFAC(SecondOrder):
 
     @property
     def _carried(self) -> KFACCarried:
-        return KFACCarried(self.state, self.param_groups)
+        return KFACCarried(self.state, self.param_groups, self.param_groups[0]["damping"])
 
     def _checked(
         self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
@@ -300,13 +300,6 @@ class KFAC(SecondOrder):
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report."""
         return super().__getstate__() | {"report": self.report}
-
-
-def _ratio(losses: tuple[float, float], predicted: float | None, rounding: float) -> float:
-    """The reduction ratio; not a number where the prediction is within the rounding of the loss."""
-    if predicted is not None and abs(predicted) <= ROUNDING * rounding * abs(losses[0]) < math.inf:
-        return math.nan if math.isfinite(losses[1]) else -math.inf
-    return reduction_ratio(losses[1] - losses[0], math.nan if predicted is None else predicted)
 
 
 KFAC._OPTIONS = {"exact_lr": True, "exact_momentum": True, **defaults_of(KFAC), "lr": 1.0}

@@ -1,12 +1,10 @@
 """The Hessian-free optimizer (Martens 2010; Tatzel, Hennig and Schneider 2022)."""
 
-import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from ...objective import Objective
 from ...parameters import ParameterSpace
 from ..parts import (
     Carried,
+    Damping,
     SecondOrder,
     StepReport,
     Transaction,
@@ -31,10 +30,14 @@ from ..parts import (
     the_objective,
 )
 from .block_ranks import agreed
+from .former import FORMER, check_names, is_former, with_parts
 from .judging import judge
-from .options import FIXED_RATE, LATE_PHASE, blocks_of, check_groups
 from .outcome import Outcome
+from .parts import CG, GGN, Armijo, Blocks, Hessian
 from .quadratic import LocalModel, solve
+from .settings import FIXED_RATE, LATE_PHASE, OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part, plain
+
+DEFAULT_SOLVER = CG()
 
 FIRST_EXPECTED = 50
 """Iterations of conjugate gradients that a first step is expected to take at most."""
@@ -59,114 +62,66 @@ class HessianFree(SecondOrder):
 
     Args:
         params: parameters or param groups. A group may set `lr`, `damping_scale` (a factor on the damping, default 1)
-            and, with block_diagonal=True, `cg_tolerance` for itself; every other option is global.
-        curvature: "ggn" (default; positive semi-definite for convex losses, which conjugate gradients need) or
-            "hessian".
-        damping: initial lambda of the damped curvature C + lambda I. Default 1.0 (Tatzel et al. 2022).
-        adapt_damping: adapt lambda by the reduction ratio (`solve.levenberg_marquardt`). Default True.
+            and, with blocks, `tolerance` (that of the solver) for itself; every other option is global.
         lr: first step size of the line search, or the step size itself without one. Default 1.0, the Newton step.
-        line_search: Armijo's rule on the evaluation objective (`solve.armijo`). Default True: steadier where the
+        curvature: "ggn" (default), "hessian", or a part with settings of its own: `GGN`, `Hessian`.
+        solver: gives the candidates. Default `CG()`, conjugate gradients as Martens (2010) has them.
+        damping: lambda of the damped curvature C + lambda I: `LevenbergMarquardt` adapts it, `Fixed` keeps it; a number
+            is the first one's initial value. Default 1.0 (Tatzel et al. 2022).
+        line_search: True (default) for `Armijo()`, a part with settings of its own, or False: steadier where the
             damping is not yet right.
-        cg_max_iter: cap on iterations of conjugate gradients. Default 250 (Martens 2010).
-        cg_decay_x0: factor on the last solution where the next run starts. Default 0.95 (Martens and Sutskever 2012).
-            A start that is worse than zero is scaled to its best multiple at no cost.
-        cg_backtracking: choose among the iterates on a grid (`solve.backtrack`); else take the last. Default True.
-        cg_stopping: "martens" (default) or "residual" (`solve.conjugate_gradient`).
-        cg_tolerance: relative progress per iteration (default 5e-4, Martens 2010), or |r|/|b|.
-        preconditioner: "empirical_fisher", "ggn_diagonal", "nystrom" or "kfac", or an object of those classes with
-            settings of its own (`curvature.preconditioners`); or a callable r [P] -> M^-1 r [P], symmetric positive
-            definite, block-diagonal if the curvature is. Default none, as in the paper's experiments.
-        nonpositive_curvature: "truncate" (default), "ignore" or "absolute" (`solve.conjugate_gradient`).
-        curvature_dtype: dtype in which products run, loss and gradient staying in the parameters' own. Default that.
-        compile: send products through `torch.compile` once a shape is traced, and on CUDA capture each iteration of
-            conjugate gradients as a graph that is replayed; not with several blocks. Default False: compiling takes
-            some tens of seconds for each shape, so that it pays in long runs only.
-        iterates_on_host: keep the candidates of conjugate gradients in the host's memory: about 20 vectors of the size
-            of the parameters at 250 iterations. Default False.
-        block_diagonal: curvature only within each param group (Zhang et al. 2017), see `layerwise` and `by_module`.
-            Blocks are solved side by side; how their products are computed is in `report.block_methods`
-            (`curvature.OverBlocks`). Default False.
-        block_samples: estimate the blocks' products from this many random columns where that is cheaper than from all
-            outputs. Default none, exact products.
-        block_group: ranks that share the blocks between them, each solving its own; parameters and data must be the
-            same on all. Not kept by pickling. Default none, this process solves all.
-
-        damping_thresholds: reduction ratios below which the damping rises and above which it falls. Default 1/4 and
-            3/4 (Martens 2010, Section 4.1).
-        damping_factors: on the damping where it falls and where it rises. Default 2/3 and 3/2, from the same source.
-        damping_range: adapted damping stays in here, so that it can always come back by factors; a warning says when it
-            arrives at a bound. Default 1e-12 to 1e12.
-        reduction_ratio: "undamped" (default, Martens' own program) or "damped": which quadratic model predicts the
-            change. The damped one predicts less, so that ratios are higher and the damping falls sooner.
-        ratio_data: on which data the reduction ratio takes the actual change: "evaluation" (default; as candidate and
-            step size) or "objective", the data of the model that predicts it, at one more forward pass. Late in
-            training the first may stay below 1/4 whatever the damping is, since a batch's gradient is mostly noise to
-            other data; the damping then rises until steps are tiny. Sutskever's program takes the second. With debias
-            the model is the evaluation data's, and so is the change in any case.
-        structural_damping: mu: the curvature gains lambda mu J_h' phi'(h) J_h for hidden units h of a recurrent
-            network, whose model returns `WithHidden` (Martens and Sutskever 2011, Section 3; they take 1/30). It counts
-            as curvature in the reduction ratio, as in Sutskever's program. Default 0, none.
-        max_step_norm: candidates with a longer step are scaled back to this length before they are tried. Default none:
-            the damping bounds the step.
+        blocks: True for `Blocks()`, or a part with settings of its own: curvature only within each param group.
+            Default none, the whole matrix.
         debias: take directions from the objective, and slopes and curvatures along them from the evaluation objective,
             which must be of other data (Tatzel et al. 2024, see `solve.reweighing`). Costs one more product per
             iteration and one more gradient. Default False.
+        **former: nothing; an option of a former release is an error that says how it is written now.
+
+    A part may also be given as a dict of its fields, as it stands in a file.
 
     Attributes:
         report: `StepReport` of the last step; None before the first.
 
     Raises:
         ValueError: an unknown option value, or a global option that differs between groups.
+        TypeError: an unknown option.
     """
 
     _kind = "HessianFree"
     report: StepReport | None = None
-    _preconditioner: Preconditioner | Matvec | None = None
-    _block_group: dist.ProcessGroup | None = None
 
     def __init__(
         self,
         params: Iterable[Any],
-        curvature: str = "ggn",
-        damping: float = 1.0,
-        adapt_damping: bool = True,
         lr: float = 1.0,
-        line_search: bool = True,
-        cg_max_iter: int = 250,
-        cg_decay_x0: float = 0.95,
-        cg_backtracking: bool = True,
-        cg_stopping: str = "martens",
-        cg_tolerance: float = 5e-4,
-        preconditioner: str | Preconditioner | Matvec | None = None,
-        nonpositive_curvature: str = "truncate",
-        curvature_dtype: torch.dtype | None = None,
-        block_diagonal: bool = False,
-        block_samples: int | None = None,
-        block_group: dist.ProcessGroup | None = None,
-        compile: bool = False,
-        iterates_on_host: bool = False,
-        damping_thresholds: tuple[float, float] = (1 / 4, 3 / 4),
-        damping_factors: tuple[float, float] = (2 / 3, 3 / 2),
-        damping_range: tuple[float, float] = (1e-12, 1e12),
-        reduction_ratio: str = "undamped",
-        ratio_data: str = "evaluation",
-        structural_damping: float = 0.0,
-        max_step_norm: float | None = None,
+        curvature: str | GGN | Hessian | Mapping[str, Any] = "ggn",
+        solver: CG | Mapping[str, Any] = DEFAULT_SOLVER,
+        damping: float | Damping | Mapping[str, Any] = 1.0,
+        line_search: bool | Armijo | Mapping[str, Any] = True,
+        blocks: bool | Blocks | Mapping[str, Any] | None = None,
         debias: bool = False,
+        **former: Any,
     ):
-        given = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
-        self._preconditioner = find_preconditioner(given.pop("preconditioner"))
-        self._block_group = given.pop("block_group")
-        super().__init__(params, {"damping_scale": 1.0, **given})
+        given = locals()
+        options = {name: given[name] for name in OPTIONS}
+        check_names(former, former, OPTIONS, type(self).__name__)
+        super().__init__(params, {**PER_GROUP, **options, **{name: part(name, options[name]) for name in PARTS}})
         check_groups(self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; see `torch.optim.Optimizer.add_param_group`."""
+        if isinstance(param_group, dict):
+            names = [name for name in param_group if name in FORMER]
+            check_names(names, param_group, (), f"param group {len(self.param_groups)} of {type(self).__name__}")
+        super().add_param_group(param_group)
 
     @classmethod
     def late_phase(cls, params: Iterable[Any], **overrides: Any) -> Self:
         """The optimizer with settings measured on late checkpoints, for steps that cost a few gradients.
 
-        They are `damping=0.3`, `cg_max_iter=3` and `damping_thresholds=(0.0, 0.5)`. With them go batches of some
-        thousand rows, an evaluation objective of half as many other rows, curvature on an eighth of the batch, and the
-        model in eval mode:
+        They are `damping=LevenbergMarquardt(0.3, thresholds=(0.0, 0.5))` and `solver=CG(max_iter=3)`. With them go
+        batches of some thousand rows, an evaluation objective of half as many other rows, curvature on an eighth of the
+        batch, and the model in eval mode:
 
             optimizer = HessianFree.late_phase(model.parameters())
             objective, held_out = Objective(model, loss, batch).split(2048, 1024)
@@ -176,27 +131,31 @@ class HessianFree(SecondOrder):
 
         Args:
             params: parameters or param groups.
-            **overrides: options in place of these, or beside them.
+            **overrides: options in place of these, or beside them; a number for the damping is the initial one, and the
+                thresholds stay.
         """
-        return cls(params, **(LATE_PHASE | overrides))
+        check_names(overrides, overrides, OPTIONS, f"{cls.__name__}.late_phase")
+        return cls(params, **over(LATE_PHASE, overrides))
 
     @classmethod
     def fixed_rate(cls, params: Iterable[Any], **overrides: Any) -> Self:
         """Block-diagonal Hessian-free in the form of Zhang et al. (2017): a fixed learning rate and a fixed damping.
 
-        They are `block_diagonal=True`, `adapt_damping=False`, `line_search=False` and `cg_backtracking=False`; the
-        momentum of the start of conjugate gradients is `cg_decay_x0`. The paper's text beside its abstract was not at
+        They are `blocks=Blocks()`, `damping=Fixed(1.0)`, `line_search=False` and `solver=CG(candidates="last")`; the
+        momentum of the start of conjugate gradients is `warm_start`. The paper's text beside its abstract was not at
         hand: rates, damping and caps are this class's own defaults, to be set. With them go large batches for the
         gradient and a quarter or an eighth of them for the curvature:
 
-            optimizer = HessianFree.fixed_rate(layerwise(model), lr=0.5, damping=0.1, cg_max_iter=30)
+            solver = CG(max_iter=30, candidates="last")
+            optimizer = HessianFree.fixed_rate(layerwise(model), lr=0.5, damping=0.1, solver=solver)
             optimizer.step(objective, curvature_objective=objective.subsample(256))
 
         Args:
             params: param groups, each a block: `layerwise(model)`, `by_module(model, names)`, or made by hand.
-            **overrides: options in place of these, or beside them.
+            **overrides: options in place of these, or beside them; a number for the damping is the fixed one.
         """
-        return cls(params, **(FIXED_RATE | overrides))
+        check_names(overrides, overrides, OPTIONS, f"{cls.__name__}.fixed_rate")
+        return cls(params, **over(FIXED_RATE, overrides))
 
     @property
     def damping(self) -> float:
@@ -240,7 +199,7 @@ class HessianFree(SecondOrder):
         evaluation = objective if evaluation is None else evaluation
         curvature_objective = objective if curvature_objective is None else curvature_objective
         objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
-        with Transaction(self, objectives, self._block_group) as transaction:
+        with Transaction(self, objectives, _group_of(self.param_groups)) as transaction:
             check_groups(self.param_groups)
             return self._step(objective, evaluation, curvature_objective, transaction)
 
@@ -248,6 +207,7 @@ class HessianFree(SecondOrder):
         self, objective: Objective, evaluation: Objective, curvature_objective: Objective, transaction: Transaction
     ) -> Tensor:
         started, options = time.perf_counter(), self.param_groups[0]
+        block_group = _group_of(self.param_groups)
         objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
         if options["debias"] and evaluation is objective:
             raise ValueError(
@@ -258,15 +218,15 @@ class HessianFree(SecondOrder):
         self._compare_ranks([objective, evaluation, curvature_objective], space)
         for each in objectives:
             each.reseed()
-        one_seed(list(objectives), self._block_group)
+        one_seed(list(objectives), block_group)
         model = self._solve(objective, evaluation, curvature_objective, space)
         if not model.finite:
             self._carried.forget_estimate()
             for each in objectives:
                 each.check_data()
         outcome = judge(model, objective, evaluation, options, per_parameter(self.param_groups, "lr", space))
-        if self._block_group is not None:
-            outcome = agreed(outcome, self._block_group, model.cg.solution)
+        if block_group is not None:
+            outcome = agreed(outcome, block_group, model.cg.solution)
         self._settle(model, outcome, objective, transaction)
         self._carried.remember(curvature_objective)
         self._carried.iterations = max(model.cg.iterations)
@@ -298,18 +258,17 @@ class HessianFree(SecondOrder):
         """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
         kept: dict[str, Any] | None = None
         if not self._ranks_compared:
-            kept = {"preconditioner": type(self._preconditioner).__qualname__}
-            kept["start of conjugate gradients"] = self._carried.start(space)
-        compare(self, objectives, space, self.damping, kept, self._block_group)
+            kept = {"start of conjugate gradients": self._carried.start(space)}
+        compare(self, objectives, space, self.damping, kept, _group_of(self.param_groups))
         self._ranks_compared = True
 
     def _solve(self, objective, evaluation, curvature_objective, space: ParameterSpace) -> LocalModel:
         """The quadratic model and its candidates."""
         blocks, tolerances = blocks_of(self.param_groups, space)
-        start = self._carried.start(space)
+        start, solver = self._carried.start(space), self._solver
 
         def precondition(curved: Linearization, damping: float | Tensor) -> Matvec | None:
-            method = self._preconditioner
+            method = find_preconditioner(solver.preconditioner)
             if not isinstance(method, Preconditioner):
                 return method
             return method.inverse(self._carried.estimate(method, curved, blocks), damping, blocks)
@@ -324,11 +283,11 @@ class HessianFree(SecondOrder):
             damping_scale=per_parameter(self.param_groups, "damping_scale", space),
             blocks=blocks,
             tolerances=tolerances,
-            start=None if start is None else self.param_groups[0]["cg_decay_x0"] * start,
+            start=None if start is None else solver.warm_start * start,
             at_once=self._carried.saw(curvature_objective) or len(blocks) > 1,
-            expected=_rounded(self._carried.iterations or min(self.param_groups[0]["cg_max_iter"], FIRST_EXPECTED)),
+            expected=_rounded(self._carried.iterations or min(solver.max_iter, FIRST_EXPECTED)),
             precondition=precondition,
-            block_group=self._block_group,
+            block_group=_group_of(self.param_groups),
         )
 
     def _settle(self, model: LocalModel, outcome: Outcome, objective: Objective, transaction: Transaction) -> None:
@@ -336,14 +295,17 @@ class HessianFree(SecondOrder):
         if outcome.vector is not None:
             transaction.write(model.space, outcome.vector, objective, model.buffers)
         self._carried.keep_start(model.space, None if outcome.vector is None else model.cg.solution)
-        if self.param_groups[0]["adapt_damping"] and model.damping > 0 and not math.isnan(outcome.ratio):
-            warning = adapt_damping(self._carried, model.damping, outcome.ratio, self.param_groups[0])
-            if warning is not None:
-                warnings.warn(warning, stacklevel=5)
+        warning = adapt_damping(self._carried, model.damping, outcome.ratio, self.param_groups[0]["damping"])
+        if warning is not None:
+            warnings.warn(warning, stacklevel=5)
 
     @property
     def _carried(self) -> Carried:
-        return Carried(self.state, self.param_groups)
+        return Carried(self.state, self.param_groups, self.param_groups[0]["damping"].initial)
+
+    @property
+    def _solver(self) -> CG:
+        return self.param_groups[0]["solver"]
 
     def _checked(
         self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
@@ -351,18 +313,62 @@ class HessianFree(SecondOrder):
         """The entries of a state dict, checked, without an estimate that another preconditioner made."""
         found = {number: dict(entry) for number, entry in state.items()}
         check_entries(found, own, checks())
+        method = self._solver.preconditioner
         for number, entry in found.items():
             where = f"state_dict['state'][{number!r}]['preconditioner']"
-            if "preconditioner" in entry and not check_estimate(where, entry["preconditioner"], self._preconditioner):
+            if "preconditioner" in entry and not check_estimate(where, entry["preconditioner"], method):
                 del entry["preconditioner"]
         return found
 
     def _check_groups(self) -> None:
         check_groups(self.param_groups)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch's optimizers have it, the parts as dicts, with "version" and "optimizer", whose it is.
+
+        Preconditioner and ranks are not in it: they are those of the optimizer that loads it.
+        """
+        state = super().state_dict()
+        return {**state, "param_groups": [plain(group) for group in state["param_groups"]]}
+
+    def _completed(self, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved param group with the options that it lacks, its parts as dicts; it may have flat options."""
+        return plain(_read(saved, {**self.defaults, **kept}))
+
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: beside torch's own, the last report and the preconditioner."""
-        return super().__getstate__() | {"report": self.report, "_preconditioner": self._preconditioner}
+        """What pickling and copying keep: beside torch's own, the last report."""
+        return super().__getstate__() | {"report": self.report}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state that was pickled or loaded, with parts, dicts of them, or flat options."""
+        kept = vars(self).get("param_groups", [])
+        state = dict(state)
+        former = {name: state.pop(name) for name in ("_preconditioner", "_block_group") if name in state}
+        method = {"preconditioner": former["_preconditioner"]} if former.get("_preconditioner") is not None else {}
+        likes = [dict(group) for group in kept] or [{}] * len(state["param_groups"])
+        state["param_groups"] = [
+            _read({**group, **method}, {**self._OPTIONS, **like})
+            for group, like in zip(state["param_groups"], likes, strict=True)
+        ]
+        if "defaults" in state:
+            state["defaults"] = _read({**state["defaults"], **method}, self._OPTIONS)
+        super().__setstate__(state)
 
 
-HessianFree._OPTIONS = {"damping_scale": 1.0, **defaults_of(HessianFree, "preconditioner", "block_group")}
+def _read(group: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """A param group as it was saved, with parts; `like` gives what it lacks, and what a file does not hold."""
+    others = {name: value for name, value in like.items() if name not in ("params", "param_names", "initial_lr")}
+    if any(map(is_former, group)):
+        return with_parts(group, others)
+    return over(others, group)
+
+
+def _group_of(groups: Sequence[Mapping[str, Any]]) -> dist.ProcessGroup | None:
+    """The ranks that share blocks."""
+    return None if groups[0]["blocks"] is None else groups[0]["blocks"].group
+
+
+HessianFree._OPTIONS = {
+    **PER_GROUP,
+    **{name: part(name, x) if name in PARTS else x for name, x in defaults_of(HessianFree, "former").items()},
+}

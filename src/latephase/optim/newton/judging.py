@@ -9,13 +9,11 @@ from torch import Tensor
 
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ...solve import armijo, backtrack, reduction_ratio
-from ..parts import StepStatus
+from ...solve import armijo, backtrack, reduction_ratio, resolution
+from ..parts import Damping, StepStatus
 from .outcome import Outcome
+from .parts import CG, Armijo
 from .quadratic import LocalModel
-
-ROUNDING = 4
-"""A predicted change of so many units of rounding of the loss tells nothing: losses are sums of rounded terms."""
 
 
 class Trials:
@@ -46,7 +44,7 @@ def judge(
 
     Args:
         model: the quadratic model with its candidates.
-        objective: gives the actual change of the reduction ratio where `ratio_data` says so.
+        objective: gives the actual change of the reduction ratio where the damping's rule says so.
         evaluation: gives the losses.
         options: of the optimizer.
         lr: of the param groups, one number or one per parameter [P].
@@ -61,26 +59,38 @@ def judge(
     if not math.isfinite(loss):
         evaluation.check_data()
         return Outcome(loss, loss)
-    candidates = _Candidates(model, lr, options["max_step_norm"], evaluation)
-    if options["cg_backtracking"]:
+    solver: CG = options["solver"]
+    rule: Damping = options["damping"]
+    search: Armijo | bool = options["line_search"]
+    candidates = _Candidates(model, lr, solver.max_step_norm, evaluation)
+    if solver.candidates == "best":
         chosen, candidate_loss, _ = backtrack(lambda i: trials.value(candidates[i]), len(candidates), loss)
     else:
         chosen = len(candidates) - 1
         candidate_loss = trials.value(candidates[chosen])
     candidate = candidates[chosen]
     direction = candidate if isinstance(lr, float) and lr == 1 else lr * candidate
-    predicted, slope, length = candidates.numbers(chosen, direction, options["reduction_ratio"] == "damped")
+    predicted, slope, length = candidates.numbers(chosen, direction, rule.model == "damped")
     if length == 0:
         return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, model.cg.indices[chosen])
-    telling = not abs(predicted) <= ROUNDING * torch.finfo(model.loss.dtype).eps * abs(loss)
+    smallest = resolution(loss, torch.finfo(model.loss.dtype).eps)
+    telling = not abs(predicted) <= smallest
     change = candidate_loss - loss
-    if options["ratio_data"] == "objective" and evaluation is not objective and not options["debias"] and telling:
+    if rule.data == "objective" and evaluation is not objective and not options["debias"] and telling:
         change = Trials(objective, model.space).value(candidate) - float(model.loss)
-    ratio = reduction_ratio(change, predicted) if telling else math.nan
+    ratio = reduction_ratio(change, predicted, smallest)
     known = candidate_loss if direction is candidate else None
-    if options["line_search"]:
-        search = armijo(lambda alpha: trials.value(alpha * direction), loss, slope, known=known)
-        alpha, new_loss = search.lr, search.value
+    if isinstance(search, Armijo):
+        found = armijo(
+            lambda alpha: trials.value(alpha * direction),
+            loss,
+            slope,
+            c=search.c,
+            factor=search.factor,
+            max_trials=search.max_trials,
+            known=known,
+        )
+        alpha, new_loss = found.lr, found.value
     else:
         alpha, new_loss = 1.0, trials.value(direction) if known is None else known
     iteration = model.cg.indices[chosen]

@@ -14,6 +14,7 @@ from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import CGResult, CGStatus, conjugate_gradient
 from .block_ranks import BlockRanks
+from .parts import CG, GGN, Hessian
 
 Precondition = Callable[[Any, float | Tensor], Callable[[Tensor], Tensor] | None]
 """(linearised curvature, damping) -> r [P] -> M^-1 r [P], or none."""
@@ -109,20 +110,22 @@ def solve(
         precondition: makes the preconditioner.
         block_group: the ranks that share the blocks, or none.
     """
+    curvature: GGN | Hessian = options["curvature"]
+    solver: CG = options["solver"]
 
     def curvature_of(source: Objective) -> Linearization:
-        if options["structural_damping"] > 0:
-            source = structurally_damped(source, damping * options["structural_damping"])
-        kind, dtype = options["curvature"], options["curvature_dtype"]
-        compiled = options["compile"]
-        return linearize(source, kind, space.parameters, dtype, at_once=at_once, compile=compiled).unwatched()
+        if curvature.structural_damping > 0:
+            source = structurally_damped(source, damping * curvature.structural_damping)
+        return linearize(
+            source, curvature.kind, space.parameters, curvature.dtype, at_once=at_once, compile=curvature.compile
+        ).unwatched()
 
     def operator(curved: Linearization) -> Callable[[Tensor], Tensor]:
         multiply = curved.matvec if len(blocks) == 1 else by_blocks(curved).matvec
         return damped(multiply, damping * damping_scale)
 
     def by_blocks(curved: Linearization) -> OverBlocks:
-        return over_blocks(curved, blocks, expected, options["block_samples"])
+        return over_blocks(curved, blocks, expected, None if options["blocks"] is None else options["blocks"].samples)
 
     curved = curvature_of(curvature_objective)
     linear = curved
@@ -139,15 +142,15 @@ def solve(
         downhill,
         start,
         preconditioner=precondition(_over(curved, curvature_objective), damping * damping_scale) if usable else None,
-        max_iter=options["cg_max_iter"],
-        stopping=options["cg_stopping"],
+        max_iter=solver.max_iter,
+        stopping=solver.stopping,
         tolerance=tolerances,
         block_sizes=blocks,
-        nonpositive_curvature=options["nonpositive_curvature"],
+        nonpositive_curvature=solver.nonpositive_curvature,
         rescale_x0=True,
         share=objective.reduce.share,
-        capture=options["compile"] and other is None and _may_be_captured(curved, len(blocks)),
-        iterates_device="cpu" if options["iterates_on_host"] else None,
+        capture=curvature.compile and other is None and _may_be_captured(curved, len(blocks)),
+        iterates_device="cpu" if solver.on_host else None,
         second=None if other is None else (operator(other), -other.gradient),
     )
     judged = linear if evaluation is objective else other

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ...objective import Local, Objective, ProcessGroup, Reduce
 from ...parameters import ParameterSpace
+from .part import Part, names_of
 
 OWN = ("params", "forms")
 """Entries of param groups that a rank has for itself: its tensors, and the shapes of its data."""
@@ -93,7 +94,13 @@ def compare(
             found |= {**dict(zip(space.names, space.parameters, strict=True)), **kept}
         for number, group in enumerate(optimizer.param_groups):
             where = f" of param group {number}" if len(optimizer.param_groups) > 1 else ""
-            found |= {f"{name}{where}": setting(value) for name, value in group.items() if name not in OWN}
+            for name, value in group.items():
+                if isinstance(value, Part):
+                    found[f"{name}{where}"] = value.kind
+                    fields = names_of(type(value))
+                    found |= {f"{name}.{field}{where}": setting(getattr(value, field)) for field in fields}
+                elif name not in OWN:
+                    found[f"{name}{where}"] = setting(value)
         found["damping"] = damping
         roles = [next(i for i, other in enumerate(objectives) if other is each) for each in objectives]
         found["roles of the objectives"] = roles

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, is_tensor
 from torch.utils._pytree import tree_map
 
-VERSION = 1
-"""Of state dicts. Those from before versions were counted have none, and are read as well."""
+VERSION = 2
+"""Of state dicts. Before 2 the options of `HessianFree` were flat, and before 1 there was no version; all are read."""
 
 Check = Callable[[str, Any, Tensor], None]
 """(where, value, the parameter) -> ValueError, saying where, where it is not what it should be."""

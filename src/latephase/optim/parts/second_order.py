@@ -68,13 +68,13 @@ class SecondOrder(Optimizer):
                 and nothing is loaded.
         """
         own = check_frame(state_dict, self.param_groups, self._kind)
-        groups = [
-            self._completed(saved, kept)
-            for saved, kept in zip(state_dict["param_groups"], self.param_groups, strict=True)
-        ]
-        entries = self._checked(state_dict["state"], own, groups)
         before = [(each, each.state, each.param_groups) for each in self._optimizers()]
         try:
+            groups = [
+                self._completed(saved, kept)
+                for saved, kept in zip(state_dict["param_groups"], self.param_groups, strict=True)
+            ]
+            entries = self._checked(state_dict["state"], own, groups)
             super().load_state_dict({**state_dict, "state": entries, "param_groups": groups})
             for p, entry in self._restored(entries, own).items():
                 self.state[p] = entry

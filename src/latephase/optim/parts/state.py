@@ -23,12 +23,13 @@ class Carried:
     Args:
         state: the optimizer's.
         groups: its param groups, with at least one parameter.
+        damping: lambda before one is kept.
     """
 
-    def __init__(self, state: dict[Any, Any], groups: Sequence[Mapping[str, Any]]):
+    def __init__(self, state: dict[Any, Any], groups: Sequence[Mapping[str, Any]], damping: float):
         self._state = state
         self._owner = next(p for group in groups for p in group["params"])
-        self._initial_damping: float = groups[0]["damping"]
+        self._initial_damping = damping
 
     @property
     def _first(self) -> Mapping[str, Any]:

@@ -77,7 +77,7 @@ def forms_with(objective: Objective, space: ParameterSpace, options: Mapping[str
 
 def _forms(space: ParameterSpace, options: Mapping[str, Any]) -> tuple[Carried, dict[str, Any]]:
     p, entry = space.parameters[0], {"forms": options["forms"]}
-    return Carried({p: entry}, [{"params": [p], "damping": options["damping"]}]), entry
+    return Carried({p: entry}, [{"params": [p]}], options["damping"]), entry
 
 
 def moved(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ...solve import levenberg_marquardt
+from ..parts import LevenbergMarquardt
 
 
 def averaged(last: float | None, value: float, decay: float) -> float:
@@ -40,15 +40,12 @@ def judged(loss: float, new_loss: float, ratio: float, options: Mapping[str, Any
         ratio: its reduction ratio.
         options: of the optimizer, with `damping_factors` given.
     """
-    damping, (fall, rise), (low, high) = options["damping"], options["damping_factors"], options["damping_range"]
+    rule = LevenbergMarquardt(0.0, factors=options["damping_factors"], range=options["damping_range"])
+    accepted = True
     if options["damping_rule"] == "decreasing_loss":
         accepted = new_loss <= loss  # not so where either is not a number
         ratio = math.inf if accepted else -math.inf
-    else:
-        accepted = True
-    if math.isnan(ratio):  # tells nothing, other than in `levenberg_marquardt`, where it counts as bad
-        fall = rise = 1.0
-    return accepted, levenberg_marquardt(damping, ratio, factors=(fall, rise), bounds=(low, high))
+    return accepted, rule.next(options["damping"], ratio)
 
 
 def _quotient(x: float, y: float) -> float:

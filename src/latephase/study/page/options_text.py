@@ -24,4 +24,6 @@ def _short(value: Any) -> str:
     """A value, its numbers with four digits; the configuration below has all of them."""
     if isinstance(value, list):
         return f"[{', '.join(map(_short, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_short(each)}' for key, each in value.items())}}}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

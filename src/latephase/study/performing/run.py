@@ -127,7 +127,8 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
 def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:
     """The strategy with few iterations of conjugate gradients, which call all that many call."""
     if isinstance(strategy, HessianFreeSteps):
-        return strategy.model_copy(update={"options": strategy.options | {"cg_max_iter": WARM_UP_ITERATIONS}})
+        solver = strategy.options.get("solver", {}) | {"max_iter": WARM_UP_ITERATIONS}
+        return strategy.model_copy(update={"options": strategy.options | {"solver": solver}})
     if isinstance(strategy, Chain):
         parts = [part.model_copy(update={"strategy": warm_up_version(part.strategy)}) for part in strategy.parts]
         return strategy.model_copy(update={"parts": parts})

@@ -24,7 +24,7 @@ class HessianFreeStrategy(Strategy):
         self.model.eval()
         self._config = config
         self._optimizer: HessianFree = made_by(HessianFree, config.preset)(
-            self._parameters(), **self._blocks(), **config.options
+            self._parameters(), **(self._blocks() | config.options)
         )
         self._steps = 0
 
@@ -36,7 +36,7 @@ class HessianFreeStrategy(Strategy):
         return layerwise(self.model) if blocks == "layerwise" else self.model.parameters()
 
     def _blocks(self) -> dict[str, Any]:
-        return {} if self._config.blocks == "all" else {"block_diagonal": True}
+        return {} if self._config.blocks == "all" else {"blocks": True}
 
     @property
     def lr(self) -> float:

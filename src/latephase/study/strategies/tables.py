@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from ...optim import KFAC, SGDQLR, AdamQLR, HessianFree, QuadraticOptions
+from ...optim import KFAC, SGDQLR, AdamQLR, HessianFree, QuadraticOptions, in_a_table, is_former
 from ..results import NAME as NAME_ALONE
 
-NOT_IN_TOML = ("params", "curvature_dtype")
+NOT_IN_TOML = ("params",)
 NAME = f"^{NAME_ALONE}$"
 FACTORY = r"^[\w.]+:\w+$"
 DEVICE = r"^(cpu|cuda)$"
@@ -75,12 +75,12 @@ class HessianFreeSteps(_Strategy):
     blocks: Literal["all", "layerwise"] | list[str] = Field(
         default="all", description="of the curvature: one, one for each layer, or the names of submodules"
     )
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="parts are tables, such as options.solver")
 
     @field_validator("options")
     @classmethod
-    def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
-        return _checked(HessianFree, options)
+    def _known(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return _checked(HessianFree, options, info.data.get("preset", "default"))
 
     @model_validator(mode="after")
     def _part(self) -> "HessianFreeSteps":
@@ -187,9 +187,11 @@ def _checked(optimizer: Any, options: dict[str, Any], preset: str = "default") -
     """Options of an optimizer beside a preset's, names and values tried out."""
     parameters = inspect.signature(optimizer).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in NOT_IN_TOML]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # AdamQLR and SGDQLR
+    if optimizer in (AdamQLR, SGDQLR):
         known += QuadraticOptions.__annotations__
-    for name in options:
+    for name, value in options.items():
+        if optimizer is HessianFree and is_former(name):
+            raise ValueError(f"options.{name} is {in_a_table(name, value)}")
         if name not in known:
             raise ValueError(f"{name!r} is no option of {optimizer.__name__}{hint(name, known)}")
     try:

@@ -1,0 +1,149 @@
+"""The settings of a Newton step in its param groups: shorthands, checks, plain form, presets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ...parameters import ParameterSpace
+from ..parts import (
+    DAMPINGS,
+    Fixed,
+    LevenbergMarquardt,
+    Part,
+    check_number,
+    is_number,
+    part_of,
+    trainable_size,
+)
+from .parts import CG, GGN, Armijo, Blocks, Hessian
+
+CURVATURES: dict[str, type[Part]] = {each.kind: each for each in (GGN, Hessian)}
+SOLVERS: dict[str, type[Part]] = {each.kind: each for each in (CG,)}
+SEARCHES: dict[str, type[Part]] = {each.kind: each for each in (Armijo,)}
+BLOCKS: dict[str, type[Part]] = {each.kind: each for each in (Blocks,)}
+
+LATE_PHASE: dict[str, Any] = {"damping": LevenbergMarquardt(0.3, thresholds=(0.0, 0.5)), "solver": CG(max_iter=3)}
+"""What lowered the held-out loss most per second from late checkpoints; benchmarks/late_phase.py measures it."""
+FIXED_RATE: dict[str, Any] = {
+    "damping": Fixed(1.0),
+    "solver": CG(candidates="last"),
+    "line_search": False,
+    "blocks": Blocks(),
+}
+"""Block-diagonal Hessian-free as Zhang et al. (2017) have it."""
+
+PARTS = ("curvature", "solver", "damping", "line_search", "blocks")
+"""Options that are parts."""
+GLOBAL = (*PARTS, "debias")
+"""Options that all param groups have in common."""
+OPTIONS = ("lr", *GLOBAL)
+"""Options of the constructor."""
+PER_GROUP: dict[str, Any] = {"damping_scale": 1.0, "tolerance": None}
+"""What a param group may have for itself beside `lr`; the tolerance, with blocks, is the solver's where it is None."""
+
+
+def _curvature(given: Any, like: Part | None) -> Part | None:
+    return CURVATURES[given]() if isinstance(given, str) and given in CURVATURES else None
+
+
+def _damping(given: Any, like: Part | None) -> Part | None:
+    if isinstance(given, Tensor) and given.numel() == 1:
+        given = float(given)
+    if not is_number(given) and not isinstance(given, float):
+        return None
+    number: float = given
+    if isinstance(like, LevenbergMarquardt):
+        return like.changed(initial=number)
+    return LevenbergMarquardt(number) if like is None else Fixed(number)
+
+
+def _switch(part: type[Part], off: Any) -> Callable[[Any, Part | None], Any]:
+    def switched(given: Any, like: Part | None) -> Any:
+        return off if given is False else part() if given is True else None
+
+    return switched
+
+
+_SLOTS: dict[str, tuple[Mapping[str, type[Part]], Callable[[Any, Part | None], Any], str]] = {
+    "curvature": (CURVATURES, _curvature, "one of ggn, hessian, or a part: GGN(...) or Hessian(...)"),
+    "solver": (SOLVERS, lambda given, like: None, "a part: CG(...)"),
+    "damping": (DAMPINGS, _damping, "a number >= 0, or a part: LevenbergMarquardt(...) or Fixed(...)"),
+    "line_search": (SEARCHES, _switch(Armijo, False), "True or False, or a part: Armijo(...)"),
+    "blocks": (BLOCKS, _switch(Blocks, None), "None, True or False, or a part: Blocks(...)"),
+}
+"""For each option its parts by kind, what its shorthands mean, and what it may be in words."""
+
+
+def part(name: str, given: Any, like: Any = None) -> Any:
+    """The part that is meant: itself, or what a shorthand or a table of settings says.
+
+    Args:
+        name: of the option.
+        given: part, shorthand or table.
+        like: a part that gives what shorthand and table leave open, as those of a preset do. Default none.
+
+    Raises:
+        ValueError: none of these, or a field with a value that will not do.
+        TypeError: a preconditioner that is none.
+    """
+    kinds, shorthand, choices = _SLOTS[name]
+    if isinstance(given, tuple(kinds.values())) or (name == "blocks" and given is None):
+        return given
+    like = like if isinstance(like, Part) else None
+    if isinstance(given, Mapping):
+        return part_of(given, kinds, like, name)
+    found = shorthand(given, like)
+    if found is None and not (name == "blocks" and given is False):
+        raise ValueError(f"{name} must be {choices}; got {given!r}")
+    return found
+
+
+def over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a preset with others in place of them; a shorthand or a table changes what it says of a part."""
+    return {**preset, **{name: part(name, x, preset.get(name)) if name in _SLOTS else x for name, x in given.items()}}
+
+
+def plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A param group with its parts as dicts, for a file."""
+    return {name: value.as_dict() if isinstance(value, Part) else value for name, value in group.items()}
+
+
+def check_groups(groups: Sequence[dict[str, Any]]) -> None:
+    """Put parts in place of shorthands, and check that param groups are right and differ only where they may.
+
+    Raises:
+        ValueError: naming the option, its value and what would do; or an option that differs between groups.
+    """
+    for group in groups:
+        for name in PARTS:
+            group[name] = part(name, group[name])
+        for name in ("lr", "damping_scale"):
+            check_number(name, group[name])
+        if not isinstance(group["debias"], bool):
+            raise ValueError(f"debias must be True or False, got {group['debias']!r}")
+        if group["tolerance"] is not None:
+            check_number("tolerance", group["tolerance"])
+            if group["blocks"] is None:
+                raise ValueError("tolerance of a param group goes with blocks=True; write solver=CG(tolerance=...)")
+    first = groups[0]
+    if first["blocks"] is not None and first["blocks"].samples is not None and first["curvature"].kind != "ggn":
+        raise ValueError("Blocks.samples goes with curvature='ggn' only")
+    for name in GLOBAL:
+        for index, group in enumerate(groups):
+            if group[name] != first[name]:
+                raise ValueError(
+                    f"{name} must be the same in all param groups: group 0 has {first[name]!r}, "
+                    f"group {index} has {group[name]!r}"
+                )
+
+
+def blocks_of(groups: Sequence[Mapping[str, Any]], space: ParameterSpace) -> tuple[list[int], list[float]]:
+    """Size and tolerance of each block: the param groups that can move, or all of them as one."""
+    shared = groups[0]["solver"].tolerance
+    if groups[0]["blocks"] is None:
+        return [space.size], [float(shared)]
+    tolerances = [shared if group["tolerance"] is None else float(group["tolerance"]) for group in groups]
+    sizes = [trainable_size(group) for group in groups]
+    found = [(size, tolerance) for size, tolerance in zip(sizes, tolerances, strict=True) if size]
+    return [size for size, _ in found], [float(tolerance) for _, tolerance in found]
