@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import bits
+from exact import bits
 from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective
 from latephase.curvature import linearize
 from rank_processes import message_of, results_of_ranks

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from conftest import bits
+from exact import bits
 from latephase import Objective
 from rank_processes import message_of, results_of_ranks
 
