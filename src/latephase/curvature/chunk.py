@@ -52,6 +52,10 @@ class ChunkCurvature:
         """How products are computed; without a trace "auto" until there is one."""
         return "traced" if self._traced is not None else self._retained.method
 
+    def forward(self) -> ForwardPass:
+        """The pass with its graph, in the parameters' own dtype: the one that is kept, or another."""
+        return self._main if isinstance(self._main, ForwardPass) else ForwardPass(*self.arguments)
+
     def gradient(self) -> Tensor:
         """The chunk's gradient [P]; asked for once."""
         main = self._main

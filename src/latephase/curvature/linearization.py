@@ -1,6 +1,6 @@
 """The objective linearised at the current parameters: loss, gradient, and products that share one linearisation."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 from ..objective import Objective, available
 from ..parameters import Versions
 from .chunk import METHODS, ChunkCurvature
+from .eager import ForwardPass
+from .rows import ChunkRows
 
 Term = Callable[[ChunkCurvature, bool], Tensor]
 """(a chunk, whether it is kept for further products) -> its share."""
@@ -160,6 +162,50 @@ class Linearization:
                 form = form + decay * torch.dot(piece, piece)
         return form
 
+    def rows(self) -> Tensor:
+        """J~ [R, P] with J~'J~ the Gauss-Newton matrix, without the L2 term, whose share is the coefficients' diagonal.
+
+        J~ = S'J with S S' the Hessian of the loss in the outputs and J the outputs' Jacobian: a row for each number of
+        the outputs (of cross-entropy, rows times classes), scaled by the root of what the chunk weighs, in the order of
+        the data; of all chunks, and of all ranks on every rank. In the parameters' own dtype, whatever the products'.
+
+        Raises:
+            ValueError: the curvature is the Hessian; the loss has no known root (see `GGNDiagonal`), as that of
+                `from_forward`; or examples depend on each other, as with batch norm in training mode.
+            RuntimeError: as `matvec`.
+            MemoryError: there is no room for so many numbers: `row_pieces` has a part of them at a time.
+        """
+        self._check_rows()
+        return self.objective.rows(lambda chunk, index: (self._rows_of(index).whole(),))[0]
+
+    def row_pieces(self, most: int | None = None) -> Iterator[Tensor]:
+        """The same rows of this rank's chunks, in order, [r, P] at a time; for sums such as J~'J~, or J~'r.
+
+        Args:
+            most: rows in a piece. Default: as many as memory, and the objective's `memory_limit`, allow.
+
+        Raises:
+            ValueError: as `rows`; that examples depend on each other is said after a chunk's last piece.
+            RuntimeError: as `matvec`.
+        """
+        if most is not None and not (isinstance(most, int) and most >= 1):
+            raise ValueError(f"most must be None or an integer >= 1, got {most!r}")
+        for index in range(len(self.objective.chunks)):
+            self._check_rows()
+            yield from self._rows_of(index).pieces(most)
+
+    def _check_rows(self) -> None:
+        if self.curvature != "ggn":
+            raise ValueError("the Hessian is no product J~'J~ and has no rows; linearize with curvature='ggn'")
+        self._check_unchanged()
+        self._check_parts()
+
+    def _rows_of(self, index: int) -> ChunkRows:
+        part, chunk = self._parts[index], self.objective.chunks[index]
+        kept = isinstance(part, ChunkCurvature)
+        forward = part.forward() if kept else ForwardPass(self.objective, chunk, index, self.space, part)
+        return ChunkRows(forward, self.objective.weights[index])
+
     @property
     def method(self) -> str:
         """How products are computed: "traced", "linearize" or "double_backward"; the last of these that a chunk needed.
@@ -205,13 +251,16 @@ class Linearization:
     def checked(self, v: Tensor) -> Tensor:
         """A vector [P] that products can be computed of, in the dtype of the flat vectors."""
         self._check_unchanged()
-        if not self._parts:
-            raise RuntimeError("linearised with products=False; call linearize again to multiply")
+        self._check_parts()
         if v.device != self.space.device:
             raise ValueError(f"the vector is on {v.device}, the parameters are on {self.space.device}")
         if v.shape != (self.space.size,):
             raise ValueError(f"the vector must have shape [{self.space.size}], got {list(v.shape)}")
         return v.detach().to(self.space.dtype)
+
+    def _check_parts(self) -> None:
+        if not self._parts:
+            raise RuntimeError("linearised with products=False; call linearize again to multiply")
 
     def _check_unchanged(self) -> None:
         if not self._versions.hold():

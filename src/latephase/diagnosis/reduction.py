@@ -116,7 +116,7 @@ def _loss_alone(subject: Subject) -> Parts | None:
     def loss(part: Chunk) -> tuple[Tensor, Any]:
         with subject.objective.random_numbers(0):
             before = generator_states(devices)
-            found = subject.objective.evaluate_loss(part.inputs, part.targets.clone(), seed=None).detach()
+            found = subject.objective.evaluate_loss(part.inputs, part.targets, seed=None).detach()
             drawn.append(not all(map(torch.equal, before, generator_states(devices))))
         return found, part.inputs
 

@@ -17,7 +17,7 @@ class Chunk:
 
     Attributes:
         inputs: a tensor or a tree of tensors.
-        targets: a tensor.
+        targets: a tensor, a tree of tensors, or None.
         counted: the number of examples; or why they cannot be counted, which is no error as long as nobody asks.
     """
 
@@ -39,7 +39,9 @@ class Chunk:
     @property
     def extent(self) -> int:
         """The number of examples, or of targets where they cannot be counted: for estimates of cost only."""
-        return len(self.targets.reshape(-1)) if isinstance(self.counted, str) else self.counted
+        if not isinstance(self.counted, str):
+            return self.counted
+        return sum(leaf.numel() for leaf in tree_leaves(self.targets) if isinstance(leaf, Tensor))
 
 
 def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
@@ -82,12 +84,19 @@ def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
 
 
 def _is_pair(data: Any) -> bool:
-    return isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], Tensor)
+    """Whether this is one batch; of two tuples or lists it is taken for two batches."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return False
+    return _is_targets(data[1]) and not (isinstance(data[0], (tuple, list)) and isinstance(data[1], (tuple, list)))
+
+
+def _is_targets(targets: Any) -> bool:
+    return targets is None or any(isinstance(leaf, Tensor) for leaf in tree_leaves(targets))
 
 
 def _read_batch(batch: Any, index: int, count: int) -> Chunk:
     where = "the batch" if count == 1 else f"chunk {index}"
-    if not _is_pair(batch):
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and _is_targets(batch[1])):
         what = type(batch).__name__
         if isinstance(batch, (tuple, list)):
             what = f"{what} of {', '.join(type(part).__name__ for part in batch)}"
@@ -103,11 +112,15 @@ def _read_batch(batch: Any, index: int, count: int) -> Chunk:
     lengths = [leaf.shape[0] for leaf in _batched(inputs)]
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
         raise TypeError(f"{where} has no tensor among its inputs; torch.as_tensor makes tensors of arrays")
-    if targets.dim() == 0 or not lengths:
+    of_targets = lengths if targets is None else [leaf.shape[0] for leaf in _batched(targets)]
+    if not of_targets or not lengths:
         return Chunk(inputs, targets, f"{where} has no examples to count: {ROWS_HINT}")
-    rows = targets.shape[0]
-    if rows == 0 or 0 in lengths:
+    rows = of_targets[0]
+    if 0 in (*of_targets, *lengths):
         raise ValueError(f"{where} is empty: it has no rows")
+    for length in of_targets:
+        if length != rows:
+            return Chunk(inputs, targets, f"{where} has targets of {rows} and of {length} rows; {ROWS_HINT}")
     for length in lengths:
         if length != rows:
             message = f"{where} has {length} rows of inputs but {rows} of targets; {ROWS_HINT}"

@@ -1,7 +1,7 @@
 """A model as a function of parameters and buffers that are given by name."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..parameters import ParameterSpace
 from .copies import copied
 from .data import Chunk
 from .kernels import differentiable_kernels
@@ -29,6 +30,26 @@ class FunctionalModel:
 
     model: nn.Module
     program: Any
+
+    def space(self, parameters: Sequence[nn.Parameter] | None = None) -> ParameterSpace:
+        """The space of the given parameters, matched with the model's by identity.
+
+        Args:
+            parameters: an optimizer's parameters. Default: all of the model's, in `model.parameters()` order.
+
+        Raises:
+            ValueError: a parameter is not the model's, or none is trainable.
+        """
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        if parameters is None:
+            parameters = list(self.model.parameters())
+        for position, p in enumerate(parameters):
+            if id(p) not in names:
+                raise ValueError(
+                    f"parameter {position} (shape {tuple(p.shape)}) of the optimizer is not a parameter of the "
+                    f"objective's model {type(self.model).__name__}; build both from the same model"
+                )
+        return ParameterSpace(parameters, [names[id(p)] for p in parameters])
 
     def forward_pass(
         self,

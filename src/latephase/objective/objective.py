@@ -1,7 +1,8 @@
 """The objective: a sum over chunks of data and over ranks, as one closure-like object."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -9,19 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..parameters import ParameterSpace
-from .data import Chunk, nonfinite_entries, read_chunks, take
-from .functional import FunctionalModel
+from .data import Chunk, read_chunks, take
 from .memory import available
 from .microbatch import largest_microbatch, recut
-from .program import FreeForm, LossOfOutputs, call_model, dtypes_in_words, unwrap
+from .over_chunks import OverChunks
+from .program import FreeForm, LossOfOutputs, call_model, unwrap
 from .randomness import cuda_devices, draw_seed, forked, peek_seed, seed_of_chunk
 from .ranks import Local, ProcessGroup, Reduce, as_one_rank
 from .weight_decay import Decay, WeightDecay
-from .weights import weights_of
 
 
-class Objective(FunctionalModel):
+class Objective(OverChunks):
     """f(theta) = sum over chunks c and ranks of w_c f_c(theta), plus an L2 term.
 
     Calling it is the ordinary torch closure: it sets `.grad` and returns the loss, so the same object drives
@@ -45,8 +44,9 @@ class Objective(FunctionalModel):
             reach it in float32, since damping and line search tell apart losses that those cannot; unless the loss
             is a module with tensors that narrow itself.
         data: one batch (inputs, targets), or a sequence of batches (chunks). Inputs may be a tensor, a tuple of tensors
-            (several arguments) or a dict of tensors (keyword arguments); dimension 0 counts the examples
-            where the data is cut, split or weighed. Where a pass works in place on the data, it gets copies.
+            (several arguments) or a dict of tensors (keyword arguments), targets whatever the loss takes, None
+            included; a batch whose inputs and targets both are tuples is given as [batch]. Dimension 0 counts the
+            examples where the data is cut, split or weighed. Where a pass works in place on the data, it gets copies.
         microbatch_size: cut every batch into chunks of at most so many examples. Default: batches stay whole. Values
             and gradients then need the memory of one chunk. "auto" measures the memory of a gradient, once for each
             model and shape of the data, and takes the largest chunks, of equal size, whose step fits `memory_limit`.
@@ -88,14 +88,19 @@ class Objective(FunctionalModel):
         with self.reduce.together():
             if memory_limit is not None and not (isinstance(memory_limit, int) and memory_limit >= 0):
                 raise ValueError(f"memory_limit must be None or a number of bytes >= 0, got {memory_limit!r}")
-            auto = microbatch_size == "auto"
-            self.chunks: list[Chunk] = read_chunks(data, None if auto else microbatch_size)
-            self.weight_decay = WeightDecay(self.model, weight_decay)
             self._microbatch_size: int | Literal["auto"] | None = microbatch_size
             self.memory_limit = memory_limit
-            if auto:
-                limit = available(next(model.parameters()).device) // 2 if memory_limit is None else memory_limit
-                self.chunks = recut(self.chunks, largest_microbatch(self, limit))
+            self.weight_decay = WeightDecay(self.model, weight_decay)
+            self._cut(data)
+
+    def _cut(self, data: Any) -> None:
+        """Make the data this objective's chunks."""
+        size = self._microbatch_size
+        self.chunks = read_chunks(data, None if size == "auto" else size)
+        if size == "auto":
+            limit = self.memory_limit
+            limit = available(next(self.model.parameters()).device) // 2 if limit is None else limit
+            self.chunks = recut(self.chunks, largest_microbatch(self, limit))
 
     @classmethod
     def from_forward(
@@ -134,6 +139,33 @@ class Objective(FunctionalModel):
         self._microbatch_size = None
         self.memory_limit = None
         return self
+
+    @as_one_rank
+    def on(self, data: Any) -> "Objective":
+        """The same function of other data: model, loss and all options are this objective's, the data is the other.
+
+        As an objective built anew, with random numbers of its own, but what did not change is not checked again: for
+        the batches of a training loop.
+
+        Args:
+            data: as in the constructor, one batch or a sequence of batches; under a process group this rank's part.
+
+        Raises:
+            TypeError: the data is neither batch nor batches.
+            ValueError: an empty batch, inputs and targets of different length, or an objective made by `from_forward`.
+        """
+        if isinstance(self.program, FreeForm):
+            raise ValueError(
+                "an objective made by from_forward has no data to exchange: its function reads its own; let forward "
+                "read what changes from a variable, or write Objective(model, loss, data, forward=...)"
+            )
+        other, kind = copy.copy(self), type(self)
+        for name in [name for name in vars(self) if isinstance(getattr(kind, name, None), cached_property)]:
+            del vars(other)[name]  # what was read of data or model
+        other.program, other.seed = copy.copy(self.program), None
+        other.program.several = False
+        other._cut(data)
+        return other
 
     def _set_up(self, model: nn.Module, program: LossOfOutputs | FreeForm, process_group: Any) -> None:
         self.model, group = unwrap(model, process_group)
@@ -186,29 +218,6 @@ class Objective(FunctionalModel):
 
         return self.sum(term)[0] + self.weight_decay.value(point)
 
-    @as_one_rank
-    def sum(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """The one sum over chunks and ranks: each tensor that `term` returns, weighed, added up and reduced."""
-        totals: list[Tensor] = []
-        for index, (chunk, weight) in enumerate(zip(self.chunks, self.weights, strict=True)):
-            try:
-                parts = term(chunk, index)
-            except (RuntimeError, NotImplementedError) as error:
-                if "type" in str(error) and (said := dtypes_in_words(self.model, self.program, chunk)) is not None:
-                    error.add_note(said)
-                raise
-            if len(self.chunks) * self.reduce.size > 1:  # where no target counts, a mean over them is 0/0
-                parts = [part * weight if weight else torch.zeros_like(part) for part in parts]
-            totals = [total.add_(part) for total, part in zip(totals, parts, strict=True)] if totals else list(parts)
-        return self.reduce.sum(totals, "the sum over chunks and ranks")
-
-    @cached_property
-    def weights(self) -> list[float]:
-        """Weight w_c of each of this rank's chunks."""
-        if len(self.chunks) * self.reduce.size == 1:
-            return [1.0]
-        return weights_of(self)
-
     def reseed(self) -> None:
         """Draw the random numbers of the coming passes anew; each second-order step does so once."""
         seed = draw_seed()
@@ -219,38 +228,6 @@ class Objective(FunctionalModel):
         if self.seed is None:
             self.seed = peek_seed()
         return forked(seed_of_chunk(self.seed, index, self.reduce.rank), cuda_devices(self.model))
-
-    def space(self, parameters: Sequence[nn.Parameter] | None = None) -> ParameterSpace:
-        """The space of the given parameters, matched with the model's by identity.
-
-        Args:
-            parameters: an optimizer's parameters. Default: all of the model's, in `model.parameters()` order.
-
-        Raises:
-            ValueError: a parameter is not the model's, or none is trainable.
-        """
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        if parameters is None:
-            parameters = list(self.model.parameters())
-        for position, p in enumerate(parameters):
-            if id(p) not in names:
-                raise ValueError(
-                    f"parameter {position} (shape {tuple(p.shape)}) of the optimizer is not a parameter of the "
-                    f"objective's model {type(self.model).__name__}; build both from the same model"
-                )
-        return ParameterSpace(parameters, [names[id(p)] for p in parameters])
-
-    def check_data(self) -> None:
-        """Look for values that are not finite, once a loss was not.
-
-        Raises:
-            ValueError: the data of any rank holds such values; says where. On all ranks alike.
-        """
-        found = nonfinite_entries(self.chunks)
-        device = next(self.model.parameters()).device
-        (count,) = self.reduce.sum([torch.tensor(float(found is not None), device=device)])
-        if count > 0:
-            raise ValueError(f"{found or 'the data of another rank holds values that are not finite'}; clean the data")
 
     @as_one_rank
     def split(self, *sizes: int) -> tuple["Objective", ...]:
@@ -283,15 +260,4 @@ class Objective(FunctionalModel):
         return sum(chunk.rows for chunk in self.chunks)
 
     def _part(self, rows: Tensor) -> "Objective":
-        program = self.program
-        data = [(chunk.inputs, chunk.targets) for chunk in take(self.chunks, rows)]
-        return Objective(
-            self.model,
-            program.loss,
-            data[0] if len(data) == 1 else data,
-            microbatch_size=self._microbatch_size,
-            memory_limit=self.memory_limit,
-            weight_decay=self.weight_decay.given,
-            forward=program.forward,
-            process_group=dist.GroupMember.NON_GROUP_MEMBER if self.alone else self.process_group,
-        )
+        return self.on([(chunk.inputs, chunk.targets) for chunk in take(self.chunks, rows)])

@@ -1,4 +1,4 @@
-"""Sums over ranks: of one process alone, and of a torch.distributed process group."""
+"""Sums over ranks, and their rows together: of one process alone, and of a torch.distributed process group."""
 
 import contextlib
 import functools
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .rank_differences import by_rank, difference, text_of
+from .rank_tensors import form_of_rows, may_ride, rows_of_ranks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,6 +57,10 @@ class Reduce(Protocol):
         """Sum each tensor over the ranks; may overwrite its arguments. `what` says what for, in messages."""
         ...
 
+    def concatenate(self, tensors: Sequence[Tensor], what: str = "rows") -> tuple[Tensor, ...]:
+        """Each tensor's rows of all ranks, in the order of the ranks; a rank may have none."""
+        ...
+
     def share(self, tensor: Tensor) -> Tensor:
         """The first rank's tensor, on every rank."""
         ...
@@ -86,6 +91,8 @@ class Local:
     def sum(self, tensors: Sequence[Tensor], what: str = "a sum") -> tuple[Tensor, ...]:
         """Return the tensors as they are."""
         return tuple(tensors)
+
+    concatenate = sum
 
     def share(self, tensor: Tensor) -> Tensor:
         """Return the tensor as it is."""
@@ -134,7 +141,7 @@ class ProcessGroup:
         tensors = tuple(tensor.contiguous() for tensor in tensors)
         numel = sum(tensor.numel() for tensor in tensors)
         what = f"{what} of {len(tensors)} tensors with {numel} numbers"
-        if _may_ride(tensors, numel):
+        if may_ride(tensors, ROOM):
             summed = self._meet(what, torch.cat([tensor.reshape(-1).double() for tensor in tensors]))
             parts = summed.split([tensor.numel() for tensor in tensors])
             return tuple(part.view_as(own).to(own.dtype) for part, own in zip(parts, tensors, strict=True))
@@ -144,11 +151,18 @@ class ProcessGroup:
                 dist.all_reduce(tensor, group=self.group)
         return tensors
 
+    def concatenate(self, tensors: Sequence[Tensor], what: str = "rows") -> tuple[Tensor, ...]:
+        """Send every rank's rows to all, detached; errors as in `sum`, also where dtype or the row's shape differ."""
+        tensors = tuple(tensor.detach().contiguous() for tensor in tensors)
+        self._meet(f"{what}: {', '.join(map(form_of_rows, tensors)) or 'none'}")
+        with self._talking():
+            return rows_of_ranks(tensors, self.group, self._meeting)
+
     def share(self, tensor: Tensor) -> Tensor:
         """Broadcast the first rank's tensor; errors as in `sum`."""
         tensor = tensor.contiguous()
         what = f"sharing {tensor.numel()} numbers of the first rank"
-        if _may_ride([tensor], tensor.numel()):
+        if may_ride([tensor], ROOM):
             own = tensor.reshape(-1).double()
             return self._meet(what, own if self.rank == 0 else torch.zeros_like(own)).view_as(tensor).to(tensor.dtype)
         self._meet(what)
@@ -278,8 +292,3 @@ _OPEN: list[dist.ProcessGroup] = []
 """Groups within whose `together` this process is."""
 _MEETINGS: "weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup]" = weakref.WeakKeyDictionary()
 """The group beside one whose backend has none for the CPU."""
-
-
-def _may_ride(tensors: Sequence[Tensor], numel: int) -> bool:
-    floating = all(tensor.is_floating_point() and tensor.device.type == "cpu" for tensor in tensors)
-    return 0 < numel <= ROOM and floating

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .data import Chunk
 
@@ -158,4 +159,5 @@ def row_terms(loss: Any, chunk: Chunk) -> Tensor:
         each = targets.numel() / targets.shape[min(1, targets.dim() - 1)] / chunk.rows
     elif _is_one_of(loss, _ELEMENTS) and setting(loss, "reduction", "mean") != "batchmean":
         each = targets.numel() / chunk.rows
-    return torch.full((chunk.rows,), each, dtype=torch.float64, device=targets.device)
+    device = next((leaf.device for leaf in tree_leaves(targets) if isinstance(leaf, Tensor)), None)
+    return torch.full((chunk.rows,), each, dtype=torch.float64, device=device)

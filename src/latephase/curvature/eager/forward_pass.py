@@ -27,7 +27,8 @@ class ForwardPass:
         loss: the chunk's loss, scalar.
         outputs: the output tensors that depend on the leaves.
         has_one_tensor: whether the model's output is one tensor, in no container.
-        buffers: the model's buffers after the pass.
+        buffers_before: the model's buffers before the pass.
+        buffers: those after it.
         random: whether the pass drew random numbers.
     """
 
@@ -48,7 +49,7 @@ class ForwardPass:
             for name, p in objective.model.named_parameters()
             if name not in own and (p.requires_grad or dtype)
         }
-        self._buffers_before = {
+        self.buffers_before = {
             name: buffer.to(dtype) if dtype and buffer.is_floating_point() else buffer
             for name, buffer in buffers.items()
         }
@@ -71,7 +72,7 @@ class ForwardPass:
         return self.objective.forward_pass(self.chunk, point, buffers, self.dtype, between)
 
     def _fresh_buffers(self) -> dict[str, Tensor]:
-        return {name: buffer.clone() for name, buffer in self._buffers_before.items()}
+        return {name: buffer.clone() for name, buffer in self.buffers_before.items()}
 
     def _select(self, flat: Sequence[Any]) -> list[Any]:
         return [flat[i] for i in self._positions]

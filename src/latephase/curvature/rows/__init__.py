@@ -1,0 +1,3 @@
+"""Rows J~ of the Gauss-Newton matrix: GGN = J~'J~, piece by piece."""
+
+from .chunk_rows import ChunkRows as ChunkRows

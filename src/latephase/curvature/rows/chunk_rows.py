@@ -1,0 +1,208 @@
+"""The rows of one chunk: columns of the root of the loss's Hessian in the outputs, pulled back to the parameters."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...objective import LossOfOutputs, available, name_of, random_signs
+from ..eager import ForwardPass
+from ..loss import Product, root_of_any
+from .pulling import Pull, Tensors, pull_examples, pull_whole
+
+COPIES = 4
+"""Copies of a row that are alive at once: as gradients, in one tensor, and some to spare for the backward pass."""
+MOST_BYTES = 2**28
+"""Memory of a piece from which larger ones gain no more speed."""
+
+
+class ChunkRows:
+    """J~ [R, P] of one chunk, with J~'J~ its Gauss-Newton matrix times its weight.
+
+    With H_L = S S' the loss's Hessian in the outputs, J~ = sqrt(weight) S'J has a row for each number of the outputs:
+    example by example, within an example output by output. Where the outputs are no rows of examples, or the pass draws
+    random numbers, the chunk is one example.
+
+    Args:
+        forward: the pass over the chunk, with its graph.
+        weight: of the chunk in the objective.
+
+    Attributes:
+        count: R.
+
+    Raises:
+        ValueError: no root of the loss's Hessian is known, or batch norm makes one function of all examples.
+    """
+
+    def __init__(self, forward: ForwardPass, weight: float):
+        _refuse_batch_norm(forward.objective.model)
+        self._forward, self._weight, self._space = forward, weight, forward.space
+        self.count = sum(output.numel() for output in forward.outputs)
+        self._root = _root_of(forward) if self.count else None
+        counted = forward.chunk.counted
+        self._has_examples = bool(self.count) and all(x.dim() > 0 and x.shape[0] == counted for x in forward.outputs)
+        self._apart = self._has_examples and not forward.random and not isinstance(counted, str)
+
+    def whole(self) -> Tensor:
+        """All rows, [R, P].
+
+        Raises:
+            MemoryError: there is no room for so many numbers.
+            ValueError: the examples do not stand apart.
+        """
+        space, rows = self._space, self.count
+        size = rows * space.size * space.dtype.itemsize
+        if size > (free := available(space.device)):
+            raise MemoryError(
+                f"{rows:,} rows of {space.size:,} parameters are {size / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are "
+                "free; take the rows in pieces (row_pieces), or fewer examples (objective.subsample)"
+            )
+        found, start = torch.empty(rows, space.size, dtype=space.dtype, device=space.device), 0
+        for piece in self.pieces():
+            found[start : start + len(piece)] = piece
+            start += len(piece)
+        return found
+
+    def pieces(self, most: int | None = None) -> Iterator[Tensor]:
+        """The rows in order, [r, P] at a time.
+
+        Args:
+            most: rows in a piece. Default: as many as fit into a quarter of the free memory, the objective's
+                `memory_limit` and 256 MiB; at least one.
+
+        Raises:
+            ValueError: the examples do not stand apart; said after the last piece.
+        """
+        if self._root is None:
+            return
+        most = self._fitting() if most is None else most
+        examples = self._forward.outputs[0].shape[0] if self._apart else 1
+        columns = self.count // examples
+        pull, check = pull_examples(self._forward) if self._apart else pull_whole(self._forward), None
+        if self._apart:
+            check = _Comparison(self._forward, self._root)
+        for some in _ranges(examples, max(most // columns, 1)):
+            for those in _ranges(columns, min(most, columns)):
+                piece = self._piece(self._root, pull, some, those)
+                if check is not None:
+                    check.add(piece, some, those)
+                yield piece.mul_(math.sqrt(self._weight)) if self._weight else torch.zeros_like(piece)
+        if check is not None:
+            check.judge()
+
+    def _piece(self, root: Product, pull: Pull, examples: range, columns: range) -> Tensor:
+        """Rows of some examples, each in some columns, [examples * columns, P]."""
+        outputs = self._forward.outputs
+        units = _units(outputs, columns) if self._apart else _units_of_whole(outputs, columns, self._has_examples)
+        cotangents = [
+            torch.stack(each) for each in zip(*(root(list(u)) for u in zip(*units, strict=True)), strict=True)
+        ]
+        gradients = pull(cotangents, examples)
+        rows = len(examples) * len(columns)
+        return torch.cat([g.reshape(rows, -1).to(self._space.dtype) for g in gradients], dim=1)
+
+    def _fitting(self) -> int:
+        objective = self._forward.objective
+        limit = min(available(self._space.device) // 4, MOST_BYTES)
+        if objective.memory_limit is not None:
+            limit = min(limit, objective.memory_limit)
+        return max(limit // (COPIES * self._space.size * self._space.dtype.itemsize), 1)
+
+
+class _Comparison:
+    """Whether rows u'J~ of a random vector u of signs are what a pull-back of the whole chunk makes of it.
+
+    Rows that were computed example by example are those of the chunk only where no example's outputs depend on other
+    examples.
+    """
+
+    def __init__(self, forward: ForwardPass, root: Product):
+        self._forward = forward
+        generator = torch.Generator(forward.space.device).manual_seed(0)
+        self._signs = [random_signs(output, generator) for output in forward.outputs]
+        self._expected = forward.space.flatten(forward.pull(root(self._signs)))
+        self._found = torch.zeros_like(self._expected)
+        self._squares = torch.zeros_like(self._expected[0])
+        examples = len(self._signs[0])
+        self._by_example = torch.cat([each.reshape(examples, -1) for each in self._signs], dim=1)
+
+    def add(self, piece: Tensor, examples: range, columns: range) -> None:
+        """Count rows in, without their weight."""
+        u = self._by_example[examples.start : examples.stop, columns.start : columns.stop].reshape(-1)
+        self._found += u.to(piece.dtype) @ piece
+        self._squares += torch.linalg.vector_norm(piece).square()
+
+    def judge(self) -> None:
+        """Raise where they differ by more than rounding."""
+        eps = max(torch.finfo(p.dtype).eps for p in self._forward.space.parameters)
+        difference = float((self._found - self._expected).norm())
+        if difference > 3 * eps**0.5 * float(self._squares.sqrt()):
+            raise ValueError(
+                "the model's outputs for an example depend on other examples (as those of batch norm in training mode "
+                "do), or dimension 0 of inputs and targets does not count the examples: there is no row for each; "
+                "rewrite the model, put it into eval mode, or use products (matvec)"
+            )
+
+
+def _refuse_batch_norm(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"batch norm {name!r} normalises by the batch, so that an example's outputs depend on the others and "
+                "have no rows of their own; put the model into eval mode (running statistics), or use products (matvec)"
+            )
+
+
+def _root_of(forward: ForwardPass) -> Product:
+    program, chunk = forward.objective.program, forward.chunk
+    if not isinstance(program, LossOfOutputs):
+        raise ValueError(
+            "an objective made by from_forward has no rows: its loss is not known as a function of outputs and "
+            "targets, so that its Hessian has no known root; write Objective(model, loss, data, forward=...)"
+        )
+    root = root_of_any(program.loss, forward.outputs, chunk.targets, forward.has_one_tensor)
+    if root is None:
+        raise ValueError(
+            f"no root of the Hessian of {name_of(program.loss)} in the outputs is known, so that there are no rows: it "
+            "must be convex in the outputs and, where it is not one of torch's squared error, cross-entropy, binary "
+            "cross-entropy with logits, Poisson or Gaussian negative log-likelihood, a mean or sum over examples with "
+            "second derivatives and at most 64 outputs each; use products (matvec)"
+        )
+    return root
+
+
+def _units(outputs: Sequence[Tensor], columns: range) -> Tensors:
+    """Of every example the same unit vectors, in the shapes of the outputs: [columns, examples, ...] each."""
+    widths = [output[:1].numel() for output in outputs]
+    flat = _unit_vectors(columns, sum(widths), outputs[0])
+    parts = zip(flat.split(widths, dim=1), outputs, strict=True)
+    return [part.view(len(columns), 1, *output.shape[1:]).expand(len(columns), *output.shape) for part, output in parts]
+
+
+def _units_of_whole(outputs: Sequence[Tensor], columns: range, has_examples: bool) -> Tensors:
+    """Unit vectors of all outputs together: [columns, ...] in the shape of each."""
+    sizes = [output.numel() for output in outputs]
+    places = [
+        torch.arange(size) + before for size, before in zip(sizes, itertools.accumulate([0, *sizes]), strict=False)
+    ]
+    if has_examples:
+        order = torch.cat([place.view(len(output), -1) for place, output in zip(places, outputs, strict=True)], dim=1)
+    else:
+        order = torch.cat(places)
+    chosen = order.reshape(-1)[columns.start : columns.stop].to(outputs[0].device)
+    flat = torch.zeros(len(columns), sum(sizes), dtype=outputs[0].dtype, device=outputs[0].device)
+    flat[torch.arange(len(columns)), chosen] = 1
+    return [part.view(-1, *x.shape).to(x.dtype) for part, x in zip(flat.split(sizes, dim=1), outputs, strict=True)]
+
+
+def _unit_vectors(columns: range, size: int, like: Tensor) -> Tensor:
+    flat = torch.zeros(len(columns), size, dtype=like.dtype, device=like.device)
+    flat[torch.arange(len(columns)), torch.arange(columns.start, columns.stop)] = 1
+    return flat
+
+
+def _ranges(size: int, step: int) -> list[range]:
+    return [range(start, min(start + step, size)) for start in range(0, size, step)]

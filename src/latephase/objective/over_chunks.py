@@ -1,0 +1,99 @@
+"""The one loop over chunks and ranks."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .data import Chunk, nonfinite_entries
+from .functional import FunctionalModel
+from .program import dtypes_in_words
+from .rank_tensors import form_of_rows
+from .ranks import Reduce, as_one_rank
+from .weights import weights_of
+
+
+class OverChunks(FunctionalModel):
+    """What is computed chunk by chunk, and put together over chunks and ranks.
+
+    Attributes:
+        chunks: this rank's data.
+        reduce: the ranks.
+    """
+
+    chunks: list[Chunk]
+    reduce: Reduce
+
+    @as_one_rank
+    def sum(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The one sum over chunks and ranks: each tensor that `term` returns, weighed, added up and reduced."""
+        totals: list[Tensor] = []
+        for index, weight in enumerate(self.weights):
+            parts = self._of_chunk(term, index)
+            if len(self.chunks) * self.reduce.size > 1:  # where no target counts, a mean over them is 0/0
+                parts = [part * weight if weight else torch.zeros_like(part) for part in parts]
+            totals = [total.add_(part) for total, part in zip(totals, parts, strict=True)] if totals else list(parts)
+        return self.reduce.sum(totals, "the sum over chunks and ranks")
+
+    @as_one_rank
+    def rows(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What has a row for each example, or several, of all chunks and ranks: put together where `sum` adds up.
+
+        Rows come in the order of the data, chunk by chunk and rank by rank; every rank gets all of them, detached.
+        They are not weighed, since a row may stand for a square, a gradient or a name: `weights` has what chunks weigh.
+
+        Args:
+            term: (chunk, its number) -> tensors [rows, ...], which may differ between chunks and ranks in how many
+                rows there are, none included, and in nothing else.
+
+        Raises:
+            TypeError: a term is no tensor.
+            ValueError: it has no rows, or chunks give different kinds of rows.
+            RankError: ranks give different kinds of rows.
+        """
+        parts = [_checked(self._of_chunk(term, index), index) for index in range(len(self.chunks))]
+        for index, part in enumerate(parts):
+            forms, first = ([form_of_rows(tensor) for tensor in each] for each in (part, parts[0]))
+            if forms != first:
+                raise ValueError(f"chunk {index} gives {', '.join(forms)}, but chunk 0 {', '.join(first)}")
+        together = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        return self.reduce.concatenate(together, "the rows of chunks and ranks")
+
+    def _of_chunk(self, term: Callable[[Chunk, int], tuple[Tensor, ...]], index: int) -> tuple[Tensor, ...]:
+        """The term of one chunk, with a word about dtypes in its error."""
+        chunk = self.chunks[index]
+        try:
+            return term(chunk, index)
+        except (RuntimeError, NotImplementedError) as error:
+            if "type" in str(error) and (said := dtypes_in_words(self.model, self.program, chunk)) is not None:
+                error.add_note(said)
+            raise
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Weight w_c of each of this rank's chunks in the sum: n_c / sum n over chunks and ranks, or one for a sum."""
+        if len(self.chunks) * self.reduce.size == 1:
+            return [1.0]
+        return weights_of(self)
+
+    def check_data(self) -> None:
+        """Look for values that are not finite, once a loss was not.
+
+        Raises:
+            ValueError: the data of any rank holds such values; says where. On all ranks alike.
+        """
+        found = nonfinite_entries(self.chunks)
+        device = next(self.model.parameters()).device
+        (count,) = self.reduce.sum([torch.tensor(float(found is not None), device=device)])
+        if count > 0:
+            raise ValueError(f"{found or 'the data of another rank holds values that are not finite'}; clean the data")
+
+
+def _checked(tensors: tuple[Tensor, ...], index: int) -> tuple[Tensor, ...]:
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"a term of chunk {index} must be a tensor with a row for each example, got {type(tensor)}")
+        if tensor.dim() == 0:
+            raise ValueError(f"a term of chunk {index} is a scalar, which has no rows; scalars are summed by `sum`")
+    return tuple(tensor.detach() for tensor in tensors)
