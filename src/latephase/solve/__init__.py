@@ -9,7 +9,7 @@ from .conjugate_gradient import conjugate_gradient
 from .damping import levenberg_marquardt, reduction_ratio
 from .line_search import LineSearchResult, armijo
 from .result import CGResult
-from .stopping import CGStatus, martens_progress, residual_small
+from .stopping import CGStatus
 
 __all__ = [
     "CGResult",
@@ -20,7 +20,5 @@ __all__ = [
     "conjugate_gradient",
     "iteration_grid",
     "levenberg_marquardt",
-    "martens_progress",
     "reduction_ratio",
-    "residual_small",
 ]
