@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-pytest.register_assert_rewrite("block_oracle", "dense_oracle", "product_cases", "reach_checks", "trace_cases")
+pytest.register_assert_rewrite(
+    "block_oracle", "dense_oracle", "preconditioner_contract", "product_cases", "reach_checks", "trace_cases"
+)
 
 
 @pytest.fixture
