@@ -1,8 +1,8 @@
 """Pages of the studies under docs/studies, drawn from what is kept of them: their scores, and the trials of tunings.
 
-The rows of a study are megabytes and are not kept, so that what needs them (losses over the budget, paths) is one figure
-beside the scores, drawn when the study was run. Everything else is drawn here: relative performance, times to target,
-performance profiles, a table of the means, and of tunings the metric against each value that was searched for.
+The rows of a study are megabytes and are not kept, so that what needs them (losses over the budget, paths) is one
+figure beside the scores, drawn when the study was run. Everything else is drawn here: relative performance, times to
+target, performance profiles, a table of the means, and of tunings the metric against each value that was searched for.
 
     python benchmarks/study_pages.py                      # or `make pages`
     python benchmarks/study_pages.py fashion-mnist --out somewhere
