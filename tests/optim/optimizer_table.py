@@ -55,13 +55,16 @@ def _present(entry: Entry) -> bool:
     return entry.needs is None or importlib.util.find_spec(entry.needs) is not None
 
 
-every_optimizer = pytest.mark.parametrize(
-    "entry",
-    [
+def those_with(condition: Callable[[Entry], bool]) -> list[Any]:
+    """Arguments of a test that runs with each entry for which the condition holds."""
+    return [
         pytest.param(entry, id=name, marks=pytest.mark.skipif(not _present(entry), reason=f"needs {entry.needs}"))
         for name, entry in OPTIMIZERS.items()
-    ],
-)
+        if condition(entry)
+    ]
+
+
+every_optimizer = pytest.mark.parametrize("entry", those_with(lambda entry: True))
 """Runs a test with each entry of the table."""
 
 assert all(entry.saved in CASES for entry in OPTIMIZERS.values() if entry.saved is not None)
