@@ -6,7 +6,7 @@ OUT ?= runs/digits
 # One thread per process: two test workers and two runs of a study share the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test test-all lint docs bench clean
+.PHONY: study test test-all lint docs pages bench clean
 
 study: $(VENV)/installed
 	$(BIN)/latephase study digits --out $(OUT)
@@ -26,6 +26,10 @@ lint: $(VENV)/installed
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -M html docs docs/_build -W --keep-going -E -q
 	@echo "docs/_build/html/index.html"
+
+# Of the stored studies, from their scores and trials, into runs/pages.
+pages: $(VENV)/installed
+	$(BIN)/python benchmarks/study_pages.py
 
 bench: $(VENV)/peers
 	$(BIN)/latephase bench --out runs/bench

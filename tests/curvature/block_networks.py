@@ -13,7 +13,6 @@ TOKENS = torch.randint(0, 7, (ROWS, 4), generator=torch.Generator().manual_seed(
 SEQUENCES = randn(ROWS, 3, 4, seed=22)
 SIX = randn(ROWS, 6, seed=23)
 CONDITIONS = randn(ROWS, 2, seed=24)
-CODES = randn(ROWS, 2, seed=25)
 BITS_OF_SIX = (randn(ROWS, 6, seed=26) > 0).double()
 CROSS_ENTROPY, BINARY, SQUARED = nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss(), nn.MSELoss()
 

@@ -171,15 +171,6 @@ def test_products_of_an_indefinite_matrix_are_taken_in_absolute_value(probes):
     assert float(found.max()) > 0
 
 
-def test_the_draw_is_torch_s_and_repeats_with_its_state():
-    objective = Objective(network(), nn.CrossEntropyLoss(), (normal(ROWS, 3), Y))
-    curved, state = linearize(objective), torch.get_rng_state()
-    first, second = (GGNDiagonal().estimate(curved, [curved.space.size])["diagonal"] for _ in range(2))
-    torch.set_rng_state(state)
-    assert torch.equal(GGNDiagonal().estimate(curved, [curved.space.size])["diagonal"], first)
-    assert not torch.equal(first, second)
-
-
 def test_half_precision_is_squared_in_single():
     x = normal(ROWS, 3)
     model = network().to(torch.bfloat16)

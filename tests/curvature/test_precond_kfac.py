@@ -262,16 +262,6 @@ def test_half_precision_is_decomposed_in_single():
     assert all(tensor.dtype == torch.float32 for name, tensor in estimate.items() if name != "layers")
 
 
-def test_the_draw_is_torch_s_and_repeats_with_its_state():
-    objective = Objective(network(), nn.CrossEntropyLoss(), (normal(6, 3), torch.arange(6) % 3))
-    curved, state = linearize(objective), torch.get_rng_state()
-    first, second = (Kronecker(damping="exact").estimate(curved, [31]) for _ in range(2))
-    torch.set_rng_state(state)
-    again = Kronecker(damping="exact").estimate(curved, [31])
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], second[name]) for name in first)
-
-
 @pytest.mark.parametrize(("loss", "targets", "said"), [
     (nn.L1Loss(), normal(6, 3), "got L1Loss"),
     (lambda outputs, targets: outputs.mean().square(), normal(6, 3), "got <lambda>"),

@@ -221,22 +221,6 @@ def test_conjugate_gradients_end_after_what_the_rest_needs():
     assert found.iterations[0] <= 2 < bare.iterations[0]
 
 
-def test_the_draw_is_torch_s_and_repeats_with_its_state():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-    x, y = torch.randn(20, 4), torch.randint(3, (20,))
-    curved = linearize(Objective(model, nn.CrossEntropyLoss(), (x, y), weight_decay=(0.1, lambda n, p: p.dim() > 1)))
-    size, state = curved.space.size, torch.get_rng_state()
-    first = Nystrom(rank=6).estimate(curved, [size])
-    second = Nystrom(rank=6).estimate(curved, [size])
-    torch.set_rng_state(state)
-    again = Nystrom(rank=6).estimate(curved, [size])
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["vectors"], second["vectors"])
-    assert all(isinstance(tensor, Tensor) and tensor.dtype == torch.float32 for tensor in first.values())
-    assert first["decay"].shape == (size,)
-
-
 @pytest.mark.parametrize("wrong", [0, 2.0])
 def test_the_rank_is_a_whole_number(wrong):
     with pytest.raises(ValueError, match="rank must be a whole number >= 1"):

@@ -123,13 +123,6 @@ def test_factors_that_overflow_change_nothing(dtype, scale, unchanged):
     assert optimizer.report.status == StepStatus.NONFINITE
 
 
-def test_data_that_is_not_finite_is_an_error(toy):
-    model, (x, y) = toy.network(), toy.batch()
-    x[3, 1] = math.nan
-    with pytest.raises(ValueError, match="clean the data"):
-        KFAC(model.parameters()).step(cross_entropy(model, (x, y)))
-
-
 def test_a_stationary_point_is_left_alone(function, unchanged):
     point, objective = barrier(function, 1.0)
     optimizer = KFAC(point.parameters(), adapt_period=1)
@@ -138,13 +131,9 @@ def test_a_stationary_point_is_left_alone(function, unchanged):
     assert (optimizer.report.status, optimizer.damping) == (StepStatus.STATIONARY, 1.0)
 
 
-def test_a_plain_closure_and_unknown_losses_are_refused(toy):
-    model, (x, y) = toy.network(), toy.batch()
+def test_unknown_losses_are_refused(toy):
+    model, (x, _) = toy.network(), toy.batch()
     optimizer = KFAC(model.parameters())
-    with pytest.raises(TypeError, match=r"KFAC\.step needs an Objective, got function"):
-        optimizer.step(lambda: model(x).sum())
-    with pytest.raises(ValueError, match="is not a parameter of the"):
-        optimizer.step(cross_entropy(toy.network(), (x, y)))
     with pytest.raises(ValueError, match=r"got L1Loss; use HessianFree"):
         optimizer.step(Objective(model, nn.L1Loss(), (x, x)))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -180,14 +169,6 @@ def test_a_plain_closure_and_unknown_losses_are_refused(toy):
 def test_bad_options_are_named(option, toy):
     with pytest.raises(ValueError, match=next(iter(option))):
         KFAC(toy.network().parameters(), **option)
-
-
-def test_options_are_global(toy):
-    model = toy.network()
-    with pytest.raises(ValueError, match="damping must be the same in all param groups"):
-        KFAC([{"params": [model[0].weight], "damping": 0.5}, {"params": [model[0].bias]}])
-    with pytest.raises(ValueError, match="damping must be a finite number"):
-        KFAC(model.parameters()).damping = -1.0
 
 
 def through_a_file(optimizer, model):
@@ -259,14 +240,3 @@ def test_a_scheduler_drives_the_rate(toy):
             assert optimizer.param_groups[0]["lr"] == pytest.approx(first * 0.5**step)
             assert options == {} or optimizer.report.lr == pytest.approx(0.2 * 0.5**step)
             scheduler.step()
-
-
-def test_a_long_run_does_not_grow_the_state(toy):
-    model = nn.Linear(3, 3).double()
-    optimizer, sizes = KFAC(model.parameters(), damping=0.1, damping_range=(0.05, 1e3)), []
-    for step in range(60):
-        optimizer.step(cross_entropy(model, toy.batch(6)))
-        if step in (9, 59):
-            sizes.append((len(pickle.dumps(optimizer)), len(optimizer.state)))
-    assert sizes[1][0] <= sizes[0][0] + 64
-    assert sizes[1][1] == 2

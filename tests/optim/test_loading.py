@@ -1,7 +1,6 @@
-"""States without options that came later, dampings, and what a step may be given; damaged states: test_saved_states."""
+"""States without options that came later, and dampings; damaged states: test_saved_states."""
 
 import copy
-import functools
 import math
 
 import pytest
@@ -53,13 +52,6 @@ def test_a_state_from_before_an_option_existed_loads_and_goes_on_alike(name):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)  # float32; one is traced where the other is not
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_reading_the_damping_makes_no_state(name):
-    optimizer = MAKERS[name](nn.Linear(2, 2).parameters())
-    assert optimizer.damping >= 0
-    assert not optimizer.state
-
-
 @pytest.mark.filterwarnings("ignore:Linear is not traced")
 def test_dampings_stay_where_they_can_come_back_from():
     with pytest.raises(ValueError, match="damping_decay"):
@@ -76,46 +68,6 @@ def test_dampings_stay_where_they_can_come_back_from():
     for _ in range(6):
         optimizer.step(Objective(model, rising, (X, Y)))
         assert math.isfinite(optimizer.damping)
-
-
-def test_a_momentum_that_a_schedule_sets_is_told():
-    model = nn.Linear(4, 3)
-    optimizer = KFAC(model.parameters())
-    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
-    with pytest.raises(ValueError, match="cycle_momentum=False"):
-        optimizer.step(Objective(model, nn.CrossEntropyLoss(), (X, Y)))
-
-
-def test_inference_mode_is_told():
-    model, optimizer = trained(HessianFree, 1)
-    objective = Objective(model, nn.CrossEntropyLoss(), (X, Y))
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference mode"):
-        optimizer.step(objective)
-
-
-def test_a_step_takes_an_objective_as_its_closure():
-    ends = []
-    for call in (lambda o, f: o.step(f), lambda o, f: o.step(closure=f)):
-        model, optimizer = trained(HessianFree, 1)
-        call(optimizer, Objective(model, nn.CrossEntropyLoss(), (X, Y)))
-        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-7)  # float32, as above
-    with pytest.raises(TypeError, match="needs an Objective"):
-        optimizer.step()
-
-
-def test_an_objective_inside_a_wrapped_closure_is_found():
-    """As Lightning's manual optimization hands it on: a partial of its own function around the closure."""
-
-    def wrapper(trainer, closure):
-        raise AssertionError("the step evaluates the objective itself")
-
-    model, optimizer = trained(HessianFree, 1)
-    objective = Objective(model, nn.CrossEntropyLoss(), (X, Y))
-    optimizer.step(closure=functools.partial(wrapper, object(), objective))
-    assert optimizer.report.accepted
-    with pytest.raises(TypeError, match="needs an Objective"):
-        optimizer.step(closure=functools.partial(wrapper, object(), lambda: torch.zeros(())))
 
 
 def test_a_value_needs_no_gradient_and_is_there_in_inference_mode():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optimizer_table import OPTIMIZERS
 from step_cases import CASES, batch, hessian_free, model_of, objectives_of, take_steps
 from torch import nn
 
@@ -35,7 +36,7 @@ def loaded(case, saved=None):
     return model, optimizer
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in {each.saved for each in OPTIMIZERS.values()}])
 def test_a_state_of_an_earlier_release_continues(case):
     model, optimizer = loaded(case)
     assert optimizer.damping == SAVED[case]["damping"]

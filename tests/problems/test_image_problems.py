@@ -13,7 +13,7 @@ from latephase.problems.architectures import CharLSTM, cnn_2c2d, deepobs_mlp, re
 
 DATA = pytest.mark.skipif("LATEPHASE_DATA" not in os.environ, reason="LATEPHASE_DATA is not set")
 
-XAVIER_NORMAL, XAVIER_UNIFORM, TRUNCATED = "xavier_normal", "xavier_uniform", "truncated"
+XAVIER_NORMAL, XAVIER_UNIFORM = "xavier_normal", "xavier_uniform"
 CUT = 0.8796256610342398
 """Standard deviation of a standard normal variable cut at two."""
 

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("cg_systems")
+pytest.register_assert_rewrite("cg_systems", "solver_contract")

@@ -92,7 +92,7 @@ class Linearization:
         self._ways: dict[int, tuple[str, str | None]] = {}
         self.buffers: dict[str, Tensor] = objective.buffers()
         self._decay = objective.weight_decay.of(self.space.parameters)
-        fits = _Limit(objective, self.space.device)
+        fits = _fitting(objective, self.space.device)
 
         def term(chunk, index):
             before = self.buffers
@@ -279,20 +279,18 @@ class Linearization:
         return [*(leaf for leaf in data if isinstance(leaf, Tensor)), *others]
 
 
-class _Limit:
-    """Whether what a chunk's products need may be kept beside that of the chunks before."""
+def _fitting(objective: Objective, device: torch.device) -> Callable[[ChunkCurvature], bool]:
+    """A function of the chunks in order: whether what products need of each may be kept beside what is kept already."""
+    if len(objective.chunks) == 1:  # there is nothing to gain from letting go of it
+        return lambda part: True
+    limit = available(device) // 2 if objective.memory_limit is None else objective.memory_limit
+    stored: dict[int, int] = {}
 
-    def __init__(self, objective: Objective, device: torch.device):
-        self.one = len(objective.chunks) == 1
-        limit = objective.memory_limit
-        self.limit = available(device) // 2 if limit is None and not self.one else limit or 0
-        self.stored: dict[int, int] = {}
-
-    def __call__(self, part: ChunkCurvature) -> bool:
-        if self.one:  # there is nothing to gain from letting go of it
-            return True
-        stored = self.stored | part.storages()
-        if sum(stored.values()) > self.limit:
+    def fits(part: ChunkCurvature) -> bool:
+        more = part.storages()
+        if sum((stored | more).values()) > limit:
             return False
-        self.stored = stored
+        stored.update(more)
         return True
+
+    return fits

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Severity = Literal["ok", "note", "warning", "defect"]
-
-SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "defect")
 """From good to bad."""
 
 WIDTH = 80

@@ -11,7 +11,7 @@ from .conjugate_gradient import conjugate_gradient
 from .damping import levenberg_marquardt, reduction_ratio, resolution
 from .line_search import LineSearchResult, armijo
 from .result import CGResult
-from .stopping import CGStatus, martens_progress, residual_small
+from .stopping import CGStatus
 
 __all__ = [
     "CGResult",
@@ -22,8 +22,6 @@ __all__ = [
     "conjugate_gradient",
     "iteration_grid",
     "levenberg_marquardt",
-    "martens_progress",
     "reduction_ratio",
-    "residual_small",
     "resolution",
 ]

@@ -49,7 +49,9 @@ def conjugate_gradient(
         x0: start [P]. Default zero. Not modified.
         preconditioner: r [P] -> M^-1 r [P], symmetric positive definite and, with several blocks, block-diagonal.
         max_iter: cap on iterations. Default 250 (Martens 2010).
-        stopping: "martens" (see `martens_progress`) or "residual" (see `residual_small`).
+        stopping: "martens": with k = max(10, i/10) and the model's values m_i, when i > k, m_{i-k} < 0 and
+            (m_i - m_{i-k}) / m_i < k * tolerance (Martens 2010, Section 4.4); or "residual": when
+            |r| <= tolerance * |b| (Nocedal and Wright 2006, Section 7.1).
         tolerance: relative progress per iteration, or |r|/|b|, according to `stopping`; one number, or one per block.
         block_sizes: sizes of the consecutive blocks, summing to P. Default one block.
         nonpositive_curvature: what follows when p'Ap <= 0: "truncate" keeps the last iterate, or takes M^-1 b where

@@ -11,12 +11,10 @@ class LineSearchResult:
     Attributes:
         lr: step size taken; 0.0 where no trial was accepted.
         value: loss there; the loss at the start where no trial was accepted.
-        evaluations: how many losses were computed.
     """
 
     lr: float
     value: float
-    evaluations: int
 
 
 def armijo(
@@ -47,17 +45,12 @@ def armijo(
         known: f(theta + lr p), where it has been computed already.
 
     Returns:
-        The step size, its loss and the number of losses computed; lr 0.0 where no trial satisfied the condition.
+        The step size and its loss; lr 0.0 where no trial satisfied the condition.
     """
-    evaluations = 0
     alpha = lr
     for trial in range(max_trials + 1):
-        if trial == 0 and known is not None:
-            loss = known
-        else:
-            loss = value(alpha)
-            evaluations += 1
+        loss = value(alpha) if trial or known is None else known
         if loss <= f0 + c * alpha * min(slope, 0.0):
-            return LineSearchResult(alpha, loss, evaluations)
+            return LineSearchResult(alpha, loss)
         alpha *= factor
-    return LineSearchResult(0.0, f0, evaluations)
+    return LineSearchResult(0.0, f0)

@@ -23,29 +23,6 @@ class CGStatus(StrEnum):
     """A product or an inner product was infinite or not a number; the last finite iterate is kept."""
 
 
-def martens_progress(values: Sequence[float], tolerance: float = 5e-4) -> bool:
-    """Whether the relative progress of the quadratic model over the last k iterations has become too small.
-
-    With m_i the model's value after i iterations and k = max(10, i/10), conjugate gradients stop when i > k,
-    m_{i-k} < 0 and (m_i - m_{i-k}) / m_i < k * tolerance (Martens 2010, Section 4.4). The factor k stands in the paper
-    and in Martens' own program; the published PyTorch program leaves it out and so runs longer. The condition on
-    m_{i-k}, instead of m_i, is that of Martens' program: a warm start may begin above zero, where relative progress
-    says nothing.
-
-    Args:
-        values: m_0, ..., m_i, one value per iteration, the start included.
-        tolerance: least relative progress per iteration. Default 5e-4, Martens' value.
-
-    Returns:
-        True where the run should stop.
-    """
-    i = len(values) - 1
-    k = progress_window(i)
-    if i <= k or not values[i - k] < 0:
-        return False
-    return values[i] == 0 or (values[i] - values[i - k]) / values[i] < k * tolerance
-
-
 def progress_window(iteration: int) -> int:
     """Over how many iterations Martens' rule takes the progress: k = max(10, i/10)."""
     return max(10, math.ceil(0.1 * iteration))
@@ -53,6 +30,12 @@ def progress_window(iteration: int) -> int:
 
 class ModelHistory:
     """The model values of a run, and Martens' rule on them, for all blocks at once and without reading the device.
+
+    With m_i the model's value after i iterations and k = max(10, i/10), conjugate gradients stop when i > k,
+    m_{i-k} < 0 and (m_i - m_{i-k}) / m_i < k * tolerance (Martens 2010, Section 4.4). The factor k stands in the paper
+    and in Martens' own program; the published PyTorch program leaves it out and so runs longer. The condition on
+    m_{i-k}, instead of m_i, is that of Martens' program: a warm start may begin above zero, where relative progress
+    says nothing.
 
     Args:
         max_iter: last iteration to be recorded.
@@ -83,19 +66,8 @@ class ModelHistory:
         self.values.index_copy_(0, self._recorded, self._now)
 
     def progress_is_small(self) -> Tensor:
-        """Where `martens_progress` of the values so far is True [B]."""
+        """Where the relative progress over the last k iterations has become too small [B]."""
         earlier = self.values.index_select(0, self._earlier.index_select(0, self._recorded))
         limits = self._limits.index_select(0, self._recorded)
         small = ((self._now - earlier) / self._now < limits) | (self._now == self._zero)
         return (small & (earlier < self._zero)).squeeze(0)
-
-
-def residual_small(residual_norm: float, rhs_norm: float, tolerance: float) -> bool:
-    """Whether |r| <= tolerance * |b|, the classical rule (Nocedal and Wright 2006, Section 7.1).
-
-    Args:
-        residual_norm: |b - A x|.
-        rhs_norm: |b|.
-        tolerance: relative tolerance.
-    """
-    return residual_norm <= tolerance * rhs_norm

@@ -1,0 +1,186 @@
+"""Pages of the studies under docs/studies, drawn from what is kept of them: their scores, and the trials of tunings.
+
+The rows of a study are megabytes and are not kept, so that what needs them (losses over the budget, paths) is one
+figure beside the scores, drawn when the study was run. Everything else is drawn here: relative performance, times to
+target, performance profiles, a table of the means, and of tunings the metric against each value that was searched for.
+
+    python benchmarks/study_pages.py                      # or `make pages`
+    python benchmarks/study_pages.py fashion-mnist --out somewhere
+"""
+
+import argparse
+import csv
+import html
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from latephase.records import freeze, house_style
+from latephase.study.page import save
+from latephase.study.page.of_scores import performance_profile, relative_performance, target_bars
+from latephase.study.results import Results, Score, measures_of, read_plan, summarize
+from latephase.study.tune.config import Tuning, read_tuning
+from latephase.study.tune.figures import draw as draw_tuning
+from latephase.study.tune.outcome import Outcome
+
+STUDIES = Path(__file__).parent.parent / "docs" / "studies"
+TUNINGS = {"trials.csv": "{name}", "sensitivity.csv": "qlr-sensitivity"}
+"""Files of trials, and the tuning whose they are."""
+TEXTS = ("problem", "strategy", "status", "unit")
+COUNTS = ("checkpoint_epoch", "seed", "steps", "samples", "products")
+HIGHER = ("accuracy",)
+"""Metrics of which more is better."""
+
+
+def number(text: str) -> float | None:
+    """A number of a table; None where the cell is empty."""
+    return float(text) if text else None
+
+
+def read_scores(path: Path) -> list[Score]:
+    """The scores of a study, as `write_scores` wrote them."""
+    own = [entry.name for entry in fields(Score) if entry.name != "metrics"]
+    found = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values: dict[str, Any] = {name: row[name] if name in TEXTS else number(row[name]) for name in own}
+            values |= {name: int(row[name]) for name in COUNTS}
+            metrics = {name: float(text) for name, text in row.items() if name not in own and text}
+            found.append(Score(**values, metrics=metrics))
+    return found
+
+
+def read_results(folder: Path, scores: Sequence[Score]) -> Results:
+    """A study without its rows: plan, environment and measures, which the columns of the scores name."""
+    columns = [name for name, value in scores[0].row().items() if name.startswith("best_test_") and value is not None]
+    names = [name.removeprefix("best_test_") for name in columns if name != "best_test_loss"]
+    metrics = [{"name": name, "higher_is_better": name in HIGHER} for name in names]
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    plan = read_plan(folder / "study.toml")
+    return Results(folder, plan, {"metrics": metrics}, environment, (), {}, scores[0].budget, ())
+
+
+def figures_of(results: Results, scores: Sequence[Score]) -> Iterator[tuple[str, Figure]]:
+    """The figures that scores are enough for, each with its name."""
+    plan = results.plan
+    yield "relative", relative_performance(results, scores, plan.strategies)
+    for epoch in plan.checkpoints:
+        yield f"time-to-target-{epoch:04d}", target_bars(results, scores, epoch)
+    if len(plan.checkpoints) > 1:
+        yield "profile", performance_profile(results, scores)
+
+
+def read_trials(path: Path, tuning: Tuning) -> list[Outcome]:
+    """The trials of a tuning, as its table has them, with the values that were searched for."""
+    found = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.append(outcome_of(row, tuning))
+    return found
+
+
+def outcome_of(row: Mapping[str, str], tuning: Tuning) -> Outcome:
+    """A row of a table of trials."""
+    searches = tuning.searches[row["strategy"]]
+    values = {path: value_of(row[path], search.choices) for path, search in searches.items()}
+    return Outcome(
+        strategy=row["strategy"],
+        place=int(row["trial"]),
+        number=int(row["number"]),
+        outcome=row["outcome"],
+        values=values,
+        start=number(row["start"]),
+        value=number(row["value"]),
+        share=float(row["share"]),
+        seconds=number(row["seconds"]),
+        steps=number(row["steps"]),
+        error=row["error"],
+    )
+
+
+def value_of(text: str, choices: Sequence[Any] | None) -> Any:
+    """A value that was tried: the choice that is written so, or a number."""
+    if choices is None:
+        return float(text)
+    return next(choice for choice in choices if str(choice) == text or number(text) == choice)
+
+
+def table_of(results: Results, scores: Sequence[Score], epoch: int) -> str:
+    """Means over the seeds of the best that the runs from a checkpoint reached, as HTML."""
+    measures = measures_of(results.problem["metrics"])
+    columns = [summarize(scores, measure.best) for measure in measures]
+    steps = summarize(scores, "steps")
+    head = "".join(f"<th>{html.escape(measure.heading)}</th>" for measure in measures)
+    lines = []
+    for strategy in results.plan.strategies:
+        key = (epoch, strategy.name)
+        found = [column.get(key) for column in columns]
+        cells = [measure.value(each.mean) if each else "" for measure, each in zip(measures, found, strict=True)]
+        cells.append(f"{steps[key].mean:.0f}" if key in steps else "")
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+        lines.append(f"<tr><th>{html.escape(strategy.label)}</th>{numbers}</tr>")
+    return f"<table><tr><th></th>{head}<th>Steps</th></tr>{''.join(lines)}</table>"
+
+
+STYLE = """body{font:16px/1.5 sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}
+table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right}th:first-child{text-align:left}
+tr+tr{border-top:1px solid #ddd}"""
+
+
+def page_of(results: Results, scores: Sequence[Score], pictures: Sequence[Path]) -> str:
+    """The page: what was run, the tables, the pictures."""
+    plan = results.plan
+    name, description = html.escape(plan.name), html.escape(plan.description)
+    parts = [f"<h1>{name}</h1><p>{description}</p>"]
+    parts.append(f"<p>{len(scores)} runs on {html.escape(str(results.environment.get('cpu', 'a machine')))}; means of")
+    parts.append(
+        "the best that runs reached within their budget. All numbers: <a href='scores.csv'>scores.csv</a>.</p>"
+    )
+    for epoch in plan.checkpoints:
+        title = f"From epoch {epoch}" if epoch else "From the initialisation"
+        parts.append(f"<h2>{title}</h2>{table_of(results, scores, epoch)}")
+    parts.append("<h2>Figures</h2>")
+    parts += [f"<figure><img src='{picture.name}' alt='{picture.stem}'></figure>" for picture in pictures]
+    return (
+        f"<!doctype html><meta charset='utf-8'><title>{name}</title><style>{STYLE}</style>\n" + "\n".join(parts) + "\n"
+    )
+
+
+def draw(folder: Path, out: Path) -> Path:
+    """Draw a study's page and figures; the path of the page."""
+    scores = read_scores(folder / "scores.csv")
+    results = read_results(folder, scores)
+    assert all(math.isfinite(row.best_train_loss) for row in scores)
+    out.mkdir(parents=True, exist_ok=True)
+    with house_style():
+        for name, figure in figures_of(results, scores):
+            freeze(figure)
+            save(figure, out, name)
+    for file, name in TUNINGS.items():
+        if (folder / file).exists():
+            tuning = read_tuning(name.format(name=folder.name))
+            draw_tuning(tuning, read_trials(folder / file, tuning), out)
+    for kept in (*folder.glob("*.png"), folder / "scores.csv"):
+        shutil.copy(kept, out)
+    (out / "page.html").write_text(page_of(results, scores, sorted(out.glob("*.png"))), encoding="utf-8")
+    return out / "page.html"
+
+
+def main() -> None:
+    """Draw the pages that are asked for, or all."""
+    parser = argparse.ArgumentParser(description="Draw the pages of the studies under docs/studies from their scores.")
+    parser.add_argument("names", nargs="*", help="studies; default: all")
+    parser.add_argument("--out", type=Path, default=Path("runs/pages"), help="folder; default runs/pages")
+    arguments = parser.parse_args()
+    for name in arguments.names or sorted(path.parent.name for path in STUDIES.glob("*/scores.csv")):
+        print(draw(STUDIES / name, arguments.out / name))
+
+
+if __name__ == "__main__":
+    main()
