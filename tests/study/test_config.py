@@ -10,7 +10,6 @@ from latephase.problems import get
 from latephase.problems.data import missing
 from latephase.problems.problem import row_count
 from latephase.study.config import ConfigError, check_fit, named_studies, parse_study, read_study, scaled
-from latephase.study.strategies.tables import singles
 
 MINIMAL = {
     "name": "small",
@@ -55,7 +54,7 @@ def test_named_studies_are_read_and_fit_the_data_they_find(name):
     if problem.dataset and missing(problem.dataset, study.problem_options.get("rows")):
         return
     fitted = check_fit(study, problem, row_count(problem.load().train))
-    parts = [part for strategy in fitted.strategies for part in singles(strategy)]
+    parts = [part for strategy in fitted.strategies for part in strategy.singles]
     assert all(s.evaluation_batch_size is not None for s in parts if s.kind == "hessian_free")
 
 

@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..problems import Problem, get
 from ..problems.registry import factory_of
-from .strategies import DEVICE, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, Training, hint, in_words
+from .outline import DEVICE, Table, Training, hint
+from .strategies import NAME, REGISTRY, TABLES, StrategyConfig, in_words
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -47,17 +48,17 @@ class Study(Table):
 
     name: str = Field(pattern=NAME)
     description: str = ""
-    problem: str
+    problem: str = Field(description="a name that `latephase problems` lists, or PACKAGE.MODULE:FACTORY of your own")
     problem_version: int
     problem_options: dict[str, Any] = Field(default_factory=dict)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="a list, such as [0, 1, 2]")
     jobs: int = Field(default=1, ge=1, description="runs at a time")
     threads: int = Field(default=1, ge=1, description="threads of each run")
     device: str = Field(default="cpu", pattern=DEVICE)
     budget: Budget = Budget(share=0.1)
     evaluations: int = Field(default=16, ge=1, description="evaluations per budget, equally spaced")
     checkpoints: list[Annotated[int, Field(ge=0)]] = Field(
-        min_length=1, description="epochs that strategies start from; 0: the initialisation"
+        min_length=1, description="epochs that strategies start from, or how many of them"
     )
     fresh_weights: bool = Field(default=False, description="from epoch 0, every seed starts from weights of its own")
     curves: Literal["mean", "median"] = Field(
@@ -67,7 +68,7 @@ class Study(Table):
     target: str = Field(description="the strategy whose median best value is the target")
     scale: float = Field(default=1.0, gt=0, le=1)
     training: Training
-    strategies: list[StrategyConfig] = Field(min_length=1)
+    strategies: list[StrategyConfig] = Field(min_length=1, description="at least one table [[strategies]]")
 
     @model_validator(mode="before")
     @classmethod
@@ -76,6 +77,7 @@ class Study(Table):
         if not isinstance(table, dict):
             return table
         table = dict(table)
+        _check_kinds(table.pop("kinds", None))
         training, count = table.get("training"), table.get("checkpoints")
         epochs = training.get("epochs") if isinstance(training, dict) else None
         if type(count) is int and count >= 1 and type(epochs) is int and epochs >= count:
@@ -105,8 +107,21 @@ class Study(Table):
         return self
 
     def toml(self) -> str:
-        """The study as TOML, every default written out."""
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+        """The study as TOML, every default written out, and what its kinds of strategies are."""
+        used = {each.kind for strategy in self.strategies for each in (strategy, *strategy.singles)}
+        kinds = {kind: table.about.as_table() for kind, table in REGISTRY.items() if kind in used}
+        return tomli_w.dumps(self.model_dump(exclude_none=True) | {"kinds": kinds})
+
+
+def _check_kinds(given: Any) -> None:
+    """What a resolved study says of its kinds is for its readers: here it must be what they are.
+
+    Raises:
+        ValueError: it is not.
+    """
+    known = {kind: table.about.as_table() for kind, table in REGISTRY.items()}
+    if given is not None and not (isinstance(given, dict) and given.items() <= known.items()):
+        raise ValueError("kinds: says what other kinds of strategies are than there are; leave this table out")
 
 
 class ConfigError(ValueError):
@@ -251,35 +266,17 @@ def with_seconds(study: Study, seconds: float) -> Study:
 
 
 def check_fit(study: Study, problem: Problem, rows: int) -> Study:
-    """Fill in evaluation batch sizes and check that every strategy's batches fit the training split.
-
-    The evaluation batch is 1,024 as in the paper, a quarter of the training split where that is smaller.
+    """Fill in what of strategies depends on the training split, and check that their batches fit it.
 
     Raises:
         ConfigError: a batch is larger than the split.
     """
     if study.training.batch_size is not None and study.training.batch_size > rows:
         raise ConfigError(f"training.batch_size is {study.training.batch_size}, but {problem.name} has {rows} rows")
-    return study.model_copy(update={"strategies": [_fitted(s, problem.name, rows) for s in study.strategies]})
-
-
-def _fitted(strategy: Any, problem: str, rows: int) -> Any:
-    if strategy.kind == "chain":
-        parts = [p.model_copy(update={"strategy": _fitted(p.strategy, problem, rows)}) for p in strategy.parts]
-        return strategy.model_copy(update={"parts": parts})
-    size = getattr(strategy, "batch_size", None) or 0
-    held_out = 0
-    if isinstance(strategy, HessianFreeSteps):
-        given = strategy.evaluation_batch_size if strategy.batch_size else 0
-        held_out = min(1024, rows // 4) if given is None else given
-        strategy = strategy.model_copy(update={"evaluation_batch_size": held_out})
-    if size + held_out > rows:
-        beside = f" and the disjoint evaluation batch of {held_out}" if held_out else ""
-        exceed = "exceed" if held_out else "exceeds"
-        raise ConfigError(
-            f"strategy {strategy.name}: batch_size {size}{beside} {exceed} the {rows} training rows of {problem}"
-        )
-    return strategy
+    try:
+        return study.model_copy(update={"strategies": [s.fitted(problem.name, rows) for s in study.strategies]})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def explain(detail: Mapping[str, Any], more: tuple[type[Table], ...] = ()) -> str:

@@ -36,7 +36,7 @@ from .run import Conditions
 from .runs import RunKey, plan_runs, set_damaged_aside, status_of
 from .train import is_whole, problem_record, train, training_status
 
-FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs", "curves")
+FREE = ("seeds", "description", "strategies", "kinds", "baseline", "target", "jobs", "curves")
 """Keys that may change when a study goes on: a run's identity says whether its result still holds."""
 
 SAME_MACHINE = ("cpu", "torch", "latephase", "threads", "device")

@@ -14,7 +14,7 @@ from ...problems.problem import row_count
 from ...problems.registry import factory_of
 from ...records import refuse_links
 from ..config import ConfigError, Study, check_fit
-from ..strategies import hint
+from ..outline import hint
 from .execute import EXECUTORS
 from .runs import plan_runs, status_of
 from .train import training_status

@@ -6,30 +6,49 @@ from pathlib import Path
 from typing import Any
 
 from ...records import DamagedFile, ResultsError, Toml, read_toml
+from ..outline import NAME, About
 from .measures import UNITS
 from .run_files import is_count, is_number
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""What a strategy may be called, so that folders can be."""
-
-SECOND_ORDER = ("hessian_free", "adamqlr", "sgdqlr", "kfac", "lbfgs")
-"""The kinds of strategies that use curvature; a chain with such a part is one too."""
+EARLIER = {
+    "first_order": About("first order"),
+    "hessian_free": About("Hessian-free", second_order=True, has_rate=False),
+    "adamqlr": About("AdamQLR", second_order=True),
+    "sgdqlr": About("SGDQLR", second_order=True),
+    "kfac": About("K-FAC", second_order=True),
+    "lbfgs": About("L-BFGS", second_order=True, has_rate=False),
+    "custom": About("your own"),
+}
+"""The kinds of studies that do not say in `kinds` what they are: those of earlier versions. None is added here."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to go on from a checkpoint: its name, kind, label for readers, and options."""
+    """One way to go on from a checkpoint: its name, kind, label for readers, and options.
+
+    ``about`` says what its kind is, and what those of its parts are, where it is a chain.
+    """
 
     name: str
     kind: str
     label: str
     options: dict[str, Any] = field(hash=False)
+    about: dict[str, About] = field(hash=False)
+
+    @property
+    def title(self) -> str:
+        """What the page calls its kind."""
+        return self.about[self.kind].title
 
     @property
     def is_second_order(self) -> bool:
         """Whether the strategy, or a part of a chain, uses curvature."""
-        kinds = [self.kind, *(part.get("strategy", {}).get("kind") for part in self.options.get("parts", []))]
-        return any(kind in SECOND_ORDER for kind in kinds)
+        return any(about.second_order for about in self.about.values())
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether the learning rate is worth a look, of all parts of a chain."""
+        return all(about.has_rate for about in self.about.values())
 
     @property
     def has_blocks(self) -> bool:
@@ -109,7 +128,7 @@ def read_plan(path: Path) -> Plan:
 
 def _plan(toml: Toml) -> Plan:
     table = toml.table
-    strategies = tuple(_read_strategy(entry) for entry in table["strategies"])
+    strategies = tuple(_read_strategy(entry, table.get("kinds", {})) for entry in table["strategies"])
     names = [strategy.name for strategy in strategies]
     budget = table["budget"]
     baseline = table.get("baseline", names[0] if names else "")
@@ -172,7 +191,7 @@ def _are_different(values: tuple[Any, ...]) -> bool:
     return all(map(is_count, values)) and len(set(values)) == len(values)
 
 
-def _read_strategy(entry: dict[str, Any]) -> Strategy:
+def _read_strategy(entry: dict[str, Any], kinds: dict[str, Any]) -> Strategy:
     """Options are a table of their own, further keys of the strategy, or both."""
     name, kind, label = entry["name"], entry["kind"], entry.get("label", entry["name"])
     if not all(isinstance(text, str) for text in (name, kind, label)) or not re.fullmatch(NAME, name):
@@ -181,4 +200,16 @@ def _read_strategy(entry: dict[str, Any]) -> Strategy:
     options |= entry.get("options", {})
     if not isinstance(options.get("parts", []), list):
         raise ValueError(f"parts of {name} is no list")
-    return Strategy(name, kind, label, options)
+    used = [kind, *(str(part.get("strategy", {}).get("kind")) for part in options.get("parts", []))]
+    return Strategy(name, kind, label, options, {each: _about(each, kinds) for each in used})
+
+
+def _about(kind: str, kinds: dict[str, Any]) -> About:
+    """What a kind is, as the study says; as it was in earlier versions, where it says nothing."""
+    if kind not in kinds:
+        return EARLIER.get(kind, About(kind.replace("_", " ")))
+    table = kinds[kind]
+    about = About(table["title"], table["second_order"], table["has_rate"])
+    if list(map(type, about[:3])) != [str, bool, bool]:
+        raise ValueError(f"kinds.{kind:.60} cannot be what a study wrote")
+    return about

@@ -11,7 +11,7 @@ from ...objective import Objective
 from ...problems import Problem, Splits
 from ...problems.problem import row_count
 from ...problems.sampling import Stream, batches, generator
-from .training import Training
+from ..outline import Training
 from .work import Work
 
 
