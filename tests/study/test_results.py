@@ -132,6 +132,28 @@ def test_a_chain_with_a_second_order_part_is_second_order(write_study):
     assert [constant.is_second_order, cosine.is_second_order, hf.is_second_order] == [False, True, True]
 
 
+NEWTON = '\n[kinds.newton]\ntitle = "Newton\\u2019s"\nsecond_order = true\nhas_rate = false\n'
+
+
+def test_a_study_says_what_its_kinds_are(write_study):
+    root = rename(write_study(), 'kind = "hessian_free"', 'kind = "newton"')
+    unknown = load_results(root).plan.strategies[2]
+    assert (unknown.title, unknown.is_second_order, unknown.has_rate) == ("newton", False, True)
+    (root / "study.toml").write_text((root / "study.toml").read_text() + NEWTON)
+    known = load_results(root).plan.strategies[2]
+    assert (known.title, known.is_second_order, known.has_rate) == ("Newton’s", True, False)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("true", '"yes"'), ('"Newton', '["Newton"] #'), ("[kinds.newton]", "[kinds]\nnewton=1\n[x]")]
+)
+def test_what_no_study_wrote_of_a_kind_is_damage(write_study, right, wrong):
+    root = rename(write_study(), 'kind = "hessian_free"', 'kind = "newton"')
+    (root / "study.toml").write_text((root / "study.toml").read_text() + NEWTON.replace(right, wrong))
+    with pytest.raises(ValueError, match=r"study\.toml is damaged"):
+        load_results(root)
+
+
 def test_the_budget_of_a_study_without_runs_is_the_planned_one(write_study):
     every = tuple((e, s, seed) for e in (10, 20) for s in ("constant", "cosine", "hf-64") for seed in range(3))
     root = write_study(skip=every)
