@@ -190,8 +190,8 @@ def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]
     return {
         "plan": plan,
         "problem": results.problem,
-        "training": {key: training.get(key, plan.training.get(key)) for key in ("epochs", "steps", "lr", "batch_size")},
-        "training_optimizer": str(plan.training.get("optimizer", "sgd")).replace("sgd", "SGD").replace("adam", "Adam"),
+        "training": {"steps": None} | plan.training.model_dump() | training,
+        "training_optimizer": plan.training.optimizer.replace("sgd", "SGD").replace("adam", "Adam"),
         "training_seconds": training["seconds"],
         "training_end": [
             (measure, value) for measure in results.measures if (value := finite(last.get(measure.key))) is not None
