@@ -1,7 +1,6 @@
 """A strategy of one's own for the study of `fixed_numbers.py`."""
 
-from latephase.study.strategies.base import Strategy
-from latephase.study.strategies.context import StrategyContext
+from latephase.study.strategies import Strategy, StrategyContext
 
 
 class SignDescent(Strategy):

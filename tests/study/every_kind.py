@@ -10,7 +10,7 @@ from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoi
 from latephase.study.performing.evaluate import Evaluator
 from latephase.study.performing.run import Conditions, perform_run
 from latephase.study.performing.runs import RunKey
-from latephase.study.strategies.context import StrategyContext
+from latephase.study.strategies import StrategyContext
 
 OWN_BATCH = hessian_free(name="own-batch", evaluation_batch_size=0)
 QLR = {"label": "qlr", "batch_size": 48, "options": {"lr_clip": 0.1}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from latephase.study.strategies.kinds import Strategy
+from latephase.study.strategies import Strategy
 
 
 class Plain(Strategy):

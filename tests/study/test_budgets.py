@@ -18,9 +18,7 @@ from latephase.study.performing.evaluate import Evaluator
 from latephase.study.performing.run import Conditions, perform_run
 from latephase.study.performing.runs import RunKey
 from latephase.study.performing.train import train
-from latephase.study.strategies.base import copied
-from latephase.study.strategies.context import StrategyContext
-from latephase.study.strategies.kinds import start_strategy
+from latephase.study.strategies import StrategyContext, copied, start_strategy
 
 NO_PARAMETERS_MOVE = {
     "damping": {"kind": "fixed", "value": 1.0},

@@ -10,7 +10,6 @@ from latephase.problems import get
 from latephase.problems.data import missing
 from latephase.problems.problem import row_count
 from latephase.study.config import ConfigError, check_fit, named_studies, parse_study, read_study, scaled
-from latephase.study.strategies.tables import singles
 
 MINIMAL = {
     "name": "small",
@@ -48,6 +47,14 @@ def test_the_resolved_study_reads_back_as_itself():
     assert parse_study(tomllib.loads(study.toml()), "again") == study
 
 
+def test_what_a_resolved_study_says_of_its_kinds_is_what_they_are():
+    table = tomllib.loads(parse_study(MINIMAL, "minimal").toml())
+    assert table["kinds"].keys() == {"first_order", "hessian_free"}
+    for kinds in ({"first_order": {"second_order": True}}, {"newton": {}}, 1):
+        with pytest.raises(ConfigError, match=r"my\.toml: kinds: says what other kinds .* leave this table out"):
+            parse_study(table | {"kinds": kinds}, "my.toml")
+
+
 @pytest.mark.parametrize("name", named_studies())
 def test_named_studies_are_read_and_fit_the_data_they_find(name):
     study = read_study(name)
@@ -55,7 +62,7 @@ def test_named_studies_are_read_and_fit_the_data_they_find(name):
     if problem.dataset and missing(problem.dataset, study.problem_options.get("rows")):
         return
     fitted = check_fit(study, problem, row_count(problem.load().train))
-    parts = [part for strategy in fitted.strategies for part in singles(strategy)]
+    parts = [part for strategy in fitted.strategies for part in strategy.singles]
     assert all(s.evaluation_batch_size is not None for s in parts if s.kind == "hessian_free")
 
 

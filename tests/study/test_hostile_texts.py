@@ -99,7 +99,7 @@ def test_figures_of_hostile_texts_show_their_letters(hostile):
     plan = (hostile / "study.toml").read_text(encoding="utf-8").replace("    10,\n    20,\n", "    20,\n")
     (hostile / "study.toml").write_text(plan, encoding="utf-8")
     results = load_results(hostile)
-    assert results.plan.checkpoints == (20,)
+    assert results.plan.checkpoints == [20]
     with house_style():
         for _, figure in build(results):
             freeze(figure)

@@ -10,7 +10,7 @@ from latephase.optim import KFAC
 from latephase.study.config import ConfigError
 from latephase.study.performing.evaluate import Evaluator
 from latephase.study.performing.train import train
-from latephase.study.strategies.kinds import start_strategy
+from latephase.study.strategies import start_strategy
 
 pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
 

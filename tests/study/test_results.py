@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from latephase.study.results.load import load_results, run_id
+from latephase.study.results.plan import read_plan
 from latephase.study.results.score import Score, score, score_results, summarize
 
 
@@ -91,7 +93,7 @@ def test_an_unfinished_training_is_an_error(write_study):
 
 
 def test_a_checkpoint_without_evaluation_is_an_error(write_study):
-    root = rename(write_study(), "[10, 20]", "[10, 30]")
+    root = rename(rename(write_study(), "[10, 20]", "[10, 30]"), "epochs = 20", "epochs = 30")
     with pytest.raises(ValueError, match="checkpoint of epoch 30"):
         score(root)
 
@@ -132,6 +134,43 @@ def test_a_chain_with_a_second_order_part_is_second_order(write_study):
     assert [constant.is_second_order, cosine.is_second_order, hf.is_second_order] == [False, True, True]
 
 
+def test_what_a_file_leaves_out_is_what_a_study_would_have(write_study):
+    """A file of an earlier version says less; the target is the first strategy under a cosine, whatever its name."""
+    root = write_study()
+    text = (root / "study.toml").read_text()
+    for line in ('baseline = "constant"\n', 'target = "cosine"\n', "scale = 1.0\n", "share = 0.1\n"):
+        assert line in text
+        text = text.replace(line, "")
+    (root / "study.toml").write_text(text)
+    plan = load_results(root).plan
+    assert (plan.baseline, plan.target, plan.scale, plan.curves) == ("constant", "constant", 1.0, "mean")
+    assert (plan.budget.share, plan.fresh_weights, plan.evaluations) == (0.1, False, 2)
+    rename(root, 'name = "hf-64"\n', 'name = "hf-64"\nschedule = "cosine"\n')
+    assert load_results(root).plan.target == "hf-64"
+
+
+NEWTON = '\n[kinds.newton]\ntitle = "Newton\\u2019s"\nsecond_order = true\nhas_rate = false\n'
+
+
+def test_a_study_says_what_its_kinds_are(write_study):
+    root = rename(write_study(), 'kind = "hessian_free"', 'kind = "newton"')
+    unknown = load_results(root).plan.strategies[2]
+    assert (unknown.title, unknown.is_second_order, unknown.has_rate) == ("newton", False, True)
+    (root / "study.toml").write_text((root / "study.toml").read_text() + NEWTON)
+    known = load_results(root).plan.strategies[2]
+    assert (known.title, known.is_second_order, known.has_rate) == ("Newton’s", True, False)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("true", '"yes"'), ('"Newton', '["Newton"] #'), ("[kinds.newton]", "[kinds]\nnewton=1\n[x]")]
+)
+def test_what_no_study_wrote_of_a_kind_is_damage(write_study, right, wrong):
+    root = rename(write_study(), 'kind = "hessian_free"', 'kind = "newton"')
+    (root / "study.toml").write_text((root / "study.toml").read_text() + NEWTON.replace(right, wrong))
+    with pytest.raises(ValueError, match=r"study\.toml is damaged"):
+        load_results(root)
+
+
 def test_the_budget_of_a_study_without_runs_is_the_planned_one(write_study):
     every = tuple((e, s, seed) for e in (10, 20) for s in ("constant", "cosine", "hf-64") for seed in range(3))
     root = write_study(skip=every)
@@ -163,3 +202,10 @@ def test_the_budget_of_a_study_without_runs_is_the_planned_one(write_study):
 def test_reading_modules_import_neither_torch_nor_pyplot(module):
     code = f"import sys, latephase.study.{module}; sys.exit(bool({{'torch', 'matplotlib.pyplot'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "docs" / "studies").glob("*/study.toml")), ids=str)
+def test_plans_of_earlier_versions_are_read(path):
+    plan = read_plan(path)
+    assert plan.problem
+    assert all(strategy.title for strategy in plan.strategies)

@@ -15,11 +15,8 @@ from latephase.problems.sampling import Stream, batches, generator
 from latephase.records.files import read_journal
 from latephase.study.performing.evaluate import Evaluator
 from latephase.study.performing.train import train
-from latephase.study.strategies import second_order
-from latephase.study.strategies.averaging import BATCHES
-from latephase.study.strategies.base import copied
-from latephase.study.strategies.context import StrategyContext
-from latephase.study.strategies.kinds import start_strategy
+from latephase.study.strategies import StrategyContext, copied, hessian_free, start_strategy
+from latephase.study.strategies.first_order import BATCHES
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +117,12 @@ def steps_of(study, context_of, monkeypatch):
     def take(name):
         seen = {}
 
-        class Watched(second_order.HessianFree):
+        class Watched(hessian_free.HessianFree):
             def step(self, objective, evaluation=None, curvature_objective=None):
                 seen.update(objective=objective, evaluation=evaluation, curvature=curvature_objective)
                 return super().step(objective, evaluation, curvature_objective)
 
-        monkeypatch.setattr(second_order, "HessianFree", Watched)
+        monkeypatch.setattr(hessian_free, "HessianFree", Watched)
         strategy = start_strategy(strategy_named(study, name), context_of())
         report = strategy.step(0.0)
         return SimpleNamespace(**seen, report=report, optimizer=strategy._optimizer, model=strategy.model)
@@ -193,9 +190,9 @@ def test_a_chain_hands_over_at_its_shares_what_it_would_evaluate(study, trained,
     strategy.step(0.1)
     averaged = bits(strategy.finished(copied(strategy.held())))
     started = []
-    step = second_order.HessianFree.step
+    step = hessian_free.HessianFree.step
     monkeypatch.setattr(
-        second_order.HessianFree,
+        hessian_free.HessianFree,
         "step",
         lambda self, objective, **others: (
             started.append(bits(copied(objective.model.state_dict()))),

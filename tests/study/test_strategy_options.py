@@ -18,9 +18,7 @@ from latephase.study.page.paths import _points, rosenbrock
 from latephase.study.performing.identity import identity_of
 from latephase.study.performing.train import train
 from latephase.study.results.load import load_results
-from latephase.study.strategies.base import copied
-from latephase.study.strategies.context import StrategyContext
-from latephase.study.strategies.kinds import start_strategy
+from latephase.study.strategies import StrategyContext, copied, start_strategy
 
 HEAVY = {"momentum": 0.8, "weight_decay": 0.01, "nesterov": True}
 
@@ -102,7 +100,7 @@ def test_presets_are_those_of_the_optimizers(study, context_of):
     expected = AdamQLR.undamped([torch.zeros(1, requires_grad=True)], lr_clip=0.1)
     names = ("damping", "damping_factors", "lr_clip", "curvature")
     assert [made.param_groups[0][name] for name in names] == [expected.param_groups[0][name] for name in names]
-    fixed = study_of(qlr(kind="kfac", preset="unadaptive")).strategies[0].start([torch.zeros(1, requires_grad=True)])
+    fixed = study_of(qlr(kind="kfac", preset="unadaptive")).strategies[0].made([torch.zeros(1, requires_grad=True)])
     expected = KFAC.unadaptive([torch.zeros(1, requires_grad=True)])
     assert {k: v for k, v in fixed.param_groups[0].items() if k != "params"} == {
         k: v for k, v in expected.param_groups[0].items() if k != "params"

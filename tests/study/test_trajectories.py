@@ -13,8 +13,7 @@ from latephase.study.performing import run as run_module
 from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
 from latephase.study.performing.evaluate import Evaluator
 from latephase.study.performing.train import train
-from latephase.study.strategies.base import copied
-from latephase.study.strategies.kinds import start_strategy
+from latephase.study.strategies import copied, start_strategy
 
 
 @pytest.fixture(scope="module")

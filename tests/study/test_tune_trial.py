@@ -14,7 +14,7 @@ from torch import nn
 from latephase.problems import Splits
 from latephase.records.files import read_journal
 from latephase.study.performing.run import Conditions
-from latephase.study.strategies.kinds import Strategy
+from latephase.study.strategies import Strategy
 from latephase.study.tune.config import parse_tuning
 from latephase.study.tune.trial import APART, Diverged, Stopped, TrialKey, _Trial
 

@@ -176,6 +176,7 @@ class Objective(OverChunks):
         self.process_group: dist.ProcessGroup | None = None if isinstance(group, int) else group
         self.reduce: Reduce = Local() if self.process_group is None else ProcessGroup(self.process_group)
         self.seed: int | None = None  # of the random numbers of the step's passes
+        self.value_calls = 0  # how often `value` was computed, so that work can be counted
 
     @as_one_rank
     def __call__(self) -> Tensor:
@@ -209,6 +210,7 @@ class Objective(OverChunks):
         Args:
             at: parameters by name in place of the model's own, where given. Default: the current parameters.
         """
+        self.value_calls += 1
         # Constants record no graph; yet a forward that differentiates (a physics-informed loss) works.
         point = {name: p.detach() for name, p in self.model.named_parameters()} | dict(at or {})
 

@@ -3,110 +3,57 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from ..problems import Problem, get
 from ..problems.registry import factory_of
-from .strategies import DEVICE, NAME, TABLES, HessianFreeSteps, StrategyConfig, Table, Training, hint, in_words
+from .outline import DEVICE, Budget, Outline, Table, Training, hint
+from .strategies import REGISTRY, TABLES, StrategyConfig, in_words
 
 STUDIES = Path(__file__).parent / "studies"
 
 
-class Budget(Table):
-    """What every run may spend: a share of what the training took, or an amount.
-
-    Seconds are of the scored clock. Steps and gradients are the same on every machine: a gradient stands for the
-    gradient of one training batch, and other passes count by fixed weights (see `work.WEIGHTS`).
-    """
-
-    unit: Literal["seconds", "steps", "gradients"] = "seconds"
-    share: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    amount: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default(cls, table: Any) -> Any:
-        if isinstance(table, dict) and table.get("amount") is None:
-            return {"share": 0.1} | table
-        return table
-
-    @model_validator(mode="after")
-    def _one(self) -> "Budget":
-        if (self.share is None) == (self.amount is None):
-            raise ValueError("give share, of the training, or amount, in units, not both")
-        if self.unit == "steps" and self.amount is not None and self.amount != int(self.amount):
-            raise ValueError(f"amount must be a whole number of steps, got {self.amount}")
-        return self
-
-
-class Study(Table):
+class Study(Outline):
     """A study: one training, and from chosen checkpoints every strategy with every seed under one budget."""
 
-    name: str = Field(pattern=NAME)
-    description: str = ""
-    problem: str
-    problem_version: int
-    problem_options: dict[str, Any] = Field(default_factory=dict)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     jobs: int = Field(default=1, ge=1, description="runs at a time")
     threads: int = Field(default=1, ge=1, description="threads of each run")
     device: str = Field(default="cpu", pattern=DEVICE)
-    budget: Budget = Budget(share=0.1)
-    evaluations: int = Field(default=16, ge=1, description="evaluations per budget, equally spaced")
-    checkpoints: list[Annotated[int, Field(ge=0)]] = Field(
-        min_length=1, description="epochs that strategies start from; 0: the initialisation"
-    )
-    fresh_weights: bool = Field(default=False, description="from epoch 0, every seed starts from weights of its own")
-    curves: Literal["mean", "median"] = Field(
-        default="mean", description="over the budget: mean and quartiles, or median and its bootstrap interval"
-    )
-    baseline: str = Field(description="the strategy that the others are tested against")
-    target: str = Field(description="the strategy whose median best value is the target")
-    scale: float = Field(default=1.0, gt=0, le=1)
-    training: Training
-    strategies: list[StrategyConfig] = Field(min_length=1)
+    strategies: list[StrategyConfig] = Field(min_length=1, description="at least one table [[strategies]]")
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, table: Any) -> Any:
-        """Equally spaced checkpoints where a number is given; baseline and target where none is."""
+    def _resolve(cls, table: Any) -> Any:
+        """Equally spaced checkpoints where a number is given; the kinds are what they are."""
         if not isinstance(table, dict):
             return table
         table = dict(table)
+        _check_kinds(table.pop("kinds", None))
         training, count = table.get("training"), table.get("checkpoints")
         epochs = training.get("epochs") if isinstance(training, dict) else None
         if type(count) is int and count >= 1 and type(epochs) is int and epochs >= count:
             table["checkpoints"] = [epochs * i // count for i in range(1, count + 1)]
-        strategies = table.get("strategies")
-        strategies = strategies if isinstance(strategies, list) else []
-        if strategies and all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in strategies):
-            table.setdefault("baseline", strategies[0]["name"])
-            cosine = next((s["name"] for s in strategies if s.get("schedule") == "cosine"), table["baseline"])
-            table.setdefault("target", cosine)
         return table
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Study":
-        names = [strategy.name for strategy in self.strategies]
-        for epoch in self.checkpoints:
-            if epoch > self.training.epochs:
-                raise ValueError(f"checkpoints: epoch {epoch} is after the training's {self.training.epochs}")
-        if self.fresh_weights and 0 not in self.checkpoints:
-            raise ValueError("fresh_weights: only runs from epoch 0 can have them; give checkpoints = [0]")
-        for what, values in (("checkpoints", self.checkpoints), ("seeds", self.seeds), ("strategies", names)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{what} must differ from each other, got {', '.join(map(str, values))}")
-        for what, name in (("baseline", self.baseline), ("target", self.target)):
-            if name not in names:
-                raise ValueError(f"{what}: no strategy {name!r}{hint(name, names)}")
-        return self
-
     def toml(self) -> str:
-        """The study as TOML, every default written out."""
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+        """The study as TOML, every default written out, and what its kinds of strategies are."""
+        used = {each.kind for strategy in self.strategies for each in (strategy, *strategy.singles)}
+        kinds = {kind: table.about.as_table() for kind, table in REGISTRY.items() if kind in used}
+        return tomli_w.dumps(self.model_dump(exclude_none=True) | {"kinds": kinds})
+
+
+def _check_kinds(given: Any) -> None:
+    """What a resolved study says of its kinds is for its readers: here it must be what they are.
+
+    Raises:
+        ValueError: it is not.
+    """
+    known = {kind: table.about.as_table() for kind, table in REGISTRY.items()}
+    if given is not None and not (isinstance(given, dict) and given.items() <= known.items()):
+        raise ValueError("kinds: says what other kinds of strategies are than there are; leave this table out")
 
 
 class ConfigError(ValueError):
@@ -251,35 +198,17 @@ def with_seconds(study: Study, seconds: float) -> Study:
 
 
 def check_fit(study: Study, problem: Problem, rows: int) -> Study:
-    """Fill in evaluation batch sizes and check that every strategy's batches fit the training split.
-
-    The evaluation batch is 1,024 as in the paper, a quarter of the training split where that is smaller.
+    """Fill in what of strategies depends on the training split, and check that their batches fit it.
 
     Raises:
         ConfigError: a batch is larger than the split.
     """
     if study.training.batch_size is not None and study.training.batch_size > rows:
         raise ConfigError(f"training.batch_size is {study.training.batch_size}, but {problem.name} has {rows} rows")
-    return study.model_copy(update={"strategies": [_fitted(s, problem.name, rows) for s in study.strategies]})
-
-
-def _fitted(strategy: Any, problem: str, rows: int) -> Any:
-    if strategy.kind == "chain":
-        parts = [p.model_copy(update={"strategy": _fitted(p.strategy, problem, rows)}) for p in strategy.parts]
-        return strategy.model_copy(update={"parts": parts})
-    size = getattr(strategy, "batch_size", None) or 0
-    held_out = 0
-    if isinstance(strategy, HessianFreeSteps):
-        given = strategy.evaluation_batch_size if strategy.batch_size else 0
-        held_out = min(1024, rows // 4) if given is None else given
-        strategy = strategy.model_copy(update={"evaluation_batch_size": held_out})
-    if size + held_out > rows:
-        beside = f" and the disjoint evaluation batch of {held_out}" if held_out else ""
-        exceed = "exceed" if held_out else "exceeds"
-        raise ConfigError(
-            f"strategy {strategy.name}: batch_size {size}{beside} {exceed} the {rows} training rows of {problem}"
-        )
-    return strategy
+    try:
+        return study.model_copy(update={"strategies": [s.fitted(problem.name, rows) for s in study.strategies]})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def explain(detail: Mapping[str, Any], more: tuple[type[Table], ...] = ()) -> str:

@@ -81,7 +81,7 @@ def build(results: Results, *, narrow: bool = False) -> Iterator[tuple[str, Figu
     """
     plan, scores = results.plan, score_results(results)
     last = max(plan.checkpoints)
-    detailed = plan.checkpoints if len(plan.checkpoints) <= 3 else (last,)
+    detailed = plan.checkpoints if len(plan.checkpoints) <= 3 else [last]
     second = [strategy for strategy in plan.strategies if strategy.is_second_order]
     beside = [strategy for strategy in plan.strategies if strategy.is_second_order or strategy.name == plan.baseline]
     yield "training", training_curve(results, narrow=narrow)

@@ -230,13 +230,9 @@ def judged_strategies(results: Results, checkpoint_epoch: int) -> list:
 
 def rates_of(run: Run) -> list[tuple[float, float]]:
     """Return what was spent and the learning rate at a run's evaluations; none where conjugate gradients find steps."""
-    if not run.concluded or (run.strategy.is_second_order and run.strategy.kind not in RATED):
+    if not run.concluded or not run.strategy.has_rate:
         return []
     return [(row["spent"], lr) for row in run.evaluations if (lr := finite(row.get("lr"))) is not None]
-
-
-RATED = ("adamqlr", "sgdqlr", "kfac")
-"""Second-order strategies whose learning rates are worth a look: they come from a quadratic model."""
 
 
 def damping_of(step: dict[str, Any]) -> float | None:

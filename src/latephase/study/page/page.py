@@ -65,15 +65,6 @@ _MACHINE = {
     "allocator": "Memory allocator",
     "git_commit": "Commit",
 }
-_KINDS = {
-    "first_order": "first order",
-    "hessian_free": "Hessian-free",
-    "adamqlr": "AdamQLR",
-    "sgdqlr": "SGDQLR",
-    "kfac": "K-FAC",
-    "lbfgs": "L-BFGS",
-    "custom": "your own",
-}
 _OVER_BUDGET = {
     "mean": "Mean over the seeds; the band reaches from the lower to the upper quartile. A cross is the last finite "
     "value of a run that ended early; from there on, the mean is over the other seeds. Values much worse than the "
@@ -92,6 +83,11 @@ _COSTS = (
     ("evaluation_seconds", "Evaluation"),
     ("overshoot", "Overshoot"),
 )
+
+
+_LOADER = PackageLoader("latephase.study.page")
+_EXPLAINED = [name for name in _LOADER.list_templates() if name.startswith("kinds/")]
+"""What the page says of a kind of strategies that readers may not know, by the kind's name."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ def render_page(results: Results, scores: list[Score], pictures: dict[str, Pictu
             left out of the page.
     """
     environment = Environment(
-        loader=PackageLoader("latephase.study.page"),
+        loader=_LOADER,
         autoescape=True,
         finalize=_letters,
         undefined=StrictUndefined,
@@ -190,12 +186,12 @@ def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]
     reading = Reading(results, scores)
     plan, training = results.plan, results.training_status
     last = results.checkpoint(max(row["epoch"] for row in results.training))
-    pairs = len(plan.seeds)
+    pairs, kinds = len(plan.seeds), {kind for strategy in plan.strategies for kind in strategy.about}
     return {
         "plan": plan,
         "problem": results.problem,
-        "training": {key: training.get(key, plan.training.get(key)) for key in ("epochs", "steps", "lr", "batch_size")},
-        "training_optimizer": str(plan.training.get("optimizer", "sgd")).replace("sgd", "SGD").replace("adam", "Adam"),
+        "training": {"steps": None} | plan.training.model_dump() | training,
+        "training_optimizer": plan.training.optimizer.replace("sgd", "SGD").replace("adam", "Adam"),
         "training_seconds": training["seconds"],
         "training_end": [
             (measure, value) for measure in results.measures if (value := finite(last.get(measure.key))) is not None
@@ -203,10 +199,9 @@ def _context(results: Results, scores: list[Score], pictures: dict[str, Picture]
         "budget": amount_text(results.budget, plan.unit),
         "unit": UNITS[plan.unit],
         "over_budget_caption": _OVER_BUDGET[plan.curves],
-        "has_hessian_free": any(strategy.kind == "hessian_free" for strategy in plan.strategies),
+        "explained": [name for name in _EXPLAINED if Path(name).name.split(".")[0] in kinds],
         "has_second_order": any(strategy.is_second_order for strategy in plan.strategies),
         "options": {strategy.name: options_text(strategy) for strategy in plan.strategies},
-        "kinds": {s.name: _KINDS.get(s.kind, s.kind.replace("_", " ")) for s in plan.strategies},
         "colours": {name: style.colour for name, style in styles(plan).items()},
         "baseline": reading.baseline,
         "target": plan.strategy(plan.target),

@@ -36,7 +36,7 @@ from .run import Conditions
 from .runs import RunKey, plan_runs, set_damaged_aside, status_of
 from .train import is_whole, problem_record, train, training_status
 
-FREE = ("seeds", "description", "strategies", "baseline", "target", "jobs", "curves")
+FREE = ("seeds", "description", "strategies", "kinds", "baseline", "target", "jobs", "curves")
 """Keys that may change when a study goes on: a run's identity says whether its result still holds."""
 
 SAME_MACHINE = ("cpu", "torch", "latephase", "threads", "device")
@@ -243,12 +243,8 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
         if read_or_set_aside(directory / "problem.json") is None:
             write_json(directory / "problem.json", problem_record(study))
     whole = float(status[study.budget.unit])
-    if study.budget.amount is not None:
-        budget, share = study.budget.amount, study.budget.amount / whole
-    else:
-        share = study.budget.share or 0.1
-        budget = share * whole if study.budget.unit == "seconds" else float(max(1, round(share * whole)))
-    return Conditions(directory, study, budget, share, environment)
+    budget = study.budget.of(whole)
+    return Conditions(directory, study, budget, study.budget.share or budget / whole, environment)
 
 
 def _epochs_done(directory: Path) -> int:

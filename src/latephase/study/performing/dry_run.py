@@ -14,7 +14,7 @@ from ...problems.problem import row_count
 from ...problems.registry import factory_of
 from ...records import refuse_links
 from ..config import ConfigError, Study, check_fit
-from ..strategies import hint
+from ..outline import hint
 from .execute import EXECUTORS
 from .runs import plan_runs, status_of
 from .train import training_status
@@ -104,6 +104,6 @@ def _runs_line(study: Study, directory: Path, count: int) -> str:
     line = f"{count} runs, {study.jobs} at a time, each with a budget of {each} and {study.evaluations} evaluations"
     seconds = training_status(directory).get("seconds")
     if seconds and budget.unit == "seconds":
-        amount = budget.amount or (budget.share or 0.1) * seconds
-        return f"{line}; at least {amount * count / study.jobs / 60:.0f} minutes, evaluations and starts not counted."
+        minutes = budget.of(seconds) * count / study.jobs / 60
+        return f"{line}; at least {minutes:.0f} minutes, evaluations and starts not counted."
     return f"{line}."

@@ -11,7 +11,7 @@ import torch
 
 from ...problems.registry import factory_of
 from ..config import Study
-from ..strategies import Custom, StrategyConfig, singles
+from ..strategies import StrategyTable
 from .source import code_of, digest_of
 
 PACKAGE = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def own_code(problem: str, strategies: Iterable[StrategyConfig] = ()) -> dict[str, str]:
+def own_code(problem: str, strategies: Iterable[StrategyTable] = ()) -> dict[str, str]:
     """Hashes of the code outside of this package that makes a problem and strategies, by PACKAGE.MODULE:FACTORY.
 
     Args:
@@ -46,12 +46,12 @@ def own_code(problem: str, strategies: Iterable[StrategyConfig] = ()) -> dict[st
         strategies: of which those of the user's own count.
     """
     factories = {factory_of(problem)} - {""}
-    factories |= {single.factory for s in strategies for single in singles(s) if isinstance(single, Custom)}
+    factories |= {factory for strategy in strategies for factory in strategy.factories}
     return {factory: code_of(factory) for factory in sorted(factories)}
 
 
 def identity_of(
-    study: Study, strategy: StrategyConfig, epoch: int, seed: int, budget: float, code: str | None = None
+    study: Study, strategy: StrategyTable, epoch: int, seed: int, budget: float, code: str | None = None
 ) -> str:
     """The identity of a run: a hash of configuration, problem version, code (the user's own, too) and torch version.
 

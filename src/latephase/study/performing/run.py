@@ -24,7 +24,7 @@ from ...records import (
 )
 from ..config import Study
 from ..results import JOURNALS, RECORDS, read_sealed_attempt, wrong_folder
-from ..strategies import Chain, HessianFreeSteps, Strategy, StrategyConfig, StrategyContext, copied, start_strategy
+from ..strategies import Strategy, StrategyContext, copied, start_strategy
 from .checkpoint import checkpoint_path, load_checkpoint
 from .clock import Clock
 from .evaluate import Evaluator
@@ -32,7 +32,6 @@ from .identity import code_version, identity_of, training_identity
 from .runs import RunKey
 
 WARM_UP_STEPS = 3
-WARM_UP_ITERATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -122,17 +121,6 @@ def perform_run(conditions: Conditions, key: RunKey) -> str:
         run.close()
     write_json(folder / "status.json", record | {"run": checksum(what)} | run.record())
     return record["status"]
-
-
-def warm_up_version(strategy: StrategyConfig) -> StrategyConfig:
-    """The strategy with few iterations of conjugate gradients, which call all that many call."""
-    if isinstance(strategy, HessianFreeSteps):
-        solver = strategy.options.get("solver", {}) | {"max_iter": WARM_UP_ITERATIONS}
-        return strategy.model_copy(update={"options": strategy.options | {"solver": solver}})
-    if isinstance(strategy, Chain):
-        parts = [part.model_copy(update={"strategy": warm_up_version(part.strategy)}) for part in strategy.parts]
-        return strategy.model_copy(update={"parts": parts})
-    return strategy
 
 
 def fresh_start(problem: Problem, seed: int) -> dict[str, Any]:
@@ -265,9 +253,8 @@ class ActiveRun:
         """A few untimed steps, after which model and random numbers are put back bit for bit when the run starts."""
         clock = Clock(self.conditions.study.device)
         with clock:
-            strategy = start_strategy(warm_up_version(self.key.strategy), context)
-            ends = [part.until for part in self.key.strategy.parts] if isinstance(self.key.strategy, Chain) else [1.0]
-            for start in (0.0, *ends[:-1]):
+            strategy = start_strategy(self.key.strategy.warm_up_version(), context)
+            for start in self.key.strategy.begins:
                 for _ in range(WARM_UP_STEPS):
                     strategy.step(start)
             strategy.finished(copied(strategy.held()))

@@ -7,7 +7,7 @@ from ...problems.sampling import permutation
 from ...records import set_aside
 from ..config import Study
 from ..results import FILES, read_run_files, run_id, wrong_folder
-from ..strategies import StrategyConfig
+from ..strategies import StrategyTable
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class RunKey:
     """Which run: epoch of the checkpoint, strategy, seed."""
 
     checkpoint_epoch: int
-    strategy: StrategyConfig
+    strategy: StrategyTable
     seed: int
 
     @property

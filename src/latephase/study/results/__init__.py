@@ -17,7 +17,6 @@ from .measures import Measure as Measure
 from .measures import amount_text as amount_text
 from .measures import duration_text as duration_text
 from .measures import measures_of as measures_of
-from .plan import NAME as NAME
 from .plan import Plan as Plan
 from .plan import ResultsError as ResultsError
 from .plan import Strategy as Strategy

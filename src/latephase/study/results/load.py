@@ -153,9 +153,7 @@ def _load(root: Path, plan: Plan) -> Results:
     if status.get("status") != "finished" or finite(status.get("seconds")) is None:
         raise ResultsError(f"{root}: the training is not finished, so there is no budget and no run to compare")
     training = _read_training(root / "training", plan, problem, status)
-    budget = plan.budget_amount
-    if budget is None:
-        budget = (plan.budget_share or 0.0) * (finite(status.get(plan.unit)) or 0.0)
+    budget = plan.budget.of(finite(status.get(plan.unit)) or 0.0)
     planned = [(c, strategy, seed) for c in plan.checkpoints for strategy in plan.strategies for seed in plan.seeds]
     runs = tuple(_read_run(root, *key, plan, budget) for key in planned)
     started = [run.budget for run in runs if run.status in (*CONCLUDED, "running")]

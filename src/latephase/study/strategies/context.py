@@ -11,7 +11,7 @@ from ...objective import Objective
 from ...problems import Problem, Splits
 from ...problems.problem import row_count
 from ...problems.sampling import Stream, batches, generator
-from .training import Training
+from ..outline import SHARE, Training
 from .work import Work
 
 
@@ -36,7 +36,7 @@ class StrategyContext:
     training: Training
     checkpoint: dict[str, Any]
     seed: int
-    training_share: float = 0.1
+    training_share: float = SHARE
     work: Work = field(default_factory=Work)
 
     @property

@@ -11,7 +11,8 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from ...problems import Problem, get
 from ...problems.registry import factory_of
 from ..config import Budget, ConfigError, Study, explain, parse_study, read_toml
-from ..strategies import StrategyConfig, Table, hint
+from ..outline import Table, hint
+from ..strategies import StrategyConfig
 from .paths import with_value
 
 TUNINGS = Path(__file__).parent / "tunings"
