@@ -1,21 +1,19 @@
 """Rows J~ of an objective: J~'J~ is the dense Gauss-Newton matrix, in float64."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from dense_oracle import columns, dense_oracle, relative
+from mixing_models import Centred, Minus
 from product_cases import CASES, REALS, VECTORS, mlp, oracle, randn, seeded
 from torch import Tensor, nn
 
 from exact import bits
 from latephase import Objective
 from latephase.curvature import linearize
-from rank_processes import message_of, results_of_ranks
 
 TIGHT = 1e-12
 WITHOUT = ("lambda_coupling_rows", "lambda_linear")
@@ -175,6 +173,47 @@ def test_a_model_that_vmap_refuses_goes_example_by_example():
     assert relative(gram(rows), expected.ggn) < TIGHT
 
 
+class Recurrent(nn.Module):
+    """A model that vmap refuses, and torch's fused kernels do not differentiate twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.last = nn.LSTM(1, 2, batch_first=True), nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.last(self.cells(x.unsqueeze(2))[0][:, -1])
+
+
+def laplacian(model, points):
+    """Derivatives within, by autograd's own functions."""
+    x = points.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return slope[:, :3] + model(x)
+
+
+@pytest.mark.filterwarnings("ignore:rows of")
+@pytest.mark.parametrize("size", [None, 3])
+def test_further_models_that_vmap_refuses(size):
+    for build, options in ((Recurrent, {}), (mlp, {"forward": laplacian})):
+        objective = Objective(seeded(build), nn.MSELoss(), (VECTORS, REALS), microbatch_size=size, **options)
+        curved = linearize(objective, method="double_backward")
+        check(objective, columns(curved.matvec, curved.space.size))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_pieces_leave_room_for_what_the_pass_keeps(dropout):
+    """Few parameters, large images: most memory is that of the backward pass."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(nn.Dropout(dropout), *layers).double()
+    limit, image = 100_000, 4 * 18 * 18 * 8
+    objective = Objective(model, nn.MSELoss(), (randn(5, 1, 20, 20, seed=1), REALS[:5]), memory_limit=limit)
+    curved = linearize(objective)
+    pieces = list(curved.row_pieces())
+    assert 1 <= max(map(len, pieces)) <= max(limit // (image if not dropout else 5 * image), 1)
+    torch.testing.assert_close(torch.cat(pieces), linearize(objective).rows(), rtol=1e-12, atol=1e-14)
+
+
 def test_data_without_countable_rows_and_outputs_of_another_shape():
     """One mesh of points for several functions: the outputs are no rows of examples."""
     model = seeded(mlp)
@@ -185,23 +224,6 @@ def test_data_without_countable_rows_and_outputs_of_another_shape():
     targets = randn(3 * ROWS, seed=11)
     objective = Objective(model, nn.MSELoss(), (VECTORS, targets), forward=forward)
     check(objective, dense_oracle(seeded(mlp), nn.MSELoss(), VECTORS, targets, forward=forward).ggn)
-
-
-class Centred(nn.Module):
-    """Rows mix, at first without effect: the last layer is zero."""
-
-    def __init__(self, first: nn.Module):
-        super().__init__()
-        self.first, self.last = first, nn.Linear(4, 3)
-        nn.init.zeros_(self.last.weight)
-
-    def forward(self, x):
-        return self.last(self.first(x))
-
-
-class Minus(nn.Module):
-    def forward(self, x):
-        return x - x.mean(0)
 
 
 def test_models_whose_rows_mix_are_refused_in_words():
@@ -267,48 +289,3 @@ def test_parameters_narrower_than_the_flat_vectors():
     assert rows.dtype == torch.float32
     expected = columns(lambda v: curved.matvec(v.float()), curved.space.size)
     assert relative(gram(rows), expected) < 0.05
-
-
-SHARES = {1: (slice(0, ROWS),), 2: (slice(0, 2), slice(2, ROWS)), 3: (slice(0, 1), slice(1, 3), slice(3, ROWS))}
-CASES_OF_RANKS = ("cross_entropy_ignore_weights", "squared_error")
-
-
-def child(rank: int, folder: str, count: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    share, results = SHARES[count][rank], {}
-    for name in CASES_OF_RANKS:
-        case = CASES[name]
-        for size in (None, 2):
-            objective = Objective(
-                case.model(), case.loss, case.rows(share.start, share.stop), process_group=dist.group.WORLD,
-                microbatch_size=size,
-            )  # fmt: skip
-            curved = linearize(objective)
-            results[f"{name}{size}"] = curved.rows()
-            results[f"own {name}{size}"] = torch.cat(list(curved.row_pieces(2)))
-    mixed = Centred(Minus() if rank == count - 1 else nn.Identity()).double()
-    with torch.no_grad():
-        for p in mixed.parameters():
-            p.fill_(0.5)
-    objective = Objective(mixed, nn.MSELoss(), (VECTORS[:5], REALS[:5]), process_group=dist.group.WORLD)
-    results["mixed"] = message_of(lambda: linearize(objective).rows())
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("count", SHARES)
-def test_ranks_have_all_rows_and_pieces_are_a_ranks_own(count, tmp_path):
-    found = results_of_ranks(functools.partial(child, count=count), tmp_path, count, 200)
-    for name in CASES_OF_RANKS:
-        expected = linearize(objective_of(name)).rows()
-        for size in (None, 2):
-            key = f"{name}{size}"
-            for each in found:
-                torch.testing.assert_close(each[key], expected, rtol=1e-11, atol=1e-13)
-            torch.testing.assert_close(
-                torch.cat([each[f"own {key}"] for each in found]), expected, rtol=1e-11, atol=1e-13
-            )
-    assert found[-1]["mixed"].startswith("ValueError: the model's outputs for an example depend on other examples")
-    assert all(each["mixed"].startswith(f"RankError: rank {count - 1} failed: ValueError") for each in found[:-1])
