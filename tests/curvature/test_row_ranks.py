@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from mixing_models import Centred, Minus
 from product_cases import CASES, REALS, VECTORS
+from row_cases import Centred, Minus
 from torch import nn
 
 from latephase import Objective
