@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.util
 import os
 import sys
 import types
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from latephase import HessianFree, Objective
 from latephase.curvature import linearize
+from latephase.curvature.tracing import trust
 
 SCALE = 1.0
 TABLE = {"inner": [1.0]}
@@ -143,3 +145,7 @@ def test_an_annealed_weight_of_the_loss(monkeypatch):
         before = float(objective.value())
         optimizer.step(objective)
         assert optimizer.report.loss == pytest.approx(before, rel=1e-5)
+
+
+def test_our_own_modules_that_are_let_pass_by_name_exist():
+    assert all(importlib.util.find_spec(name) is not None for name in trust._OF_PASSES)

@@ -1,23 +1,20 @@
 """Rows J~ of an objective: J~'J~ is the dense Gauss-Newton matrix, in float64."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from dense_oracle import columns, dense_oracle, relative
 from product_cases import CASES, REALS, VECTORS, mlp, oracle, randn, seeded
-from torch import Tensor, nn
+from row_cases import TIGHT, Centred, Minus, check, gram
+from torch import nn
 
 from exact import bits
 from latephase import Objective
 from latephase.curvature import linearize
-from rank_processes import message_of, results_of_ranks
 
-TIGHT = 1e-12
 WITHOUT = ("lambda_coupling_rows", "lambda_linear")
 ROOTED = [name for name in CASES if name not in WITHOUT]
 ROWS = len(VECTORS)
@@ -36,20 +33,6 @@ def objective_of(name: str, chunked: bool = False, **options: Any) -> Objective:
     case = CASES[name]
     data = case.chunks() if chunked else (case.inputs, case.targets)
     return Objective(case.model(), case.loss, data, **case.options(), **options)
-
-
-def gram(rows: Tensor) -> Tensor:
-    return rows.T @ rows
-
-
-def check(objective: Objective, ggn: Tensor) -> None:
-    curved = linearize(objective)
-    rows = curved.rows()
-    assert relative(gram(rows), ggn) < TIGHT
-    for most in (None, 1, 2, 4, 7, 1_000):
-        pieces = list(curved.row_pieces(most))
-        assert max(map(len, pieces)) <= (most or len(rows))
-        torch.testing.assert_close(torch.cat(pieces), rows, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.filterwarnings("ignore:rows of")
@@ -145,36 +128,6 @@ def test_two_outputs():
     check(objective, columns(curved.matvec, curved.space.size))
 
 
-@pytest.mark.parametrize("dropout_first", [False, True])
-def test_dropout_has_the_masks_of_the_products(dropout_first):
-    torch.manual_seed(0)
-    layers = [nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3)]
-    model = nn.Sequential(*([nn.Dropout(0.3)] if dropout_first else []), *layers).double()
-    objective = Objective(model, nn.MSELoss(), (VECTORS, REALS), microbatch_size=3)
-    curved = linearize(objective)
-    check(objective, columns(curved.matvec, curved.space.size))
-
-
-class Branching(nn.Module):
-    """A model that vmap refuses."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        y = self.layer(x)
-        return y.tanh() if float(y.detach().sum()) > 1e6 else y.sin()
-
-
-def test_a_model_that_vmap_refuses_goes_example_by_example():
-    objective = Objective(seeded(Branching), nn.MSELoss(), (VECTORS, REALS))
-    with pytest.warns(UserWarning, match="rows of Branching are computed example by example"):
-        rows = linearize(objective).rows()
-    expected = dense_oracle(seeded(Branching), nn.MSELoss(), VECTORS, REALS)
-    assert relative(gram(rows), expected.ggn) < TIGHT
-
-
 def test_data_without_countable_rows_and_outputs_of_another_shape():
     """One mesh of points for several functions: the outputs are no rows of examples."""
     model = seeded(mlp)
@@ -185,23 +138,6 @@ def test_data_without_countable_rows_and_outputs_of_another_shape():
     targets = randn(3 * ROWS, seed=11)
     objective = Objective(model, nn.MSELoss(), (VECTORS, targets), forward=forward)
     check(objective, dense_oracle(seeded(mlp), nn.MSELoss(), VECTORS, targets, forward=forward).ggn)
-
-
-class Centred(nn.Module):
-    """Rows mix, at first without effect: the last layer is zero."""
-
-    def __init__(self, first: nn.Module):
-        super().__init__()
-        self.first, self.last = first, nn.Linear(4, 3)
-        nn.init.zeros_(self.last.weight)
-
-    def forward(self, x):
-        return self.last(self.first(x))
-
-
-class Minus(nn.Module):
-    def forward(self, x):
-        return x - x.mean(0)
 
 
 def test_models_whose_rows_mix_are_refused_in_words():
@@ -267,48 +203,3 @@ def test_parameters_narrower_than_the_flat_vectors():
     assert rows.dtype == torch.float32
     expected = columns(lambda v: curved.matvec(v.float()), curved.space.size)
     assert relative(gram(rows), expected) < 0.05
-
-
-SHARES = {1: (slice(0, ROWS),), 2: (slice(0, 2), slice(2, ROWS)), 3: (slice(0, 1), slice(1, 3), slice(3, ROWS))}
-CASES_OF_RANKS = ("cross_entropy_ignore_weights", "squared_error")
-
-
-def child(rank: int, folder: str, count: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    share, results = SHARES[count][rank], {}
-    for name in CASES_OF_RANKS:
-        case = CASES[name]
-        for size in (None, 2):
-            objective = Objective(
-                case.model(), case.loss, case.rows(share.start, share.stop), process_group=dist.group.WORLD,
-                microbatch_size=size,
-            )  # fmt: skip
-            curved = linearize(objective)
-            results[f"{name}{size}"] = curved.rows()
-            results[f"own {name}{size}"] = torch.cat(list(curved.row_pieces(2)))
-    mixed = Centred(Minus() if rank == count - 1 else nn.Identity()).double()
-    with torch.no_grad():
-        for p in mixed.parameters():
-            p.fill_(0.5)
-    objective = Objective(mixed, nn.MSELoss(), (VECTORS[:5], REALS[:5]), process_group=dist.group.WORLD)
-    results["mixed"] = message_of(lambda: linearize(objective).rows())
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("count", SHARES)
-def test_ranks_have_all_rows_and_pieces_are_a_ranks_own(count, tmp_path):
-    found = results_of_ranks(functools.partial(child, count=count), tmp_path, count, 200)
-    for name in CASES_OF_RANKS:
-        expected = linearize(objective_of(name)).rows()
-        for size in (None, 2):
-            key = f"{name}{size}"
-            for each in found:
-                torch.testing.assert_close(each[key], expected, rtol=1e-11, atol=1e-13)
-            torch.testing.assert_close(
-                torch.cat([each[f"own {key}"] for each in found]), expected, rtol=1e-11, atol=1e-13
-            )
-    assert found[-1]["mixed"].startswith("ValueError: the model's outputs for an example depend on other examples")
-    assert all(each["mixed"].startswith(f"RankError: rank {count - 1} failed: ValueError") for each in found[:-1])

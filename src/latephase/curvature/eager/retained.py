@@ -5,6 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import (  # pyright: ignore[reportMissingImports]
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+)
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
 
@@ -160,8 +164,11 @@ def _saved(node: Any, name: str) -> Any:
 
 def _collect(value: Any, found: dict[int, int]) -> None:
     if isinstance(value, Tensor):
-        storage = value.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
+        while is_functorch_wrapped_tensor(value):  # of torch.func's derivatives within the model
+            value = get_unwrapped(value)
+        if not value._is_zerotensor():  # known to be zero, and not stored
+            storage = value.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
     elif isinstance(value, (tuple, list)):
         for part in value:
             _collect(part, found)

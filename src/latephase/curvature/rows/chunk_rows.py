@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...objective import LossOfOutputs, available, name_of, random_signs
-from ..eager import ForwardPass
+from ..eager import ForwardPass, Retained
 from ..loss import Product, root_of_any
 from .pulling import Pull, Tensors, pull_examples, pull_whole
 
 COPIES = 4
-"""Copies of a row that are alive at once: as gradients, in one tensor, and some to spare for the backward pass."""
+"""Copies of a row that are alive at once: as gradients, in one tensor, and two to spare."""
 MOST_BYTES = 2**28
 """Memory of a piece from which larger ones gain no more speed."""
 
@@ -78,8 +78,8 @@ class ChunkRows:
         """
         if self._root is None:
             return
-        most = self._fitting() if most is None else most
         examples = self._forward.outputs[0].shape[0] if self._apart else 1
+        most = self._fitting(examples) if most is None else most
         columns = self.count // examples
         pull, check = pull_examples(self._forward) if self._apart else pull_whole(self._forward), None
         if self._apart:
@@ -104,12 +104,14 @@ class ChunkRows:
         rows = len(examples) * len(columns)
         return torch.cat([g.reshape(rows, -1).to(self._space.dtype) for g in gradients], dim=1)
 
-    def _fitting(self) -> int:
-        objective = self._forward.objective
-        limit = min(available(self._space.device) // 4, MOST_BYTES)
+    def _fitting(self, examples: int) -> int:
+        """Rows in a piece, each with its share of what the pass keeps: a backward pass has as much again for each."""
+        objective, space = self._forward.objective, self._space
+        limit = min(available(space.device) // 4, MOST_BYTES)
         if objective.memory_limit is not None:
             limit = min(limit, objective.memory_limit)
-        return max(limit // (COPIES * self._space.size * self._space.dtype.itemsize), 1)
+        kept = sum(Retained(self._forward, False, "double_backward").storages().values()) // examples
+        return max(limit // (COPIES * space.size * space.dtype.itemsize + kept), 1)
 
 
 class _Comparison:

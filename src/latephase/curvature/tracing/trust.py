@@ -50,8 +50,8 @@ _TRUSTED = frozenset(
 """Packages whose own functions compute from their arguments and from torch's settings, which a trace's key holds."""
 
 _OF_PASSES = frozenset(
-    f"{__name__.split('.')[0]}.{name}"
-    for name in ("chunk_weights", "chunks", "copies", "program", "substitutes", "unwritten")
+    f"{__name__.split('.')[0]}.objective.{name}"
+    for name in ("copies", "data", "program", "substitutes", "unwritten", "weights")
 )
 """Our own modules that call the user's code in each pass: what they keep decides how, and not what it gives."""
 
