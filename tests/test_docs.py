@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import latephase
-from latephase import HessianFree
+from latephase import CG, GGN, Armijo, Blocks, HessianFree, LevenbergMarquardt
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+PARTS = (CG, GGN, LevenbergMarquardt, Armijo, Blocks)
 FENCE = re.compile(r"^```python *([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -43,16 +44,26 @@ def test_there_is_code_to_run():
     )
 
 
+def options_of(made):
+    """Options with their defaults."""
+    parameters = inspect.signature(made).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "params" and p.kind is not p.VAR_KEYWORD}
+
+
 def test_every_option_has_its_place():
     headings = set(re.findall(r"^### `(\w+)`$", PAGES["options"], flags=re.MULTILINE))
-    assert headings == {*inspect.signature(HessianFree).parameters} - {"params"} | {"damping_scale"}
+    assert headings == {*options_of(HessianFree), "damping_scale", "tolerance"}
+    fields = set(re.findall(r"^#### `(\w+\.\w+)`$", PAGES["options"], flags=re.MULTILINE))
+    assert fields == {f"{part.__name__}.{name}" for part in PARTS for name in options_of(part)}
 
 
 def test_defaults_are_those_of_the_code():
-    stated = dict(re.findall(r"^### `(\w+)`\n\n.*?\*\*Default\s+`?([^`*]+?)`?\*\*", PAGES["options"], re.DOTALL | re.M))
-    for name, parameter in inspect.signature(HessianFree).parameters.items():
-        if name != "params":
-            assert eval(stated[name], {}) == parameter.default, name
+    found = r"^####? `([\w.]+)`\n\n.*?\*\*Default\s+`?([^`*]+?)`?\*\*"
+    stated = dict(re.findall(found, PAGES["options"], re.DOTALL | re.MULTILINE))
+    for made in (HessianFree, *PARTS):
+        for name, default in options_of(made).items():
+            heading = name if made is HessianFree else f"{made.__name__}.{name}"
+            assert eval(stated[heading], {"CG": CG}) == default, heading
 
 
 @pytest.mark.parametrize("name", latephase.__all__)

@@ -25,7 +25,7 @@ class WithHidden(NamedTuple):
     """Outputs with the pre-activations of hidden units beside them, for structural damping.
 
     A recurrent model, or an objective's `forward`, returns this in place of its outputs. The loss gets `outputs` alone;
-    `HessianFree(structural_damping=...)` uses the rest (Martens and Sutskever 2011, Section 3).
+    `GGN(structural_damping=...)` uses the rest (Martens and Sutskever 2011, Section 3).
 
     Attributes:
         outputs: what the loss gets.

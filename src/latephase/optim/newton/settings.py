@@ -48,11 +48,10 @@ def _curvature(given: Any, like: Part | None) -> Part | None:
 
 
 def _damping(given: Any, like: Part | None) -> Part | None:
-    if isinstance(given, Tensor) and given.numel() == 1:
-        given = float(given)
-    if not is_number(given) and not isinstance(given, float):
+    scalar = isinstance(given, Tensor) and given.numel() == 1
+    if not (scalar or is_number(given) or isinstance(given, float)):
         return None
-    number: float = given
+    number = float(given)
     if isinstance(like, LevenbergMarquardt):
         return like.changed(initial=number)
     return LevenbergMarquardt(number) if like is None else Fixed(number)
