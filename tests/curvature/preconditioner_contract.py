@@ -21,7 +21,7 @@ import torch.distributed as dist
 from dense_oracle import columns, relative
 from torch import Tensor, nn
 
-from latephase import HessianFree, Objective
+from latephase import CG, HessianFree, Objective
 from latephase.curvature import linearize
 from latephase.curvature.preconditioners import Preconditioner
 
@@ -172,7 +172,7 @@ class PreconditionerContract:
 
         monkeypatch.setattr(type(method), "estimate", counted)
         model, steps = network(), []
-        optimizer = HessianFree(model.parameters(), preconditioner=method)
+        optimizer = HessianFree(model.parameters(), solver=CG(preconditioner=method))
         for step in range(8):
             optimizer.step(objective_of(model))
             assert optimizer.report.accepted

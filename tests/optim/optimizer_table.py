@@ -11,7 +11,7 @@ import torch
 from step_cases import CASES
 from torch import Tensor, nn
 
-from latephase import KFAC, SGDQLR, AdamQLR, HessianFree, Objective, QuadraticLearningRate
+from latephase import KFAC, SGDQLR, AdamQLR, Fixed, HessianFree, Objective, QuadraticLearningRate
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def over(base: type[torch.optim.Optimizer], **settings: Any) -> Callable[..., Qu
 
 CONSTANT = {"damping_factors": None, "lr_clip": 0.1}
 OPTIMIZERS = {
-    "HessianFree": Entry(HessianFree, {"line_search": False, "adapt_damping": False}, saved="HessianFree"),
-    "late_phase": Entry(HessianFree.late_phase, {"line_search": False, "adapt_damping": False}),
+    "HessianFree": Entry(HessianFree, {"line_search": False, "damping": Fixed(1.0)}, saved="HessianFree"),
+    "late_phase": Entry(HessianFree.late_phase, {"line_search": False, "damping": Fixed(1.0)}),
     "KFAC": Entry(functools.partial(KFAC, adapt_period=1), {}, "refused", saved="KFAC", needs="curvlinops"),
     "AdamQLR": Entry(AdamQLR, CONSTANT, "cycled", saved="AdamQLR"),
     "SGDQLR": Entry(SGDQLR, CONSTANT, "cycled", saved="SGDQLR"),
