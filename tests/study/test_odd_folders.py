@@ -22,8 +22,8 @@ from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoi
 from latephase.study.performing.conducting import StudyError
 from latephase.study.performing.execute import how_ended
 from latephase.study.performing.progress import StudyProgress
-from latephase.study.performing.run import Conditions, perform_run
-from latephase.study.performing.runs import plan_runs
+from latephase.study.performing.run import perform_run
+from latephase.study.performing.runs import Conditions, plan_runs
 from latephase.study.performing.train import latest_path, train
 
 STRATEGIES = (first_order(), hessian_free())

@@ -32,8 +32,7 @@ from ..results import JOURNALS, read_training_rows
 from .execute import ALLOCATOR, EXECUTORS, ExecutorError, how_ended, in_process
 from .identity import own_code, training_identity
 from .progress import StudyProgress
-from .run import Conditions
-from .runs import RunKey, plan_runs, set_damaged_aside, status_of
+from .runs import Conditions, RunKey, plan_runs, set_damaged_aside, status_of
 from .train import is_whole, problem_record, train, training_status
 
 FREE = ("seeds", "description", "strategies", "kinds", "baseline", "target", "jobs", "curves")

@@ -16,8 +16,8 @@ import torch
 
 from ...records import StudyFileError, is_ours
 from .identity import code_version
-from .run import Conditions, perform_run
-from .runs import RunKey, status_of
+from .run import perform_run
+from .runs import Conditions, RunKey, status_of
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Settings of glibc's allocator for all runs alike: it keeps freed memory instead of handing it back at every step.

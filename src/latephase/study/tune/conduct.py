@@ -166,7 +166,7 @@ class _Worker:
         except (ConfigError, ValueError, TypeError) as error:
             self._conclude(claimed, {"outcome": "failed", "error": str(error)})
             return
-        key = TrialKey(0, strategy, APART + self.tuning.tune.seed, claimed.trial.number)
+        key = TrialKey(strategy, APART + self.tuning.tune.seed, claimed.trial.number)
         ours, theirs = multiprocessing.get_context("forkserver").Pipe()
         arguments = (self.conditions, key, self.tuning.tune.metric, self.tuning.points, theirs)
         slot = self.free.pop(0)
