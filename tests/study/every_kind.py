@@ -5,11 +5,12 @@ from small_studies import custom, first_order, hessian_free
 
 from latephase.problems import get
 from latephase.records.files import read_journal
+from latephase.study.performing import active_run
 from latephase.study.performing import run as run_module
 from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
 from latephase.study.performing.evaluate import Evaluator
-from latephase.study.performing.run import Conditions, perform_run
-from latephase.study.performing.runs import RunKey
+from latephase.study.performing.run import perform_run
+from latephase.study.performing.runs import Conditions, RunKey
 from latephase.study.strategies import StrategyContext
 
 OWN_BATCH = hessian_free(name="own-batch", evaluation_batch_size=0)
@@ -77,7 +78,7 @@ def run_states(study, trained, tmp_path, strategy, monkeypatch, evaluations, amo
 
     monkeypatch.setattr(run_module, "Evaluator", Recorder)
     changed = study.model_copy(update={"evaluations": evaluations})
-    directory = tmp_path / f"{strategy.name}-{evaluations}-{run_module.WARM_UP_STEPS}"
+    directory = tmp_path / f"{strategy.name}-{evaluations}-{active_run.WARM_UP_STEPS}"
     directory.mkdir()
     (directory / "training").symlink_to(trained / "training")
     key = RunKey(3, strategy, 0)

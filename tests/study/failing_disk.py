@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from latephase.study.performing import execute
+from latephase.study.performing import processes
 
 WRITES = ("mkdir", "replace", "rename", "fsync", "truncate")
 """Functions of `os` that change a file system, beside opening and writing."""
@@ -99,7 +99,7 @@ class FailingDisk:
             patches.enter_context(mock.patch.object(os, "open", opened_low))
             patches.enter_context(mock.patch.object(io, "open", opened))
             patches.enter_context(mock.patch("builtins.open", opened))
-            patches.enter_context(mock.patch.object(execute.multiprocessing, "get_context", return_value=fork))
+            patches.enter_context(mock.patch.object(processes.multiprocessing, "get_context", return_value=fork))
             patches.enter_context(warnings.catch_warnings())
             warnings.simplefilter("default")  # those of this process, which workers are forked with, are errors
             yield self

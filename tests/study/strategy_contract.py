@@ -16,8 +16,8 @@ from latephase.records.files import read_journal
 from latephase.study.config import ConfigError, parse_study
 from latephase.study.outline import About
 from latephase.study.page.page import render_page
-from latephase.study.performing.run import Conditions, perform_run
-from latephase.study.performing.runs import RunKey
+from latephase.study.performing.run import perform_run
+from latephase.study.performing.runs import Conditions, RunKey
 from latephase.study.performing.train import train
 from latephase.study.results import load_results, score_results
 from latephase.study.strategies import REGISTRY, copied, start_strategy

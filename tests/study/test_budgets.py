@@ -15,8 +15,8 @@ from latephase.study.performing import clock as clock_module
 from latephase.study.performing import run as run_module
 from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
 from latephase.study.performing.evaluate import Evaluator
-from latephase.study.performing.run import Conditions, perform_run
-from latephase.study.performing.runs import RunKey
+from latephase.study.performing.run import perform_run
+from latephase.study.performing.runs import Conditions, RunKey
 from latephase.study.performing.train import train
 from latephase.study.strategies import StrategyContext, copied, start_strategy
 

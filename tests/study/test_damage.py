@@ -27,7 +27,8 @@ from latephase.records.files import Journal, read_json, set_aside, write_json
 from latephase.study.config import ConfigError
 from latephase.study.performing import checkpoint as checkpoint_module
 from latephase.study.performing import identity, runs
-from latephase.study.performing.run import Conditions, perform_run
+from latephase.study.performing.run import perform_run
+from latephase.study.performing.runs import Conditions
 from latephase.study.performing.train import train
 
 STRATEGIES = (first_order(), hessian_free())

@@ -24,7 +24,8 @@ from small_studies import (
 
 from latephase.study.config import ConfigError
 from latephase.study.performing import execute
-from latephase.study.performing.execute import ExecutorError, in_process
+from latephase.study.performing.execute import ExecutorError
+from latephase.study.performing.processes import _device_of, in_process
 
 STRATEGIES = (first_order(), hessian_free(), custom("Slow", "slow"))
 
@@ -136,12 +137,12 @@ def test_a_process_has_its_threads_pinned_and_the_allocator_of_all_runs(whole, t
 
 def test_runs_see_one_gpu_each_by_turns(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [execute._device_of(slot) for slot in range(3)] == ["3", "5", "3"]
+    assert [_device_of(slot) for slot in range(3)] == ["3", "5", "3"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [execute._device_of(slot) for slot in range(3)] == ["0", "1", "0"]
+    assert [_device_of(slot) for slot in range(3)] == ["0", "1", "0"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert execute._device_of(1) == ""
+    assert _device_of(1) == ""
 
 
 def test_ray_that_is_not_installed_is_named(study, whole, tmp_path, monkeypatch):

@@ -20,10 +20,10 @@ from latephase.study.config import ConfigError
 from latephase.study.performing import conducting as conduct_module
 from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
 from latephase.study.performing.conducting import StudyError
-from latephase.study.performing.execute import how_ended
+from latephase.study.performing.processes import how_ended
 from latephase.study.performing.progress import StudyProgress
-from latephase.study.performing.run import Conditions, perform_run
-from latephase.study.performing.runs import plan_runs
+from latephase.study.performing.run import perform_run
+from latephase.study.performing.runs import Conditions, plan_runs
 from latephase.study.performing.train import latest_path, train
 
 STRATEGIES = (first_order(), hessian_free())

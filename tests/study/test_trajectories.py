@@ -9,7 +9,7 @@ from small_studies import study_of
 
 from latephase.problems import get
 from latephase.records.files import read_journal, read_json
-from latephase.study.performing import run as run_module
+from latephase.study.performing import active_run
 from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
 from latephase.study.performing.evaluate import Evaluator
 from latephase.study.performing.train import train
@@ -49,7 +49,7 @@ def test_neither_warm_up_nor_evaluation_changes_a_trajectory_bit_for_bit(study, 
     assert rows == [row for row in more_rows if row["step"] in seldom]
     assert often[8] != often[0]
     # Without any, curvature would be traced later, and rounded otherwise until then.
-    monkeypatch.setattr(run_module, "WARM_UP_STEPS", 6 if name in CURVED else 0)
+    monkeypatch.setattr(active_run, "WARM_UP_STEPS", 6 if name in CURVED else 0)
     assert run_states(study, trained, tmp_path, strategy, monkeypatch, 2)[0] == seldom
 
 

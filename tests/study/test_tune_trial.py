@@ -13,10 +13,10 @@ from torch import nn
 
 from latephase.problems import Splits
 from latephase.records.files import read_journal
-from latephase.study.performing.run import Conditions
+from latephase.study.performing.runs import Conditions
 from latephase.study.strategies import Strategy
 from latephase.study.tune.config import parse_tuning
-from latephase.study.tune.trial import APART, Diverged, Stopped, TrialKey, _Trial
+from latephase.study.tune.trial import APART, Rungs, TrialKey, trial_run
 
 
 class Untouchable:
@@ -77,10 +77,11 @@ def trial(tmp_path):
         ours, theirs = Pipe()
         for answer in answers:
             ours.send(answer)
-        key = TrialKey(0, tuning.study.strategies[0], APART, len(opened))
+        key = TrialKey(tuning.study.strategies[0], APART, len(opened))
         conditions = Conditions(tmp_path, tuning.study, tuning.budget, 1.0, {})
-        opened.append(_Trial(conditions, key, tuning.tune.metric, tuning.points, theirs))
-        return opened[-1], ours
+        rungs = Rungs(tuning.tune.metric, tuning.study.budget.unit, len(tuning.points), theirs)
+        opened.append(trial_run(conditions, key, rungs, tuning.points))
+        return opened[-1], ours, rungs
 
     yield make
     for run in opened:
@@ -99,12 +100,12 @@ def rows_of(tmp_path, number=0, name="own"):
 
 
 def test_trials_are_compared_after_equal_budgets_on_what_they_held_then(trial, tmp_path):
-    run, pipe = trial(custom("Recorder", module="test_tune_trial"))
-    run.go()
+    run, pipe, rungs = trial(custom("Recorder", module="test_tune_trial"))
+    assert run.go() == "finished"
     messages, rows = said(pipe), [row for row in rows_of(tmp_path) if row["event"] == "evaluation"]
     assert [row["spent"] for row in rows] == [0.0, 2.0, 4.0, 8.0]
     assert messages == [("at", 0, rows[1]["valid_loss"]), ("at", 1, rows[2]["valid_loss"])]
-    assert (run.start, run.value, run.at) == (rows[0]["valid_loss"], rows[3]["valid_loss"], 8.0)
+    assert (rungs.start, rungs.value, rungs.at) == (rows[0]["valid_loss"], rows[3]["valid_loss"], 8.0)
     problem, held = noisy(), Recorder.kept[2][1]  # before the third step: after two
     model = problem.model().eval()
     model.load_state_dict(held)
@@ -113,7 +114,7 @@ def test_trials_are_compared_after_equal_budgets_on_what_they_held_then(trial, t
 
 
 def test_the_test_split_is_never_read_and_only_the_validation_split_measured(trial, tmp_path):
-    run, _ = trial(first_order(name="own"), problem="test_tune_trial:guarded")
+    run, *_ = trial(first_order(name="own"), problem="test_tune_trial:guarded")
     run.go()
     with pytest.raises(AssertionError, match="looked at"):
         guarded().load().test[0][0]
@@ -123,26 +124,25 @@ def test_the_test_split_is_never_read_and_only_the_validation_split_measured(tri
 
 
 def test_a_trial_that_a_rung_stops_ends_there(trial, tmp_path):
-    run, pipe = trial(custom("Recorder", module="test_tune_trial"), answers=[True, False])
-    with pytest.raises(Stopped):
-        run.go()
+    run, pipe, rungs = trial(custom("Recorder", module="test_tune_trial"), answers=[True, False])
+    assert run.go() == "stopped"
     assert len(said(pipe)) == 2
-    assert run.at == 4.0
+    assert rungs.at == 4.0
     assert len(Recorder.kept) == 4
     assert run.record()["steps"] == 4
 
 
 @pytest.mark.parametrize(("spoil", "at"), [(0.0, 2), (0.6, 8)])
 def test_a_trial_diverges_where_the_metric_is_no_number(trial, spoil, at):
-    run, _ = trial(custom("Recorder", module="test_tune_trial", spoil=spoil))
-    with pytest.raises(Diverged, match=f"valid_loss is not finite after {at} steps"):
-        run.go()
+    run, _, rungs = trial(custom("Recorder", module="test_tune_trial", spoil=spoil))
+    assert run.go() == "diverged"
+    assert rungs.error == f"valid_loss is not finite after {at} steps"
 
 
 def test_trials_start_from_the_same_fresh_weights_and_other_than_the_studys(trial, tmp_path):
     starts = []
     for _ in range(2):
-        run, _ = trial(custom("Recorder", module="test_tune_trial"))
+        run, *_ = trial(custom("Recorder", module="test_tune_trial"))
         run.go()
         starts.append(Recorder.kept[0][1])
     assert all(torch.equal(tensor, starts[1][name]) for name, tensor in starts[0].items())
@@ -158,11 +158,11 @@ def test_a_rung_within_a_long_step_has_what_was_held_before_it(trial, tmp_path, 
 
     monkeypatch.setattr(clock_module.time, "perf_counter", lambda: NOW[0])
     tune = {"budget": {"unit": "seconds", "amount": 8.0}}
-    run, pipe = trial(custom("Timed", steps=[0.0, 0.0, 0.0], finish=0.0), tune=tune)
+    run, *_ = trial(custom("Timed", steps=[0.0, 0.0, 0.0], finish=0.0), tune=tune)
     NOW[0] = 0.0
     with pytest.raises(ValueError, match="counted no work"):  # a clock that stands still is no budget
         run.go()
-    run, pipe = trial(custom("Timed", steps=[0.1, 1.5, 3.0, 1.0, 5.0], finish=0.0), tune=tune)
+    run, pipe, _ = trial(custom("Timed", steps=[0.1, 1.5, 3.0, 1.0, 5.0], finish=0.0), tune=tune)
     run.go()
     messages = said(pipe)
     # Steps end at 0.1, 1.6, 4.6, 5.6, 10.6: the rungs at 2 and 4 seconds both fall into the third one.

@@ -29,11 +29,11 @@ from ...records import (
 from ..config import ConfigError, Study, check_fit
 from ..page import write_report
 from ..results import JOURNALS, read_training_rows
-from .execute import ALLOCATOR, EXECUTORS, ExecutorError, how_ended, in_process
+from .execute import ALLOCATOR, EXECUTORS, ExecutorError
 from .identity import own_code, training_identity
+from .processes import how_ended, in_process
 from .progress import StudyProgress
-from .run import Conditions
-from .runs import RunKey, plan_runs, set_damaged_aside, status_of
+from .runs import Conditions, RunKey, plan_runs, set_damaged_aside, status_of
 from .train import is_whole, problem_record, train, training_status
 
 FREE = ("seeds", "description", "strategies", "kinds", "baseline", "target", "jobs", "curves")

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,13 @@ class Evaluator:
         problem: gives loss, L2 term and metrics.
         model: gives the structure; it is copied.
         splits: the data.
+        only: the one split that is measured, nothing else being looked at. Default: all of them.
     """
 
-    def __init__(self, problem: Problem, model: nn.Module, splits: Splits):
+    def __init__(
+        self, problem: Problem, model: nn.Module, splits: Splits, only: Literal["train", "valid", "test"] | None = None
+    ):
+        self._only = only
         self._problem, self._splits = problem, splits
         self._model = copy.deepcopy(model).eval()
         self._decay = WeightDecay(self._model, problem.weight_decay)
@@ -57,6 +61,9 @@ class Evaluator:
         """
         self._model.load_state_dict(state)
         problem, splits = self._problem, self._splits
+        if self._only is not None:
+            with forked(0, self._devices):
+                return self._measure(self._only, getattr(splits, self._only))
         found: dict[str, Any] = {"l2_term": float(self._decay.value())}
         if sum(p.numel() for p in self._constants.values()) == 2:
             point = torch.cat([p.reshape(-1) for p in self._constants.values()]).tolist()

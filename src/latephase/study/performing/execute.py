@@ -2,22 +2,16 @@
 
 import contextlib
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Generator, Sequence
 
 import torch
 
-from ...records import StudyFileError, is_ours
+from ...records import is_ours
 from .identity import code_version
-from .run import Conditions, perform_run
-from .runs import RunKey, status_of
+from .processes import Pool, how_ended
+from .run import perform_run
+from .runs import Conditions, RunKey, status_of
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Settings of glibc's allocator for all runs alike: it keeps freed memory instead of handing it back at every step.
@@ -29,135 +23,9 @@ product on 384 digits (41 ms against 28 ms) and none of a gradient's on 128 (7.0
 Outcome = tuple[RunKey, str]
 """A run, and "finished", "failed", or what killed its worker."""
 
-INTERRUPTED = 130
-"""Exit status of a worker that was interrupted, as a shell has it."""
-CANNOT_WRITE = 74
-"""Exit status of a worker that could not write a file of ours, as `sysexits.h` has it; it says which one."""
-
 
 class ExecutorError(RuntimeError):
     """Runs cannot be performed as asked; says why and what to do."""
-
-
-PRELOADED = ("__main__", __name__, "torch._dynamo", "torch._decomp")
-"""What the server of processes imports, so that no run has to: the last two come with the first optimizer and the first
-traced product, and take a second."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A function in a process of its own.
-
-    Attributes:
-        process: its process.
-        errors: where it says which file it could not write.
-    """
-
-    process: Any
-    errors: multiprocessing.connection.Connection
-
-    @property
-    def sentinel(self) -> Any:
-        """Ready when the process has ended."""
-        return self.process.sentinel
-
-    def ended(self) -> str:
-        """Wait for its end; how it ended where something killed it, else nothing.
-
-        Raises:
-            KeyboardInterrupt: the interrupt reached the process first.
-            OSError: it could not write a file of ours, or found no room for another one.
-        """
-        self.process.join()
-        said = None
-        with contextlib.suppress(EOFError, OSError):  # it was killed while it spoke
-            said = self.errors.recv() if self.errors.poll() else None
-        self.errors.close()
-        if said is not None:
-            raise StudyFileError(*said)
-        if self.process.exitcode == INTERRUPTED:
-            raise KeyboardInterrupt
-        return "" if self.process.exitcode == 0 else how_ended(self.process.exitcode)
-
-
-def how_ended(code: int) -> str:
-    """What the exit status of a process means, in words."""
-    if code == -signal.SIGKILL:
-        return "killed by SIGKILL (by the system where memory ran out, or by somebody)"
-    if code < 0:
-        try:
-            return f"killed by {signal.Signals(-code).name}"
-        except ValueError:  # a real-time signal has no name
-            return f"killed by signal {-code}"
-    return f"ended with status {code}"
-
-
-def in_process(function: Callable[..., Any], *arguments: Any, threads: int, slot: int = 0) -> Worker:
-    """Start a function in a fresh process with pinned threads, which ends with this one.
-
-    It is forked from a server that has imported this module and the problem's, started nothing, and holds no data.
-
-    Args:
-        function: what to call.
-        arguments: what with.
-        threads: of torch.
-        slot: which of the processes that run at a time; chooses the GPU.
-
-    Returns:
-        The worker.
-    """
-    context = multiprocessing.get_context("forkserver")
-    ours = [name for name in sys.modules if name.startswith("latephase.problems.")]  # a user's may do anything
-    context.set_forkserver_preload([*PRELOADED, *ours])
-    errors, said = context.Pipe(duplex=False)
-    try:
-        given = (function, arguments, threads, slot, os.getpid(), said)
-        process = context.Process(target=_work, args=given, daemon=True)
-        process.start()
-    finally:
-        said.close()
-    return Worker(process, errors)
-
-
-def _work(
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    threads: int,
-    slot: int,
-    parent: int,
-    errors: multiprocessing.connection.Connection,
-) -> None:
-    """Pin the threads; end at once with the parent or at an interrupt, since every row is on disk already."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = _device_of(slot)
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    try:
-        function(*arguments)
-    except OSError as error:
-        if not is_ours(error):
-            raise
-        errors.send((error.errno, error.strerror, error.filename))
-        os._exit(CANNOT_WRITE)
-
-
-def _end_with(parent: int) -> None:
-    """End this process as soon as that one is gone, however it went."""
-    try:
-        handle = os.pidfd_open(parent)
-        multiprocessing.connection.wait([handle])
-    except (AttributeError, OSError):  # no such call on this system, or the parent is gone already
-        process = multiprocessing.parent_process()
-        if process is not None and process.pid == parent:
-            process.join()
-    os._exit(1)
-
-
-def _device_of(slot: int) -> str:
-    """The CUDA devices that a run sees: one, by turns."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    return devices[slot % len(devices)] if devices and devices != [""] else ""
 
 
 def perform_locally(conditions: Conditions, keys: Sequence[RunKey]) -> Generator[Outcome, None, None]:
@@ -170,25 +38,15 @@ def perform_locally(conditions: Conditions, keys: Sequence[RunKey]) -> Generator
     Yields:
         Each run as it ends.
     """
-    waiting, free = list(keys), list(range(conditions.study.jobs))
-    running: dict[Any, tuple[Worker, RunKey, int]] = {}
-    try:
-        while waiting or running:
-            while waiting and free:
-                key, slot = waiting.pop(0), free.pop(0)
-                worker = in_process(_perform, conditions, key, threads=conditions.study.threads, slot=slot)
-                running[worker.sentinel] = (worker, key, slot)
-            for sentinel in multiprocessing.connection.wait(list(running)):
-                worker, key, slot = running.pop(sentinel)
-                free.append(slot)
-                how = worker.ended()
-                status = status_of(conditions.directory, conditions.study, key)
-                yield key, how or (status if status in ("finished", "failed") else how_ended(0))
-    finally:
-        for worker, _, _ in running.values():
-            worker.process.terminate()
-        for worker, _, _ in running.values():
-            worker.process.join()
+    waiting = list(keys)
+    with contextlib.closing(Pool(conditions.study.jobs, conditions.study.threads)) as pool:
+        while waiting or pool.running:
+            while waiting and pool.has_room:
+                key = waiting.pop(0)
+                pool.start(key, _perform, conditions, key)
+            for job, _ in pool.wait():
+                status = status_of(conditions.directory, conditions.study, job.what)
+                yield job.what, job.how or (status if status in ("finished", "failed") else how_ended(0))
 
 
 def _perform(conditions: Conditions, key: RunKey) -> None:

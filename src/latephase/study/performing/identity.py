@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2]
 ROOMS = ("objective", "curvature", "solve", "optim", "problems", "study/strategies")
 """Rooms of the package whose code moves results, beside `parameters`."""
 
-MODULES = ("checkpoint", "clock", "evaluate", "run", "train")
+MODULES = ("active_run", "checkpoint", "clock", "evaluate", "run", "train")
 """Modules of `study.performing` that do. The configuration's own defaults are in the table that is hashed beside it."""
 
 

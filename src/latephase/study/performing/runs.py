@@ -1,13 +1,15 @@
-"""The runs of a study: which there are, and where each of them stands."""
+"""The runs of a study: which there are, what they share, and where each of them stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...problems.sampling import permutation
 from ...records import set_aside
 from ..config import Study
 from ..results import FILES, read_run_files, run_id, wrong_folder
 from ..strategies import StrategyTable
+from .identity import code_version, identity_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,31 @@ class RunKey:
     def run_id(self) -> str:
         """Name of the run's folder."""
         return run_id(self.checkpoint_epoch, self.strategy.name, self.seed)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that the runs of a study share.
+
+    Attributes:
+        directory: the study's folder.
+        study: the study.
+        budget: in the study's unit.
+        training_share: the budget as a share of the training.
+        environment: written beside the results.
+        code: version of the code that the study began with; workers may start long after.
+    """
+
+    directory: Path
+    study: Study
+    budget: float
+    training_share: float
+    environment: dict[str, Any]
+    code: str = field(default_factory=code_version)
+
+    def identity(self, key: RunKey) -> str:
+        """The identity of a run."""
+        return identity_of(self.study, key.strategy, key.checkpoint_epoch, key.seed, self.budget, self.code)
 
 
 def plan_runs(study: Study) -> list[RunKey]:

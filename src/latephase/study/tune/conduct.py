@@ -1,12 +1,7 @@
 """A tuning from its configuration to the best settings: trials in processes, until every strategy has its number."""
 
-import multiprocessing
-import multiprocessing.connection
 import os
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +16,10 @@ from ..config import ConfigError, Study, check_fit
 from ..performing import (
     ALLOCATOR,
     Conditions,
+    Pool,
     StudyError,
     StudyProgress,
-    Worker,
     how_ended,
-    in_process,
     resolve,
     stopped_by,
 )
@@ -35,17 +29,6 @@ from .figures import draw
 from .outcome import Outcome, outcomes, write_best, write_table
 from .storage import BEAT_EVERY, Claimed, Trials
 from .trial import APART, TrialKey, perform_trial
-
-
-@dataclass
-class _Running:
-    """A trial under way in a process of this worker."""
-
-    claimed: Claimed
-    worker: Worker
-    pipe: Connection
-    slot: int
-    record: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve_tuning(tuning: Tuning) -> tuple[Study, int]:
@@ -129,8 +112,7 @@ class _Worker:
         self.problem = get(study.problem, **study.problem_options)
         environment = describe_environment(study.threads, study.jobs, study.device)
         self.conditions = Conditions(directory, study, tuning.budget, 1.0, environment)
-        self.running: list[_Running] = []
-        self.free = list(range(study.jobs))
+        self.pool = Pool(study.jobs, study.threads)
 
     def work(self) -> None:
         """Take trials until every strategy has all of its own concluded, here or elsewhere."""
@@ -138,21 +120,19 @@ class _Worker:
         self.progress.begin("trials", len(tuned) * count, self._done())
         beaten = time.monotonic()
         try:
-            while self._done() < len(tuned) * count or self.running:
+            while self._done() < len(tuned) * count or self.pool.running:
                 self.trials.find_lost()
-                while self.free and (claimed := self.trials.claim()) is not None:
+                while self.pool.has_room and (claimed := self.trials.claim()) is not None:
                     self._start(claimed)
                 self._wait()
                 if time.monotonic() - beaten > BEAT_EVERY:
                     beaten = time.monotonic()
-                    for running in self.running:
-                        self.trials.beat(running.claimed)
+                    for job in self.pool.running:
+                        self.trials.beat(job.what)
         finally:
-            for running in self.running:
-                running.worker.process.terminate()
-            for running in self.running:
-                running.worker.process.join()
-                self.trials.give_up(running.claimed)
+            self.pool.close()
+            for job in self.pool.running:
+                self.trials.give_up(job.what)
 
     def _done(self) -> int:
         return sum(len(self.trials.concluded(name)) for name in self.tuning.tuned)
@@ -166,54 +146,35 @@ class _Worker:
         except (ConfigError, ValueError, TypeError) as error:
             self._conclude(claimed, {"outcome": "failed", "error": str(error)})
             return
-        key = TrialKey(0, strategy, APART + self.tuning.tune.seed, claimed.trial.number)
-        ours, theirs = multiprocessing.get_context("forkserver").Pipe()
-        arguments = (self.conditions, key, self.tuning.tune.metric, self.tuning.points, theirs)
-        slot = self.free.pop(0)
+        key = TrialKey(strategy, APART + self.tuning.tune.seed, claimed.trial.number)
+        arguments = (self.conditions, key, self.tuning.tune.metric, self.tuning.points)
         try:
-            worker = in_process(perform_trial, *arguments, threads=self.study.threads, slot=slot)
+            self.pool.start(claimed, perform_trial, *arguments, talks=True)
         except BaseException:  # an interrupt above all: starting takes seconds the first time
             self.trials.give_up(claimed)
             raise
-        theirs.close()
-        self.running.append(_Running(claimed, worker, ours, slot))
 
     def _wait(self) -> None:
-        """Wait for what trials say or for their end; where none is running here, for other workers."""
-        if not self.running:
+        """Wait for what trials say or for their end; where none is running here, for other workers.
+
+        Raises:
+            KeyboardInterrupt: the interrupt reached a process first.
+            OSError: a trial could not write a file of ours; it is not at fault, and is given up.
+        """
+        if not self.pool.running:
             if self._done() < len(self.tuning.tuned) * self.tuning.tune.trials:
                 time.sleep(1.0)
                 self.progress.advance(self._done(), "waiting for other workers")
             return
-        handles = [handle for running in self.running for handle in (running.pipe, running.worker.sentinel)]
-        ready = multiprocessing.connection.wait(handles, timeout=BEAT_EVERY)
-        for running in [running for running in self.running if {running.pipe, running.worker.sentinel} & set(ready)]:
-            ended = running.worker.sentinel in ready
-            with suppress(EOFError, OSError):  # the process is gone
-                while running.pipe.poll():
-                    self._answer(running, running.pipe.recv())
-            if ended:
-                self._ended(running)
-
-    def _answer(self, running: _Running, message: tuple[Any, ...]) -> None:
-        if message[0] == "end":
-            running.record = message[1]
-        else:
-            _, rung, value = message
-            running.pipe.send(self.trials.goes_on(running.claimed, rung, value))
-
-    def _ended(self, running: _Running) -> None:
-        """Write down what became of a trial whose process has ended.
-
-        Raises:
-            KeyboardInterrupt: the interrupt reached the process first.
-            OSError: it could not write a file of ours; the trial is not at fault, and is given up.
-        """
-        how = running.worker.ended()
-        running.pipe.close()
-        self.running.remove(running)
-        self.free.append(running.slot)
-        self._conclude(running.claimed, running.record or {"outcome": "failed", "error": how or how_ended(0)})
+        for job, message in self.pool.wait(timeout=BEAT_EVERY):
+            match message:
+                case ("at", rung, value):
+                    job.answer(self.trials.goes_on(job.what, rung, value))
+                case ("end", record):
+                    job.record = record
+                case _:
+                    failed = {"outcome": "failed", "error": job.how or how_ended(0)}
+                    self._conclude(job.what, job.record or failed)
 
     def _conclude(self, claimed: Claimed, record: dict[str, Any]) -> None:
         kept = self.trials.conclude(claimed, record)

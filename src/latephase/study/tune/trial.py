@@ -1,17 +1,16 @@
 """One trial: a training of the problem from its initialisation, by a strategy, under the budget; in a process."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from torch import Tensor, nn
-
-from ...objective import forked
 from ...problems import Problem, Splits
-from ...records import is_ours, told, warnings_into, write_json
-from ..performing import ActiveRun, Conditions, Evaluator, RunKey, fresh_start, make_way
-from ..strategies import StrategyContext
+from ...records import write_json
+from ..performing import ActiveRun, Conditions, Evaluator, fresh_start, make_way
+from ..strategies import StrategyTable
 
 APART = 2**31
 """Between the seeds of studies and those of trials: a study repeats what was chosen with other weights and orders.
@@ -20,9 +19,11 @@ Torch's generator on the CPU uses 32 bits of its seed."""
 
 
 @dataclass(frozen=True)
-class TrialKey(RunKey):
-    """Which trial: a strategy with the values that were drawn, and its number; starts from "epoch 0"."""
+class TrialKey:
+    """Which trial: a strategy with the values that were drawn, the seed, and its number."""
 
+    strategy: StrategyTable
+    seed: int
     number: int
 
     @property
@@ -31,22 +32,63 @@ class TrialKey(RunKey):
         return f"{self.strategy.name}_trial-{self.number:04d}"
 
 
-class Stopped(Exception):
-    """Successive halving stopped the trial."""
+class Rungs:
+    """What trials are compared by, point after point, and whether the parent lets this one go on.
+
+    Args:
+        metric: the field of an evaluation row that trials are compared by.
+        unit: of the budget.
+        last: the number of the last point; the start is number 0.
+        parent: is told ("at", rung, value) at each rung, and answers whether to go on.
+    """
+
+    def __init__(self, metric: str, unit: str, last: int, parent: Connection):
+        self.metric, self.unit, self.last, self.parent = metric, unit, last, parent
+        self.start: float | None = None
+        self.value: float | None = None
+        self.at: float | None = None
+        self.error = ""
+        self._passed = -1
+
+    def __call__(self, spent: float, metrics: dict[str, Any]) -> str | None:
+        """How the trial ends at a point: "stopped" by successive halving, or "diverged"; None where it goes on."""
+        value, self._passed = metrics[self.metric], self._passed + 1
+        if value is None:
+            self.error = f"{self.metric} is not finite after {spent:g} {self.unit}"
+            return "diverged"
+        if self._passed == 0:
+            self.start = value
+            return None
+        self.value, self.at = value, spent
+        if self._passed == self.last:
+            return None
+        self.parent.send(("at", self._passed - 1, value))
+        return None if self.parent.recv() else "stopped"
 
 
-class Diverged(Exception):
-    """The metric is not a finite number."""
+def trial_run(conditions: Conditions, key: TrialKey, rungs: Rungs, points: Sequence[float]) -> ActiveRun:
+    """A trial as a run: from fresh weights, the same for all trials; the test split is not there to be looked at.
+
+    Args:
+        conditions: what the trials share.
+        key: which trial.
+        rungs: told what was measured at each point.
+        points: where to evaluate, in the unit of the budget; the last is the budget.
+    """
+    return ActiveRun(
+        conditions,
+        key,
+        data=_without_test,
+        start=lambda problem: fresh_start(problem, key.seed),
+        evaluator=partial(Evaluator, only="valid"),
+        due=[0.0, *points],
+        on_point=rungs,
+    )
 
 
-class ValidationEvaluator(Evaluator):
-    """Loss and metrics on the validation split, and on no other."""
-
-    def __call__(self, state: dict[str, Tensor]) -> dict[str, float | None]:
-        """Evaluate a state dict of the model; random numbers as in `Evaluator`."""
-        self._model.load_state_dict(state)
-        with forked(0, self._devices):
-            return self._measure("valid", self._splits.valid)
+def _without_test(problem: Problem) -> Splits:
+    whole = problem.load()
+    return Splits(whole.train, whole.valid, ())
 
 
 def perform_trial(conditions: Conditions, key: TrialKey, metric: str, points: list[float], parent: Connection) -> None:
@@ -69,75 +111,12 @@ def perform_trial(conditions: Conditions, key: TrialKey, metric: str, points: li
     folder = conditions.directory / "runs" / key.run_id
     make_way(folder)
     write_json(folder / "run.json", {"run_id": key.run_id, "strategy": key.strategy.model_dump(), "seed": key.seed})
-    run = _Trial(conditions, key, metric, points, parent)
-    try:
-        record: dict[str, Any] = {"outcome": "finished"}
-        with warnings_into(folder / "warnings.txt"):
-            run.go()
-    except Stopped:
-        record = {"outcome": "stopped"}
-    except Diverged as error:
-        record = {"outcome": "diverged", "error": str(error)}
-    except (Exception, SystemExit) as error:  # a strategy of the user's own may do anything
-        if isinstance(error, OSError) and is_ours(error):
-            raise
-        record = {"outcome": "failed", "error": told(error, folder)}
-    finally:
-        run.close()
-    record |= {"start": run.start, "value": run.value, "at": run.at} | run.record()
+    rungs = Rungs(metric, conditions.study.budget.unit, len(points), parent)
+    run = trial_run(conditions, key, rungs, points)
+    outcome, error = run.perform()
+    error = error or rungs.error
+    record = {"outcome": outcome} | ({"error": error} if error else {})
+    record |= {"start": rungs.start, "value": rungs.value, "at": rungs.at} | run.record()
     write_json(folder / "status.json", record)
     parent.send(("end", record))
     os._exit(0)  # at once: a trial has nothing to clean up
-
-
-class _Trial(ActiveRun):
-    """The state of one trial: a run that starts from fresh weights and does not see the test split."""
-
-    def __init__(
-        self, conditions: Conditions, key: TrialKey, metric: str, points: list[float], parent: Connection
-    ) -> None:
-        super().__init__(conditions, key)
-        self.due, self.places, self.metric, self.parent = [0.0, *points], len(points), metric, parent
-        self.start: float | None = None
-        self.value: float | None = None
-        self.at: float | None = None
-
-    def data(self, problem: Problem) -> Splits:
-        """The problem's data without the test split, so that nothing can look at it."""
-        whole = problem.load()
-        return Splits(whole.train, whole.valid, ())
-
-    def initial_state(self, problem: Problem) -> dict[str, Any]:
-        """Fresh weights, the same for all trials."""
-        return fresh_start(problem, self.key.seed)
-
-    def evaluator(self, problem: Problem, model: nn.Module, splits: Splits) -> ValidationEvaluator:
-        """What is measured: the validation split alone."""
-        return ValidationEvaluator(problem, model, splits)
-
-    def log(
-        self,
-        spent: float,
-        lr: float,
-        metrics: dict[str, float | None],
-        context: StrategyContext,
-        counts: dict[str, float] | None = None,
-    ) -> None:
-        """Log an evaluation; at a rung, ask whether to go on.
-
-        Raises:
-            Stopped: not.
-            Diverged: the metric is not finite.
-        """
-        super().log(spent, lr, metrics, context, counts)
-        value, place = metrics[self.metric], self.places - len(self.due)
-        if value is None:
-            raise Diverged(f"{self.metric} is not finite after {spent:g} {self.unit}")
-        if place == 0:
-            self.start = value
-            return
-        self.value, self.at = value, spent
-        if self.due:
-            self.parent.send(("at", place - 1, value))
-            if not self.parent.recv():
-                raise Stopped
