@@ -135,7 +135,8 @@ def diagonal(residual: Tensor) -> Tensor:
 
 def cg(**fields: Any) -> CG:
     """Conjugate gradients, 12 iterations where the fields do not say it."""
-    return CG(**{"max_iter": 12} | fields)
+    given: dict[str, Any] = {"max_iter": 12} | fields
+    return CG(**given)
 
 
 def hf(preset: str = "", **options: Any) -> Make:

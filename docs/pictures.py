@@ -22,8 +22,8 @@ from latephase import Fixed, HessianFree, LevenbergMarquardt, Objective
 from latephase.curvature import damped, linearize
 from latephase.curvature.preconditioners import PRECONDITIONERS
 from latephase.problems import get
+from latephase.records import DPI, house_style
 from latephase.solve import CGResult, backtrack, conjugate_gradient
-from latephase.study.page.style import DPI, house_style
 
 IMAGES = Path(__file__).parent / "images"
 ROWS = 256

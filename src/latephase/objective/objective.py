@@ -162,7 +162,7 @@ class Objective(OverChunks):
         other, kind = copy.copy(self), type(self)
         for name in [name for name in vars(self) if isinstance(getattr(kind, name, None), cached_property)]:
             del vars(other)[name]  # what was read of data or model
-        other.program, other.seed = copy.copy(self.program), None
+        other.program, other.seed, other.value_calls = copy.copy(self.program), None, 0
         other.program.several = False
         other._cut(data)
         return other
