@@ -3,12 +3,13 @@
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch.distributed as dist
 from torch import Tensor
 
-from ...curvature import Linearization, Matvec, Preconditioner
+from ...curvature import Preconditioner, over_blocks
 from ...curvature import preconditioner as find_preconditioner
 from ...objective import Objective
 from ...parameters import ParameterSpace
@@ -30,22 +31,17 @@ from ..parts import (
     the_objective,
 )
 from .block_ranks import agreed
+from .cg import CG
+from .curvatures import GGN, Armijo, Blocks, Hessian
 from .former import FORMER, check_names, is_former, with_parts
-from .judging import judge
+from .judging import Judge
 from .outcome import Outcome
-from .parts import CG, GGN, Armijo, Blocks, Hessian
-from .quadratic import LocalModel, solve
+from .path import Path
+from .quadratic import Quadratic, linearized, quadratic_of
+from .report import report_of
 from .settings import FIXED_RATE, LATE_PHASE, OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part, plain
 
 DEFAULT_SOLVER = CG()
-
-FIRST_EXPECTED = 50
-"""Iterations of conjugate gradients that a first step is expected to take at most."""
-
-
-def _rounded(iterations: int) -> int:
-    """Up to a power of two, so that plans of products change seldom."""
-    return 1 << max(iterations - 1, 0).bit_length()
 
 
 class HessianFree(SecondOrder):
@@ -219,40 +215,26 @@ class HessianFree(SecondOrder):
         for each in objectives:
             each.reseed()
         one_seed(list(objectives), block_group)
-        model = self._solve(objective, evaluation, curvature_objective, space)
-        if not model.finite:
+        lr = per_parameter(self.param_groups, "lr", space)
+        quadratic = self._quadratic(objective, evaluation, curvature_objective, space)
+        path = options["solver"].solve(quadratic, self._carried.start(space))
+        if not (quadratic.finite and path.finite):
             self._carried.forget_estimate()
             for each in objectives:
                 each.check_data()
-        outcome = judge(model, objective, evaluation, options, per_parameter(self.param_groups, "lr", space))
+        known = quadratic.seen.linear if evaluation is objective else quadratic.seen.other
+        on_objective = options["damping"].data == "objective" and evaluation is not objective and not options["debias"]
+        others = objective if on_objective else None
+        judge = Judge(quadratic, evaluation, others, options["solver"], options["damping"], options["line_search"])
+        outcome = judge.outcome(path, None if known is None else float(known.loss), lr)
         if block_group is not None:
-            outcome = agreed(outcome, block_group, model.cg.solution)
-        self._settle(model, outcome, objective, transaction)
+            outcome = agreed(outcome, block_group, path.start)
+        self._settle(quadratic, path, outcome, objective, transaction)
         self._carried.remember(curvature_objective)
-        self._carried.iterations = max(model.cg.iterations)
-        self.report = StepReport(
-            loss=float(model.loss),
-            new_loss=outcome.new_loss if evaluation is objective else None,
-            evaluation_loss=outcome.loss,
-            new_evaluation_loss=outcome.new_loss,
-            gradient_norm=model.gradient_norm,
-            step_norm=outcome.step_norm,
-            damping=model.damping,
-            predicted_change=outcome.predicted,
-            reduction_ratio=outcome.ratio,
-            lr=outcome.lr * float(options["lr"]),
-            cg_iterations=model.cg.iterations,
-            cg_status=model.cg.status,
-            cg_chosen=outcome.iteration,
-            products=model.products,
-            method=model.method,
-            block_methods=model.block_methods,
-            recomputed=model.recomputed,
-            status=outcome.status,
-            accepted=outcome.vector is not None,
-            seconds=time.perf_counter() - started,
-        )
-        return model.loss
+        self._carried.iterations = max(path.iterations)
+        seconds = time.perf_counter() - started
+        self.report = report_of(quadratic, path, outcome, float(options["lr"]), evaluation is objective, seconds)
+        return quadratic.loss
 
     def _compare_ranks(self, objectives: Sequence[Objective], space: ParameterSpace) -> None:
         """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
@@ -262,40 +244,52 @@ class HessianFree(SecondOrder):
         compare(self, objectives, space, self.damping, kept, _group_of(self.param_groups))
         self._ranks_compared = True
 
-    def _solve(self, objective, evaluation, curvature_objective, space: ParameterSpace) -> LocalModel:
-        """The quadratic model and its candidates."""
+    def _quadratic(
+        self, objective: Objective, evaluation: Objective, curvature_objective: Objective, space: ParameterSpace
+    ) -> Quadratic:
+        """The quadratic model, with the preconditioner for it."""
+        options, damping = self.param_groups[0], self.damping
+        solver: CG = options["solver"]
         blocks, tolerances = blocks_of(self.param_groups, space)
-        start, solver = self._carried.start(space), self._solver
-
-        def precondition(curved: Linearization, damping: float | Tensor) -> Matvec | None:
-            method = find_preconditioner(solver.preconditioner)
-            if not isinstance(method, Preconditioner):
-                return method
-            return method.inverse(self._carried.estimate(method, curved, blocks), damping, blocks)
-
-        return solve(
+        scale = per_parameter(self.param_groups, "damping_scale", space)
+        over = None
+        if len(blocks) > 1:
+            expected, samples = solver.expected(self._carried.iterations), options["blocks"].samples
+            over = partial(over_blocks, sizes=blocks, expected=expected, samples=samples)
+        seen = linearized(
             objective,
-            evaluation,
             curvature_objective,
+            evaluation if options["debias"] else None,
             space,
-            self.param_groups[0],
-            damping=self.damping,
-            damping_scale=per_parameter(self.param_groups, "damping_scale", space),
+            options["curvature"],
+            damping,
+            at_once=self._carried.saw(curvature_objective) or len(blocks) > 1,
+            over=over,
+        )
+        method = find_preconditioner(solver.preconditioner)
+        if isinstance(method, Preconditioner):
+            estimate = self._carried.estimate(method, seen.curved, blocks) if seen.usable else None
+            method = None if estimate is None else method.inverse(estimate, damping * scale, blocks)
+        return quadratic_of(
+            seen,
+            damping=damping,
+            damping_scale=scale,
             blocks=blocks,
             tolerances=tolerances,
-            start=None if start is None else solver.warm_start * start,
-            at_once=self._carried.saw(curvature_objective) or len(blocks) > 1,
-            expected=_rounded(self._carried.iterations or min(solver.max_iter, FIRST_EXPECTED)),
-            precondition=precondition,
+            over=over,
+            precondition=method,
             block_group=_group_of(self.param_groups),
+            capture=options["curvature"].compile,
         )
 
-    def _settle(self, model: LocalModel, outcome: Outcome, objective: Objective, transaction: Transaction) -> None:
+    def _settle(
+        self, quadratic: Quadratic, path: Path, outcome: Outcome, objective: Objective, transaction: Transaction
+    ) -> None:
         """Write parameters and buffers if the step is accepted; keep the damping and the start of the next step."""
         if outcome.vector is not None:
-            transaction.write(model.space, outcome.vector, objective, model.buffers)
-        self._carried.keep_start(model.space, None if outcome.vector is None else model.cg.solution)
-        warning = adapt_damping(self._carried, model.damping, outcome.ratio, self.param_groups[0]["damping"])
+            transaction.write(quadratic.space, outcome.vector, objective, quadratic.buffers)
+        self._carried.keep_start(quadratic.space, None if outcome.vector is None else path.start)
+        warning = adapt_damping(self._carried, quadratic.damping, outcome.ratio, self.param_groups[0]["damping"])
         if warning is not None:
             warnings.warn(warning, stacklevel=5)
 
