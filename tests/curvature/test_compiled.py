@@ -11,7 +11,7 @@ PROGRAM = """
 import sys, warnings
 import torch
 from torch import nn
-from latephase import HessianFree, Objective
+from latephase import GGN, HessianFree, Objective
 from latephase.curvature import linearize
 
 torch.manual_seed(0)
@@ -24,7 +24,7 @@ with warnings.catch_warnings(record=True) as caught:
     for _ in range(2):
         product = linearize(objective, method="traced", compile=True).matvec(v)
     print([str(w.message) for w in caught if "torch.compile failed" in str(w.message)])
-    optimizer = HessianFree(model.parameters(), compile=True)
+    optimizer = HessianFree(model.parameters(), curvature=GGN(compile=True))
     for _ in range(3):
         optimizer.step(objective)
 print(float((product - expected).norm() / expected.norm()), optimizer.report.method, optimizer.report.accepted)

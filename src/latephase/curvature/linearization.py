@@ -73,6 +73,8 @@ class Linearization:
 
     Attributes:
         loss: f(theta), scalar.
+        objective: without terms that were added to it, such as structural damping.
+        source: what was linearised: the objective with them.
         space: order, shapes and dtype of the flat vectors [P].
         buffers: the model's buffers by name, as this linearisation's forward pass leaves them.
         products: how many products have been computed.
@@ -81,7 +83,8 @@ class Linearization:
     """
 
     def __init__(self, objective, curvature, parameters, dtype, method, products, at_once, compile):
-        self.objective: Objective = objective
+        self.objective: Objective = objective.plain
+        self.source: Objective = objective
         self.curvature: str = curvature
         self.space = objective.space(parameters)
         self._versions = Versions(self.space.parameters, values=products)
@@ -230,12 +233,12 @@ class Linearization:
             part = self._parts[index]
             if isinstance(part, ChunkCurvature):
                 return (term(part, True),)
-            part = ChunkCurvature(self.objective, chunk, index, self.space, part, *self._options)
+            part = ChunkCurvature(self.source, chunk, index, self.space, part, *self._options)
             result = term(part, False)
             self._ways[index] = part.method, part.reason
             return (result,)
 
-        return self.objective.sum(of_chunk)[0]
+        return self.source.sum(of_chunk)[0]
 
     def sum_of_chunks(self, term: Term, decayed: Tensor) -> Tensor:
         """Sum of the chunks' vectors, and the L2 term's share: the coefficient times `decayed`."""
@@ -273,7 +276,7 @@ class Linearization:
 
     def _constants(self) -> list[Tensor]:
         """What products read beside the parameters of the space: data, and the model's other parameters."""
-        chunks, own = self.objective.chunks, {id(p) for p in self.space.parameters}
+        chunks, own = self.source.chunks, {id(p) for p in self.space.parameters}
         data = [leaf for chunk in chunks for leaf in tree_leaves((chunk.inputs, chunk.targets))]
         others = [p for p in self.objective.model.parameters() if id(p) not in own]
         return [*(leaf for leaf in data if isinstance(leaf, Tensor)), *others]

@@ -1,6 +1,5 @@
 """Structural damping: curvature that holds the hidden states of a recurrent network where they are."""
 
-import copy
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -42,22 +41,20 @@ def structurally_damped(objective: Objective, coefficient: float) -> Objective:
             "structural_damping does not work with an objective made by from_forward, which cannot tell hidden "
             "units from outputs; write Objective(model, loss, data) with a model or `forward` that returns WithHidden"
         )
-    damped = copy.copy(objective)
     device = next(objective.model.parameters()).device
     wide = torch.float32 if device.type == "mps" else torch.float64
     mean = setting(objective.program.loss, "reduction", "mean") != "sum"
     (rows,) = objective.reduce.sum([torch.tensor(float(sum(c.rows for c in objective.chunks)), device=device)])
-    damped.program = _StructuralProgram(objective.program)
-    damped.chunks, damped.weights = [], []
+    chunks, weights = [], []
     for chunk, weight in zip(objective.chunks, objective.weights, strict=True):
         # All rows count alike in the term, whatever their weight in the loss. Tensors beside the targets, and not
         # numbers, so that one trace serves every damping; a chunk none of whose targets counts has no loss.
         share = chunk.rows / float(rows) if mean else 1.0
         numbers = [coefficient / chunk.rows if mean else coefficient, *([weight / share] if weight else [])]
         tensors = (torch.tensor(number, dtype=wide, device=device) for number in numbers)
-        damped.chunks.append(Chunk(chunk.inputs, (chunk.targets, *tensors), chunk.rows))
-        damped.weights.append(share)
-    return damped
+        chunks.append(Chunk(chunk.inputs, (chunk.targets, *tensors), chunk.rows))
+        weights.append(share)
+    return objective.with_term(_StructuralProgram(objective.program), chunks, weights)
 
 
 class _StructuralProgram(LossOfOutputs):

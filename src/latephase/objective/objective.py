@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -219,6 +219,26 @@ class Objective(OverChunks):
                 return (self.forward_pass(chunk, point, self.buffers())[0].detach(),)
 
         return self.sum(term)[0] + self.weight_decay.value(point)
+
+    @property
+    def plain(self) -> "Objective":
+        """This objective without terms that were added to it."""
+        return vars(self).get("_plain", self)
+
+    def with_term(
+        self, program: LossOfOutputs | FreeForm, chunks: Sequence[Chunk], weights: Sequence[float]
+    ) -> "Objective":
+        """The same model, decay, ranks and random numbers under another loss, that of this objective and a term more.
+
+        Args:
+            program: computes the loss of a chunk, the term in it.
+            chunks: with what that needs beside the targets.
+            weights: of the chunks.
+        """
+        other = copy.copy(self)
+        other.program, other.chunks, other.weights = program, list(chunks), list(weights)
+        vars(other)["_plain"] = self.plain
+        return other
 
     def reseed(self) -> None:
         """Draw the random numbers of the coming passes anew; each second-order step does so once."""

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..parts import Fixed, LevenbergMarquardt
-from .parts import CG, GGN, Armijo, Blocks, Hessian
+from .cg import CG
+from .curvatures import GGN, Armijo, Blocks, Hessian
 
 _FIELDS: dict[str, tuple[str, str, str]] = {
     "cg_max_iter": ("solver", "CG", "max_iter"),

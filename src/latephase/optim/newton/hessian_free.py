@@ -1,54 +1,19 @@
 """The Hessian-free optimizer (Martens 2010; Tatzel, Hennig and Schneider 2022)."""
 
-import time
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-import torch.distributed as dist
-from torch import Tensor
-
-from ...curvature import Linearization, Matvec, Preconditioner
-from ...curvature import preconditioner as find_preconditioner
-from ...objective import Objective
-from ...parameters import ParameterSpace
-from ..parts import (
-    Carried,
-    Damping,
-    SecondOrder,
-    StepReport,
-    Transaction,
-    adapt_damping,
-    check_entries,
-    check_estimate,
-    check_number,
-    checks,
-    compare,
-    defaults_of,
-    one_seed,
-    per_parameter,
-    the_objective,
-)
-from .block_ranks import agreed
-from .former import FORMER, check_names, is_former, with_parts
-from .judging import judge
-from .outcome import Outcome
-from .parts import CG, GGN, Armijo, Blocks, Hessian
-from .quadratic import LocalModel, solve
-from .settings import FIXED_RATE, LATE_PHASE, OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part, plain
+from ..parts import Damping, defaults_of
+from .cg import CG
+from .curvatures import GGN, Armijo, Blocks, Hessian
+from .former import check_names
+from .newton import Newton
+from .settings import FIXED_RATE, LATE_PHASE, OPTIONS, PARTS, PER_GROUP, over, part
 
 DEFAULT_SOLVER = CG()
 
-FIRST_EXPECTED = 50
-"""Iterations of conjugate gradients that a first step is expected to take at most."""
 
-
-def _rounded(iterations: int) -> int:
-    """Up to a power of two, so that plans of products change seldom."""
-    return 1 << max(iterations - 1, 0).bit_length()
-
-
-class HessianFree(SecondOrder):
+class HessianFree(Newton):
     """Hessian-free optimization: truncated Newton steps by conjugate gradients on curvature products.
 
     One step (Tatzel et al. 2022, Algorithm 1): gradient and curvature on the objective's data; conjugate gradients on
@@ -88,7 +53,6 @@ class HessianFree(SecondOrder):
     """
 
     _kind = "HessianFree"
-    report: StepReport | None = None
 
     def __init__(
         self,
@@ -103,17 +67,7 @@ class HessianFree(SecondOrder):
         **former: Any,
     ):
         given = locals()
-        options = {name: given[name] for name in OPTIONS}
-        check_names(former, former, OPTIONS, type(self).__name__)
-        super().__init__(params, {**PER_GROUP, **options, **{name: part(name, options[name]) for name in PARTS}})
-        check_groups(self.param_groups)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group; see `torch.optim.Optimizer.add_param_group`."""
-        if isinstance(param_group, dict):
-            names = [name for name in param_group if name in FORMER]
-            check_names(names, param_group, (), f"param group {len(self.param_groups)} of {type(self).__name__}")
-        super().add_param_group(param_group)
+        super().__init__(params, {name: given[name] for name in OPTIONS}, former)
 
     @classmethod
     def late_phase(cls, params: Iterable[Any], **overrides: Any) -> Self:
@@ -156,216 +110,6 @@ class HessianFree(SecondOrder):
         """
         check_names(overrides, overrides, OPTIONS, f"{cls.__name__}.fixed_rate")
         return cls(params, **over(FIXED_RATE, overrides))
-
-    @property
-    def damping(self) -> float:
-        """Lambda of the next step, adapted or initial; may be set."""
-        return self._carried.damping
-
-    @damping.setter
-    def damping(self, value: float) -> None:
-        check_number("damping", value)
-        self._carried.damping = value
-        self._ranks_compared = False
-
-    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        objective: Objective | None = None,
-        evaluation: Objective | None = None,
-        curvature_objective: Objective | None = None,
-        *,
-        closure: Objective | None = None,
-    ) -> Tensor:
-        """Take one step; an exception of any kind leaves everything as it was.
-
-        Args:
-            objective: gives loss and gradient.
-            evaluation: gives the loss that chooses candidate, damping and step size. Default: the objective; better is
-                one on other data.
-            curvature_objective: gives the curvature, on a part of the data for example. Default: the objective.
-            closure: the objective, by the name that wrappers of torch optimizers use.
-
-        Returns:
-            The objective's loss before the step, scalar.
-
-        Raises:
-            TypeError: a plain closure in place of an Objective, or none.
-            ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
-                ranks with different parameters or options, or a global option that differs between groups.
-            RuntimeError: in inference mode.
-            RankError: another rank raised an error; it is told.
-        """
-        objective = the_objective(objective, closure, "HessianFree")
-        evaluation = objective if evaluation is None else evaluation
-        curvature_objective = objective if curvature_objective is None else curvature_objective
-        objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
-        with Transaction(self, objectives, _group_of(self.param_groups)) as transaction:
-            check_groups(self.param_groups)
-            return self._step(objective, evaluation, curvature_objective, transaction)
-
-    def _step(
-        self, objective: Objective, evaluation: Objective, curvature_objective: Objective, transaction: Transaction
-    ) -> Tensor:
-        started, options = time.perf_counter(), self.param_groups[0]
-        block_group = _group_of(self.param_groups)
-        objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
-        if options["debias"] and evaluation is objective:
-            raise ValueError(
-                "debias=True needs an evaluation objective on other data: "
-                "optimizer.step(objective, evaluation=held_out)"
-            )
-        space = objective.space([p for group in self.param_groups for p in group["params"]])
-        self._compare_ranks([objective, evaluation, curvature_objective], space)
-        for each in objectives:
-            each.reseed()
-        one_seed(list(objectives), block_group)
-        model = self._solve(objective, evaluation, curvature_objective, space)
-        if not model.finite:
-            self._carried.forget_estimate()
-            for each in objectives:
-                each.check_data()
-        outcome = judge(model, objective, evaluation, options, per_parameter(self.param_groups, "lr", space))
-        if block_group is not None:
-            outcome = agreed(outcome, block_group, model.cg.solution)
-        self._settle(model, outcome, objective, transaction)
-        self._carried.remember(curvature_objective)
-        self._carried.iterations = max(model.cg.iterations)
-        self.report = StepReport(
-            loss=float(model.loss),
-            new_loss=outcome.new_loss if evaluation is objective else None,
-            evaluation_loss=outcome.loss,
-            new_evaluation_loss=outcome.new_loss,
-            gradient_norm=model.gradient_norm,
-            step_norm=outcome.step_norm,
-            damping=model.damping,
-            predicted_change=outcome.predicted,
-            reduction_ratio=outcome.ratio,
-            lr=outcome.lr * float(options["lr"]),
-            cg_iterations=model.cg.iterations,
-            cg_status=model.cg.status,
-            cg_chosen=outcome.iteration,
-            products=model.products,
-            method=model.method,
-            block_methods=model.block_methods,
-            recomputed=model.recomputed,
-            status=outcome.status,
-            accepted=outcome.vector is not None,
-            seconds=time.perf_counter() - started,
-        )
-        return model.loss
-
-    def _compare_ranks(self, objectives: Sequence[Objective], space: ParameterSpace) -> None:
-        """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
-        kept: dict[str, Any] | None = None
-        if not self._ranks_compared:
-            kept = {"start of conjugate gradients": self._carried.start(space)}
-        compare(self, objectives, space, self.damping, kept, _group_of(self.param_groups))
-        self._ranks_compared = True
-
-    def _solve(self, objective, evaluation, curvature_objective, space: ParameterSpace) -> LocalModel:
-        """The quadratic model and its candidates."""
-        blocks, tolerances = blocks_of(self.param_groups, space)
-        start, solver = self._carried.start(space), self._solver
-
-        def precondition(curved: Linearization, damping: float | Tensor) -> Matvec | None:
-            method = find_preconditioner(solver.preconditioner)
-            if not isinstance(method, Preconditioner):
-                return method
-            return method.inverse(self._carried.estimate(method, curved, blocks), damping, blocks)
-
-        return solve(
-            objective,
-            evaluation,
-            curvature_objective,
-            space,
-            self.param_groups[0],
-            damping=self.damping,
-            damping_scale=per_parameter(self.param_groups, "damping_scale", space),
-            blocks=blocks,
-            tolerances=tolerances,
-            start=None if start is None else solver.warm_start * start,
-            at_once=self._carried.saw(curvature_objective) or len(blocks) > 1,
-            expected=_rounded(self._carried.iterations or min(solver.max_iter, FIRST_EXPECTED)),
-            precondition=precondition,
-            block_group=_group_of(self.param_groups),
-        )
-
-    def _settle(self, model: LocalModel, outcome: Outcome, objective: Objective, transaction: Transaction) -> None:
-        """Write parameters and buffers if the step is accepted; keep the damping and the start of the next step."""
-        if outcome.vector is not None:
-            transaction.write(model.space, outcome.vector, objective, model.buffers)
-        self._carried.keep_start(model.space, None if outcome.vector is None else model.cg.solution)
-        warning = adapt_damping(self._carried, model.damping, outcome.ratio, self.param_groups[0]["damping"])
-        if warning is not None:
-            warnings.warn(warning, stacklevel=5)
-
-    @property
-    def _carried(self) -> Carried:
-        return Carried(self.state, self.param_groups, self.param_groups[0]["damping"].initial)
-
-    @property
-    def _solver(self) -> CG:
-        return self.param_groups[0]["solver"]
-
-    def _checked(
-        self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
-    ) -> dict[Any, Any]:
-        """The entries of a state dict, checked, without an estimate that another preconditioner made."""
-        found = {number: dict(entry) for number, entry in state.items()}
-        check_entries(found, own, checks())
-        method = self._solver.preconditioner
-        for number, entry in found.items():
-            where = f"state_dict['state'][{number!r}]['preconditioner']"
-            if "preconditioner" in entry and not check_estimate(where, entry["preconditioner"], method):
-                del entry["preconditioner"]
-        return found
-
-    def _check_groups(self) -> None:
-        check_groups(self.param_groups)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as torch's optimizers have it, the parts as dicts, with "version" and "optimizer", whose it is.
-
-        Preconditioner and ranks are not in it: they are those of the optimizer that loads it.
-        """
-        state = super().state_dict()
-        return {**state, "param_groups": [plain(group) for group in state["param_groups"]]}
-
-    def _completed(self, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-        """A saved param group with the options that it lacks, its parts as dicts; it may have flat options."""
-        return plain(_read(saved, {**self.defaults, **kept}))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: beside torch's own, the last report."""
-        return super().__getstate__() | {"report": self.report}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state that was pickled or loaded, with parts, dicts of them, or flat options."""
-        kept = vars(self).get("param_groups", [])
-        state = dict(state)
-        former = {name: state.pop(name) for name in ("_preconditioner", "_block_group") if name in state}
-        method = {"preconditioner": former["_preconditioner"]} if former.get("_preconditioner") is not None else {}
-        likes = [dict(group) for group in kept] or [{}] * len(state["param_groups"])
-        state["param_groups"] = [
-            _read({**group, **method}, {**self._OPTIONS, **like})
-            for group, like in zip(state["param_groups"], likes, strict=True)
-        ]
-        if "defaults" in state:
-            state["defaults"] = _read({**state["defaults"], **method}, self._OPTIONS)
-        super().__setstate__(state)
-
-
-def _read(group: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """A param group as it was saved, with parts; `like` gives what it lacks, and what a file does not hold."""
-    others = {name: value for name, value in like.items() if name not in ("params", "param_names", "initial_lr")}
-    if any(map(is_former, group)):
-        return with_parts(group, others)
-    return over(others, group)
-
-
-def _group_of(groups: Sequence[Mapping[str, Any]]) -> dist.ProcessGroup | None:
-    """The ranks that share blocks."""
-    return None if groups[0]["blocks"] is None else groups[0]["blocks"].group
 
 
 HessianFree._OPTIONS = {

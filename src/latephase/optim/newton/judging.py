@@ -1,8 +1,6 @@
 """What the evaluation objective makes of the candidates: which one, how good the model was, how far to go."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +9,14 @@ from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import armijo, backtrack, reduction_ratio, resolution
 from ..parts import Damping, StepStatus
+from .curvatures import Armijo
 from .outcome import Outcome
-from .parts import CG, Armijo
-from .quadratic import LocalModel
+from .path import Path, Solver
+from .quadratic import Quadratic
 
 
 class Trials:
-    """Losses of the evaluation objective at trial points theta + p, each a function call without side effect."""
+    """Losses of an objective at trial points theta + p, each a function call without side effect."""
 
     def __init__(self, objective: Objective, space: ParameterSpace):
         self.objective = objective
@@ -33,107 +32,135 @@ class Trials:
         return float(self.objective.value(self.space.named(self.point(p.to(self.space.device)))))
 
 
-def judge(
-    model: LocalModel, objective: Objective, evaluation: Objective, options: Mapping[str, Any], lr: float | Tensor
-) -> Outcome:
-    """Choose candidate and step size by the evaluation objective; nothing is written.
+class Judge:
+    """Chooses candidate and step size by the evaluation objective; nothing is written.
 
     Candidates longer than `max_step_norm` are scaled back to it first, so that the reduction ratio is that of what was
     tried. Where every candidate is worse than staying, the best of them is still the direction of the line search, and
     the ratio below zero raises the damping. Without a line search it is taken as it is, if its loss is finite.
 
     Args:
-        model: the quadratic model with its candidates.
-        objective: gives the actual change of the reduction ratio where the damping's rule says so.
+        quadratic: the model.
         evaluation: gives the losses.
-        options: of the optimizer.
-        lr: of the param groups, one number or one per parameter [P].
+        others: gives the actual change of the reduction ratio where that is another objective's, or none.
+        solver: says which candidates are tried.
+        rule: says which model predicts the change.
+        search: the line search, or False.
     """
-    loss = model.evaluation_loss
-    if not model.finite:
-        loss = math.nan if loss is None else loss
-        return Outcome(loss, loss)
-    trials = Trials(evaluation, model.space)
-    if loss is None:
-        loss = float(evaluation.value())
-    if not math.isfinite(loss):
-        evaluation.check_data()
-        return Outcome(loss, loss)
-    solver: CG = options["solver"]
-    rule: Damping = options["damping"]
-    search: Armijo | bool = options["line_search"]
-    candidates = _Candidates(model, lr, solver.max_step_norm, evaluation)
-    if solver.candidates == "best":
-        chosen, candidate_loss, _ = backtrack(lambda i: trials.value(candidates[i]), len(candidates), loss)
-    else:
-        chosen = len(candidates) - 1
-        candidate_loss = trials.value(candidates[chosen])
-    candidate = candidates[chosen]
-    direction = candidate if isinstance(lr, float) and lr == 1 else lr * candidate
-    predicted, slope, length = candidates.numbers(chosen, direction, rule.model == "damped")
-    if length == 0:
-        return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, model.cg.indices[chosen])
-    smallest = resolution(loss, torch.finfo(model.loss.dtype).eps)
-    telling = not abs(predicted) <= smallest
-    change = candidate_loss - loss
-    if rule.data == "objective" and evaluation is not objective and not options["debias"] and telling:
-        change = Trials(objective, model.space).value(candidate) - float(model.loss)
-    ratio = reduction_ratio(change, predicted, smallest)
-    known = candidate_loss if direction is candidate else None
-    if isinstance(search, Armijo):
-        found = armijo(
-            lambda alpha: trials.value(alpha * direction),
-            loss,
-            slope,
-            c=search.c,
-            factor=search.factor,
-            max_trials=search.max_trials,
-            known=known,
-        )
-        alpha, new_loss = found.lr, found.value
-    else:
-        alpha, new_loss = 1.0, trials.value(direction) if known is None else known
-    iteration = model.cg.indices[chosen]
-    if not math.isfinite(new_loss):
-        return Outcome(loss, loss, StepStatus.NONFINITE, ratio, predicted, iteration)
-    if alpha == 0:
-        status = StepStatus.LINE_SEARCH_FAILED if telling else StepStatus.STATIONARY
-        return Outcome(loss, loss, status, ratio, predicted, iteration)
-    vector = trials.point(alpha * direction)
-    length = model.space.length_of_step(vector)
-    if length is None:
-        return Outcome(loss, loss, StepStatus.NONFINITE, ratio, predicted, iteration)
-    if length == 0:  # the step is below the rounding of the parameters
-        return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, predicted, iteration)
-    return Outcome(loss, new_loss, StepStatus.TAKEN, ratio, predicted, iteration, alpha, length, vector)
+
+    def __init__(
+        self,
+        quadratic: Quadratic,
+        evaluation: Objective,
+        others: Objective | None,
+        solver: Solver,
+        rule: Damping,
+        search: Armijo | bool,
+    ):
+        self._quadratic, self._solver, self._rule, self._search = quadratic, solver, rule, search
+        self._evaluation, self._others = evaluation, others
+        self._trials = Trials(evaluation, quadratic.space)
+
+    def outcome(self, path: Path, loss: float | None, lr: float | Tensor) -> Outcome:
+        """What becomes of the step.
+
+        Args:
+            path: the candidates.
+            loss: of the evaluation objective at theta, where it is known already.
+            lr: of the param groups, one number or one per parameter [P].
+        """
+        if not (self._quadratic.finite and path.finite):
+            loss = math.nan if loss is None else loss
+            return Outcome(loss, loss)
+        if loss is None:
+            loss = float(self._evaluation.value())
+        if not math.isfinite(loss):
+            self._evaluation.check_data()
+            return Outcome(loss, loss)
+        candidates = _Candidates(self._quadratic, path, lr, self._solver.max_step_norm, self._evaluation)
+        chosen, candidate_loss = self._choose(candidates, loss)
+        candidate, iteration = candidates[chosen], path.indices[chosen]
+        direction = candidate if isinstance(lr, float) and lr == 1 else lr * candidate
+        predicted, slope, length = candidates.numbers(chosen, direction, self._rule.model == "damped")
+        if length == 0:
+            return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, iteration)
+        smallest = resolution(loss, torch.finfo(self._quadratic.loss.dtype).eps)
+        telling = not abs(predicted) <= smallest
+        change = candidate_loss - loss
+        if self._others is not None and telling:
+            there = Trials(self._others, self._quadratic.space).value(candidate)
+            change = there - float(self._quadratic.loss)
+        ratio = reduction_ratio(change, predicted, smallest)
+        known = candidate_loss if direction is candidate else None
+        alpha, new_loss = self._how_far(direction, loss, slope, known)
+        if not math.isfinite(new_loss):
+            return Outcome(loss, loss, StepStatus.NONFINITE, ratio, predicted, iteration)
+        if alpha == 0:
+            status = StepStatus.LINE_SEARCH_FAILED if telling else StepStatus.STATIONARY
+            return Outcome(loss, loss, status, ratio, predicted, iteration)
+        vector = self._trials.point(alpha * direction)
+        length = self._quadratic.space.length_of_step(vector)
+        if length is None:
+            return Outcome(loss, loss, StepStatus.NONFINITE, ratio, predicted, iteration)
+        if length == 0:  # the step is below the rounding of the parameters
+            return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, predicted, iteration)
+        return Outcome(loss, new_loss, StepStatus.TAKEN, ratio, predicted, iteration, alpha, length, vector)
+
+    def _choose(self, candidates: "_Candidates", loss: float) -> tuple[int, float]:
+        """The candidate, and the loss there."""
+        if self._solver.candidates == "best":
+            return backtrack(lambda i: self._trials.value(candidates[i]), len(candidates), loss)[:2]
+        last = len(candidates) - 1
+        return last, self._trials.value(candidates[last])
+
+    def _how_far(self, direction: Tensor, loss: float, slope: float, known: float | None) -> tuple[float, float]:
+        """The step size, and the loss there."""
+        search = self._search
+        if isinstance(search, Armijo):
+            found = armijo(
+                lambda alpha: self._trials.value(alpha * direction),
+                loss,
+                slope,
+                c=search.c,
+                factor=search.factor,
+                max_trials=search.max_trials,
+                known=known,
+            )
+            return found.lr, found.value
+        return 1.0, self._trials.value(direction) if known is None else known
 
 
 class _Candidates:
-    """The iterates as steps that may be tried, none longer than a limit."""
+    """The candidates as steps that may be tried, none longer than a limit."""
 
-    def __init__(self, model: LocalModel, lr: float | Tensor, limit: float | None, evaluation: Objective):
-        self.model, self.share = model, evaluation.reduce.share
+    def __init__(
+        self, quadratic: Quadratic, path: Path, lr: float | Tensor, limit: float | None, evaluation: Objective
+    ):
+        self.quadratic, self.path, self.share = quadratic, path, evaluation.reduce.share
         self.scales = [1.0] * len(self)
         if limit is not None:
-            lengths = [(lr * self._iterate(index)).norm() for index in range(len(self))]
+            lengths = [(lr * self._candidate(index)).norm() for index in range(len(self))]
             self.scales = (limit / self.share(torch.stack(lengths).double())).clamp(max=1.0).tolist()
 
     def __len__(self) -> int:
-        return len(self.model.cg.iterates)
+        return len(self.path.candidates)
 
-    def _iterate(self, index: int) -> Tensor:
-        return self.model.cg.iterates[index].to(self.model.space.device)
+    def _candidate(self, index: int) -> Tensor:
+        return self.path.candidates[index].to(self.quadratic.space.device)
 
     def __getitem__(self, index: int) -> Tensor:
         scale = self.scales[index]
-        return self._iterate(index) if scale == 1 else scale * self._iterate(index)
+        return self._candidate(index) if scale == 1 else scale * self._candidate(index)
 
     def numbers(self, index: int, direction: Tensor, damped: bool) -> list[float]:
         """Predicted change of a candidate, slope of the model along a direction, and the candidate's length."""
-        iterate, gradient, scale = self._iterate(index), self.model.gradient, self.scales[index]
-        predicted = self.model.predicted(index, damped)
+        p, gradient, scale = self._candidate(index), self.quadratic.slopes, self.scales[index]
+        value = math.fsum(self.path.values[index])
+        predicted = (
+            torch.tensor(value, dtype=torch.float64, device=p.device) if damped else self.quadratic.undamped(value, p)
+        )
         if scale != 1:  # q(s x) = s g'x + s^2 (q(x) - g'x)
-            along = torch.dot(gradient, iterate).double()
+            along = torch.dot(gradient, p).double()
             predicted = scale * along + scale**2 * (predicted - along)
-        numbers = torch.stack([predicted, torch.dot(gradient, direction).double(), iterate.norm().double()])
+        numbers = torch.stack([predicted, torch.dot(gradient, direction).double(), p.norm().double()])
         return self.share(numbers).tolist()

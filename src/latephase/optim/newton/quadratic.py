@@ -1,117 +1,63 @@
-"""The quadratic model of one step, as solved by conjugate gradients."""
+"""The quadratic model of one step: everything that a solver sees."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...curvature import Linearization, OverBlocks, damped, linearize, over_blocks, structurally_damped
+from ...curvature import Linearization, Matvec, OverBlocks, damped, linearize, structurally_damped
 from ...objective import Objective
 from ...parameters import ParameterSpace
-from ...solve import CGResult, CGStatus, conjugate_gradient
-from .block_ranks import BlockRanks
-from .parts import CG, GGN, Hessian
-
-Precondition = Callable[[Any, float | Tensor], Callable[[Tensor], Tensor] | None]
-"""(linearised curvature, damping) -> r [P] -> M^-1 r [P], or none."""
+from .curvatures import GGN, Hessian
 
 
 @dataclass(frozen=True)
-class LocalModel:
-    """The damped quadratic model at the current parameters and its approximate minimisers.
+class Linearized:
+    """The objectives of one step, linearised once at the current parameters.
 
     Attributes:
-        space: order of the flat vectors [P].
-        loss: f(theta).
-        evaluation_loss: the same on the evaluation data, where it is known already.
-        gradient: of the model that the candidates minimise [P].
-        gradient_norm: Euclidean norm of the objective's gradient.
-        damping: lambda.
-        damping_scale: factor on it, one number or one per parameter [P].
-        cg: what conjugate gradients found.
-        products: products with curvature matrices.
-        method: how they were computed.
-        block_methods: how the product of each block was computed, where there are several.
-        recomputed: chunks that were linearised anew at every product.
-        buffers: the model's buffers as an ordinary forward pass on the data leaves them.
+        curved: gives the curvature.
+        linear: gives loss and gradient.
+        other: gives slopes and curvatures along directions, where those are the evaluation data's; else None.
+        over: products of several blocks; None where there is one.
     """
 
-    space: ParameterSpace
-    loss: Tensor
-    evaluation_loss: float | None
-    gradient: Tensor
-    gradient_norm: float
-    damping: float
-    damping_scale: float | Tensor
-    cg: CGResult
-    products: int
-    method: str
-    block_methods: tuple[str, ...] | None
-    recomputed: int
-    buffers: dict[str, Tensor]
+    curved: Linearization
+    linear: Linearization
+    other: Linearization | None
+    over: OverBlocks | None
 
     @property
-    def finite(self) -> bool:
-        """Whether loss, gradient and every product were finite."""
-        numbers = math.isfinite(self.gradient_norm) and bool(self.loss.isfinite())
-        values = all(math.isfinite(value) for values in self.cg.values for value in values)
-        return numbers and values and CGStatus.NONFINITE not in self.cg.status
-
-    def predicted(self, candidate: int, with_damping: bool) -> Tensor:
-        """The model's change q(p) for a candidate p, without another product.
-
-        Args:
-            candidate: index of the iterate.
-            with_damping: whether the term 0.5 lambda |p|^2 counts.
-        """
-        value = math.fsum(self.cg.values[candidate])
-        p = self.cg.iterates[candidate].to(self.space.device)
-        if with_damping:
-            return torch.tensor(value, dtype=torch.float64, device=p.device)
-        return value - 0.5 * self.damping * torch.dot(self.damping_scale * p, p).double()
+    def usable(self) -> bool:
+        """Whether the loss is finite."""
+        return bool(self.linear.loss.isfinite())
 
 
-def solve(
+def linearized(
     objective: Objective,
-    evaluation: Objective,
     curvature_objective: Objective,
+    other: Objective | None,
     space: ParameterSpace,
-    options: Mapping[str, Any],
-    *,
+    curvature: GGN | Hessian,
     damping: float,
-    damping_scale: float | Tensor,
-    blocks: list[int],
-    tolerances: list[float],
-    start: Tensor | None,
     at_once: bool,
-    expected: int,
-    precondition: Precondition,
-    block_group: dist.ProcessGroup | None = None,
-) -> LocalModel:
-    """Gradient and curvature of the objective, and the iterates of conjugate gradients on them.
+    over: Callable[[Linearization], OverBlocks] | None,
+) -> Linearized:
+    """Linearise the objectives of a step.
 
     Args:
         objective: gives loss and gradient.
-        evaluation: gives slopes and curvatures along the directions where the options ask for `debias`.
         curvature_objective: gives the curvature.
+        other: gives slopes and curvatures along the directions, or none.
         space: the parameters.
-        options: of the optimizer.
-        damping: lambda.
-        damping_scale: factor on it.
-        blocks: sizes of the blocks of the curvature.
-        tolerances: of conjugate gradients on each block.
-        start: of conjugate gradients [P], or none.
+        curvature: which matrix, and how it is computed.
+        damping: lambda, which scales structural damping.
         at_once: trace a shape that is seen for the first time.
-        expected: about how many products there will be.
-        precondition: makes the preconditioner.
-        block_group: the ranks that share the blocks, or none.
+        over: makes products of several blocks; None where there is one.
     """
-    curvature: GGN | Hessian = options["curvature"]
-    solver: CG = options["solver"]
 
     def curvature_of(source: Objective) -> Linearization:
         if curvature.structural_damping > 0:
@@ -120,73 +66,116 @@ def solve(
             source, curvature.kind, space.parameters, curvature.dtype, at_once=at_once, compile=curvature.compile
         ).unwatched()
 
-    def operator(curved: Linearization) -> Callable[[Tensor], Tensor]:
-        multiply = curved.matvec if len(blocks) == 1 else by_blocks(curved).matvec
-        return damped(multiply, damping * damping_scale)
-
-    def by_blocks(curved: Linearization) -> OverBlocks:
-        return over_blocks(curved, blocks, expected, None if options["blocks"] is None else options["blocks"].samples)
-
-    curved = curvature_of(curvature_objective)
-    linear = curved
+    curved = linear = curvature_of(curvature_objective)
     if curvature_objective is not objective:
         linear = linearize(objective, parameters=space.parameters, products=False)
-    other = curvature_of(evaluation) if options["debias"] else None
-    downhill = -linear.gradient
-    usable = bool(linear.loss.isfinite())
-    if not usable:
-        downhill.fill_(math.nan)  # ends conjugate gradients at once, with the status that says why
-    ranks = None if block_group is None or len(blocks) == 1 else BlockRanks(block_group, blocks)
-    cg = (conjugate_gradient if ranks is None else ranks.conjugate_gradient)(
-        operator(curved),
-        downhill,
-        start,
-        preconditioner=precondition(_over(curved, curvature_objective), damping * damping_scale) if usable else None,
-        max_iter=solver.max_iter,
-        stopping=solver.stopping,
-        tolerance=tolerances,
-        block_sizes=blocks,
-        nonpositive_curvature=solver.nonpositive_curvature,
-        rescale_x0=True,
-        share=objective.reduce.share,
-        capture=curvature.compile and other is None and _may_be_captured(curved, len(blocks)),
-        iterates_device="cpu" if solver.on_host else None,
-        second=None if other is None else (operator(other), -other.gradient),
-    )
-    judged = linear if evaluation is objective else other
-    return LocalModel(
-        space=space,
-        loss=linear.loss,
-        evaluation_loss=None if judged is None else float(judged.loss),
-        gradient=(other or linear).gradient,
-        gradient_norm=float(objective.reduce.share(linear.gradient.norm())),
+    also = None if other is None else curvature_of(other)
+    return Linearized(curved, linear, also, None if over is None else over(curved))
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """The damped quadratic model q(p) = g'p + 0.5 p'(C + lambda S)p at the current parameters.
+
+    Attributes:
+        space: order of the flat vectors [P].
+        gradient: g [P]; not a number where the loss is not finite, so that a solver ends at once.
+        matvec: v [P] -> (C + lambda S) v [P].
+        damping: lambda.
+        damping_scale: S, one number or one per parameter [P].
+        blocks: sizes of the consecutive blocks within which the curvature is.
+        tolerances: of the solver on each block.
+        precondition: r [P] -> M^-1 r [P], or none.
+        second: matvec and gradient of the model that the candidates minimise along the solver's directions, or none.
+        share: makes scalars equal on all ranks.
+        block_group: ranks that share the blocks, or none.
+        capture: whether a product enqueues the same work every time and reads nothing back, and is to be replayed.
+        loss: f(theta).
+        gradient_norm: Euclidean norm of the objective's gradient.
+        buffers: the model's buffers as an ordinary forward pass on the data leaves them.
+        seen: what was linearised.
+    """
+
+    space: ParameterSpace
+    gradient: Tensor
+    matvec: Matvec
+    damping: float
+    damping_scale: float | Tensor
+    blocks: list[int]
+    tolerances: list[float]
+    precondition: Matvec | None
+    second: tuple[Matvec, Tensor] | None
+    share: Callable[[Tensor], Tensor]
+    block_group: dist.ProcessGroup | None
+    capture: bool
+    loss: Tensor
+    gradient_norm: float
+    buffers: dict[str, Tensor]
+    seen: Linearized
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are finite."""
+        return math.isfinite(self.gradient_norm) and self.seen.usable
+
+    @property
+    def slopes(self) -> Tensor:
+        """Gradient of the model that the candidates minimise [P]."""
+        return self.gradient if self.second is None else self.second[1]
+
+    def undamped(self, value: float, p: Tensor) -> Tensor:
+        """The model's change without the term 0.5 lambda p'Sp, from that with it, at a step p [P]."""
+        return value - 0.5 * self.damping * torch.dot(self.damping_scale * p, p).double()
+
+
+def quadratic_of(
+    seen: Linearized,
+    *,
+    damping: float,
+    damping_scale: float | Tensor,
+    blocks: Sequence[int],
+    tolerances: Sequence[float],
+    over: Callable[[Linearization], OverBlocks] | None,
+    precondition: Matvec | None,
+    block_group: dist.ProcessGroup | None,
+    capture: bool,
+) -> Quadratic:
+    """The quadratic model of what was linearised.
+
+    Args:
+        seen: the objectives.
+        damping: lambda.
+        damping_scale: factor on it.
+        blocks: sizes of the blocks of the curvature.
+        tolerances: of the solver on each block.
+        over: makes products of several blocks; None where there is one.
+        precondition: the preconditioner, or none.
+        block_group: the ranks that share the blocks, or none.
+        capture: replay products where they can be captured.
+    """
+
+    def operator(curved: Linearization, by_blocks: OverBlocks | None) -> Matvec:
+        return damped(curved.matvec if by_blocks is None else by_blocks.matvec, damping * damping_scale)
+
+    curved, linear, other = seen.curved, seen.linear, seen.other
+    reduce = linear.objective.reduce
+    gradient = linear.gradient if seen.usable else torch.full_like(linear.gradient, math.nan)
+    traced = curved.method == "traced" and not curved.recomputed and len(blocks) == 1 and reduce.size == 1
+    return Quadratic(
+        space=linear.space,
+        gradient=gradient,
+        matvec=operator(curved, seen.over),
         damping=damping,
         damping_scale=damping_scale,
-        cg=cg,
-        # A captured product is replayed without being counted.
-        products=max(cg.products, curved.products) + (other.products if other else 0),
-        method=curved.method,
-        block_methods=by_blocks(curved).methods if len(blocks) > 1 else None,
-        recomputed=curved.recomputed,
+        blocks=list(blocks),
+        tolerances=list(tolerances),
+        precondition=precondition if seen.usable else None,
+        second=None if other is None else (operator(other, over and over(other)), other.gradient),
+        share=reduce.share,
+        block_group=None if len(blocks) == 1 else block_group,
+        capture=capture and other is None and traced,
+        loss=linear.loss,
+        gradient_norm=float(reduce.share(linear.gradient.norm())),
         buffers=linear.buffers,
+        seen=seen,
     )
-
-
-def _over(curved: Linearization, objective: Objective) -> Any:
-    """What a preconditioner gets: the products, and the objective without the term of structural damping."""
-    return curved if curved.objective is objective else _Over(curved, objective)
-
-
-class _Over:
-    """A linearisation with another objective: everything else is the linearisation's."""
-
-    def __init__(self, curved: Linearization, objective: Objective):
-        self._curved, self.objective = curved, objective
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._curved, name)
-
-
-def _may_be_captured(curved: Linearization, blocks: int) -> bool:
-    """Whether a product enqueues the same work every time and reads nothing back."""
-    return curved.method == "traced" and not curved.recomputed and blocks == 1 and curved.objective.reduce.size == 1

@@ -16,7 +16,8 @@ from ..parts import (
     part_of,
     trainable_size,
 )
-from .parts import CG, GGN, Armijo, Blocks, Hessian
+from .cg import CG
+from .curvatures import GGN, Armijo, Blocks, Hessian
 
 CURVATURES: dict[str, type[Part]] = {each.kind: each for each in (GGN, Hessian)}
 SOLVERS: dict[str, type[Part]] = {each.kind: each for each in (CG,)}

@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ...objective import Objective
 from ...parameters import ParameterSpace
+from ...solve import resolution
 from ..parts import SecondOrder, Transaction, check_number, compare, defaults_of, state_of, the_objective
 from .base import check_base
 from .line import Line, forms_with, line_of, moved, schedule
@@ -59,8 +61,9 @@ class QuadraticLearningRate(SecondOrder):
             from the same source.
         damping_range: adapted damping stays in here. Default at least 1e-8, from the same source.
         damping_rule: "ratio" (default): by the reduction ratio rho, the damping falls above 3/4, rises below 1/4 and
-            stays where rho is not a number; every step is accepted. "decreasing_loss": it falls where the loss did not
-            rise; otherwise the step is rejected and the damping rises.
+            stays where rho is not a number, as where the predicted change is within the rounding of the loss; every
+            step is accepted. "decreasing_loss": it falls where the loss did not rise; otherwise the step is rejected
+            and the damping rises.
         reduction_ratio: which quadratic predicts the change: "damped" (default, the paper's; it predicts less, so that
             rho is biased upwards and in full batches the damping falls to its floor) or "undamped", this step's M.
         lr_clip: bound on |alpha|. Default none; 0.1 in the paper's "Untuned, clipped". On small batches the GGN of a
@@ -204,7 +207,8 @@ class QuadraticLearningRate(SecondOrder):
         new_loss, ratio, accepted, damping = None, None, True, options["damping"]
         if factors is not None:
             new_loss = float(objective.value(space.named(vector)))
-            ratio = reduction(new_loss - loss, stayed["predicted_change"])
+            smallest = resolution(loss, torch.finfo(line.loss.dtype).eps)
+            ratio = reduction(new_loss - loss, stayed["predicted_change"], smallest)
             accepted, damping = judged(loss, new_loss, ratio, options)
         self._carry(damping=damping, curvature_average=curvature, lr_average=lr)
         if not accepted:

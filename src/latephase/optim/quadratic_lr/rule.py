@@ -26,8 +26,17 @@ def learning_rate(slope: float, curvature: float, options: Mapping[str, Any]) ->
     return averaged(options["lr_average"], options["amplification"] * lr, options["lr_ema"])
 
 
-def reduction(change: float, predicted: float) -> float:
-    """Actual over predicted change; not a number or infinite where the prediction is zero."""
+def reduction(change: float, predicted: float, resolution: float = 0.0) -> float:
+    """Actual over predicted change, the latter of either sign; infinite or not a number where it is zero.
+
+    Args:
+        change: of the loss.
+        predicted: by the model.
+        resolution: size up to which a predicted change says nothing, so that the ratio is not a number, see
+            `solve.resolution`. Default none.
+    """
+    if abs(predicted) <= resolution < math.inf and resolution > 0 and math.isfinite(change):
+        return math.nan
     return _quotient(change, predicted)
 
 

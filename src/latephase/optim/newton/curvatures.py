@@ -1,15 +1,11 @@
-"""The parts of a Newton step: curvature, solver, line search and blocks."""
+"""The parts of a Newton step beside its solver: curvature, blocks and line search."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 
-from ...curvature import PRECONDITIONERS, Matvec, Preconditioner
-from ...curvature import preconditioner as find_preconditioner
-from ...solve import NONPOSITIVE_CURVATURE, STOPPING
 from ..parts import Part, is_number
 
 
@@ -65,73 +61,6 @@ class Hessian(_Curvature):
     """
 
     kind: ClassVar[str] = "hessian"
-
-
-@dataclass(frozen=True)
-class CG(Part):
-    """Conjugate gradients (`solve.conjugate_gradient`); the candidates are iterates on a grid.
-
-    Args:
-        max_iter: cap on iterations. Default 250 (Martens 2010).
-        stopping: "martens" (default), by the progress of the quadratic model, or "residual".
-        tolerance: relative progress per iteration (default 5e-4, Martens 2010), or |r|/|b|.
-        warm_start: factor on the last solution where the next run starts. Default 0.95 (Martens and Sutskever 2012). A
-            start that is worse than zero is scaled to its best multiple at no cost.
-        preconditioner: "empirical_fisher", "ggn_diagonal", "nystrom" or "kfac", or an object of those classes with
-            settings of its own (`curvature.preconditioners`); or a callable r [P] -> M^-1 r [P], symmetric positive
-            definite, block-diagonal if the curvature is. Default none, as in the paper's experiments.
-        nonpositive_curvature: what follows where a direction has none: "truncate" (default), "ignore" or "absolute".
-        candidates: "best" (default): choose among the iterates by the evaluation objective (`solve.backtrack`); "last":
-            take the last one.
-        max_step_norm: candidates with a longer step are scaled back to this length before they are tried. Default none:
-            the damping bounds the step.
-        on_host: keep the candidates in the host's memory: about 20 vectors of the size of the parameters at 250
-            iterations. Default False.
-
-    Raises:
-        ValueError: naming the field.
-        TypeError: a preconditioner that is none.
-    """
-
-    kind: ClassVar[str] = "cg"
-    LOCAL: ClassVar[tuple[str, ...]] = ("preconditioner",)
-
-    max_iter: int = 250
-    stopping: str = "martens"
-    tolerance: float = 5e-4
-    warm_start: float = 0.95
-    preconditioner: str | Preconditioner | Matvec | None = None
-    nonpositive_curvature: str = "truncate"
-    candidates: str = "best"
-    max_step_norm: float | None = None
-    on_host: bool = False
-
-    def __post_init__(self):
-        object.__setattr__(self, "preconditioner", _preconditioner(self.preconditioner))
-        self._check_whole("max_iter")
-        self._check_choice("stopping", STOPPING)
-        self._check_choice("nonpositive_curvature", NONPOSITIVE_CURVATURE)
-        self._check_choice("candidates", ("best", "last"))
-        for name in ("tolerance", "warm_start"):
-            self._check_number(name)
-        if self.max_step_norm is not None:
-            self._check_number("max_step_norm")
-            self._check(self.max_step_norm > 0, "max_step_norm", "None or above 0: with 0 no step could be taken")
-        self._check_flag("on_host")
-
-
-def _preconditioner(given: Any) -> Preconditioner | Matvec | None:
-    """A preconditioner by name, as a table of its kind and settings, or as it is."""
-    if not isinstance(given, Mapping):
-        return find_preconditioner(given)
-    settings = dict(given)
-    kind = settings.pop("kind", None)
-    if kind not in PRECONDITIONERS:
-        raise ValueError(f"CG.preconditioner: kind must be one of {', '.join(PRECONDITIONERS)}; got {kind!r}")
-    try:
-        return PRECONDITIONERS[kind](**settings)
-    except TypeError as error:
-        raise ValueError(f"CG.preconditioner: {PRECONDITIONERS[kind].__name__} does not take these: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,274 @@
+"""The optimizer that takes Newton steps, whichever parts they are made of."""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ...curvature import Preconditioner, over_blocks
+from ...curvature import preconditioner as find_preconditioner
+from ...objective import Objective
+from ...parameters import ParameterSpace
+from ..parts import (
+    Carried,
+    SecondOrder,
+    StepReport,
+    Transaction,
+    adapt_damping,
+    check_entries,
+    check_estimate,
+    check_number,
+    checks,
+    compare,
+    one_seed,
+    per_parameter,
+    the_objective,
+)
+from .block_ranks import agreed
+from .cg import CG
+from .former import FORMER, check_names, is_former, with_parts
+from .judging import Judge
+from .outcome import Outcome
+from .path import Path
+from .quadratic import Quadratic, linearized, quadratic_of
+from .report import report_of
+from .settings import OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part, plain
+
+
+class Newton(SecondOrder):
+    """A step is linearised, solved, judged and settled by the parts in the param groups; classes assign them.
+
+    Args:
+        params: parameters or param groups.
+        options: of `OPTIONS`.
+        others: options that there are none of; each is an error that says so.
+
+    Attributes:
+        report: `StepReport` of the last step; None before the first.
+    """
+
+    report: StepReport | None = None
+
+    def __init__(self, params: Any, options: Mapping[str, Any], others: Mapping[str, Any]):
+        check_names(others, others, OPTIONS, type(self).__name__)
+        super().__init__(params, {**PER_GROUP, **options, **{name: part(name, options[name]) for name in PARTS}})
+        check_groups(self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; see `torch.optim.Optimizer.add_param_group`."""
+        if isinstance(param_group, dict):
+            names = [name for name in param_group if name in FORMER]
+            check_names(names, param_group, (), f"param group {len(self.param_groups)} of {type(self).__name__}")
+        super().add_param_group(param_group)
+
+    @property
+    def damping(self) -> float:
+        """Lambda of the next step, adapted or initial; may be set."""
+        return self._carried.damping
+
+    @damping.setter
+    def damping(self, value: float) -> None:
+        check_number("damping", value)
+        self._carried.damping = value
+        self._ranks_compared = False
+
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        objective: Objective | None = None,
+        evaluation: Objective | None = None,
+        curvature_objective: Objective | None = None,
+        *,
+        closure: Objective | None = None,
+    ) -> Tensor:
+        """Take one step; an exception of any kind leaves everything as it was.
+
+        Args:
+            objective: gives loss and gradient.
+            evaluation: gives the loss that chooses candidate, damping and step size. Default: the objective; better is
+                one on other data.
+            curvature_objective: gives the curvature, on a part of the data for example. Default: the objective.
+            closure: the objective, by the name that wrappers of torch optimizers use.
+
+        Returns:
+            The objective's loss before the step, scalar.
+
+        Raises:
+            TypeError: a plain closure in place of an Objective, or none.
+            ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
+                ranks with different parameters or options, or a global option that differs between groups.
+            RuntimeError: in inference mode.
+            RankError: another rank raised an error; it is told.
+        """
+        objective = the_objective(objective, closure, type(self).__name__)
+        evaluation = objective if evaluation is None else evaluation
+        curvature_objective = objective if curvature_objective is None else curvature_objective
+        objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
+        with Transaction(self, objectives, _group_of(self.param_groups)) as transaction:
+            check_groups(self.param_groups)
+            return self._step(objective, evaluation, curvature_objective, transaction)
+
+    def _step(
+        self, objective: Objective, evaluation: Objective, curvature_objective: Objective, transaction: Transaction
+    ) -> Tensor:
+        started, options = time.perf_counter(), self.param_groups[0]
+        block_group = _group_of(self.param_groups)
+        objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
+        if options["debias"] and evaluation is objective:
+            raise ValueError(
+                "debias=True needs an evaluation objective on other data: "
+                "optimizer.step(objective, evaluation=held_out)"
+            )
+        space = objective.space([p for group in self.param_groups for p in group["params"]])
+        self._compare_ranks([objective, evaluation, curvature_objective], space)
+        for each in objectives:
+            each.reseed()
+        one_seed(list(objectives), block_group)
+        lr = per_parameter(self.param_groups, "lr", space)
+        quadratic = self._quadratic(objective, evaluation, curvature_objective, space)
+        path = options["solver"].solve(quadratic, self._carried.start(space))
+        if not (quadratic.finite and path.finite):
+            self._carried.forget_estimate()
+            for each in objectives:
+                each.check_data()
+        known = quadratic.seen.linear if evaluation is objective else quadratic.seen.other
+        on_objective = options["damping"].data == "objective" and evaluation is not objective and not options["debias"]
+        others = objective if on_objective else None
+        judge = Judge(quadratic, evaluation, others, options["solver"], options["damping"], options["line_search"])
+        outcome = judge.outcome(path, None if known is None else float(known.loss), lr)
+        if block_group is not None:
+            outcome = agreed(outcome, block_group, path.start)
+        self._settle(quadratic, path, outcome, objective, transaction)
+        self._carried.remember(curvature_objective)
+        self._carried.iterations = max(path.iterations)
+        seconds = time.perf_counter() - started
+        self.report = report_of(quadratic, path, outcome, float(options["lr"]), evaluation is objective, seconds)
+        return quadratic.loss
+
+    def _compare_ranks(self, objectives: Sequence[Objective], space: ParameterSpace) -> None:
+        """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
+        kept: dict[str, Any] | None = None
+        if not self._ranks_compared:
+            kept = {"start of conjugate gradients": self._carried.start(space)}
+        compare(self, objectives, space, self.damping, kept, _group_of(self.param_groups))
+        self._ranks_compared = True
+
+    def _quadratic(
+        self, objective: Objective, evaluation: Objective, curvature_objective: Objective, space: ParameterSpace
+    ) -> Quadratic:
+        """The quadratic model, with the preconditioner for it."""
+        options, damping = self.param_groups[0], self.damping
+        solver: CG = options["solver"]
+        blocks, tolerances = blocks_of(self.param_groups, space)
+        scale = per_parameter(self.param_groups, "damping_scale", space)
+        over = None
+        if len(blocks) > 1:
+            expected, samples = solver.expected(self._carried.iterations), options["blocks"].samples
+            over = partial(over_blocks, sizes=blocks, expected=expected, samples=samples)
+        seen = linearized(
+            objective,
+            curvature_objective,
+            evaluation if options["debias"] else None,
+            space,
+            options["curvature"],
+            damping,
+            at_once=self._carried.saw(curvature_objective) or len(blocks) > 1,
+            over=over,
+        )
+        method = find_preconditioner(solver.preconditioner)
+        if isinstance(method, Preconditioner):
+            estimate = self._carried.estimate(method, seen.curved, blocks) if seen.usable else None
+            method = None if estimate is None else method.inverse(estimate, damping * scale, blocks)
+        return quadratic_of(
+            seen,
+            damping=damping,
+            damping_scale=scale,
+            blocks=blocks,
+            tolerances=tolerances,
+            over=over,
+            precondition=method,
+            block_group=_group_of(self.param_groups),
+            capture=options["curvature"].compile,
+        )
+
+    def _settle(
+        self, quadratic: Quadratic, path: Path, outcome: Outcome, objective: Objective, transaction: Transaction
+    ) -> None:
+        """Write parameters and buffers if the step is accepted; keep the damping and the start of the next step."""
+        if outcome.vector is not None:
+            transaction.write(quadratic.space, outcome.vector, objective, quadratic.buffers)
+        self._carried.keep_start(quadratic.space, None if outcome.vector is None else path.start)
+        warning = adapt_damping(self._carried, quadratic.damping, outcome.ratio, self.param_groups[0]["damping"])
+        if warning is not None:
+            warnings.warn(warning, stacklevel=5)
+
+    @property
+    def _carried(self) -> Carried:
+        return Carried(self.state, self.param_groups, self.param_groups[0]["damping"].initial)
+
+    @property
+    def _solver(self) -> CG:
+        return self.param_groups[0]["solver"]
+
+    def _checked(
+        self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
+    ) -> dict[Any, Any]:
+        """The entries of a state dict, checked, without an estimate that another preconditioner made."""
+        found = {number: dict(entry) for number, entry in state.items()}
+        check_entries(found, own, checks())
+        method = self._solver.preconditioner
+        for number, entry in found.items():
+            where = f"state_dict['state'][{number!r}]['preconditioner']"
+            if "preconditioner" in entry and not check_estimate(where, entry["preconditioner"], method):
+                del entry["preconditioner"]
+        return found
+
+    def _check_groups(self) -> None:
+        check_groups(self.param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch's optimizers have it, the parts as dicts, with "version" and "optimizer", whose it is.
+
+        Preconditioner and ranks are not in it: they are those of the optimizer that loads it.
+        """
+        state = super().state_dict()
+        return {**state, "param_groups": [plain(group) for group in state["param_groups"]]}
+
+    def _completed(self, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved param group with the options that it lacks, its parts as dicts; it may have flat options."""
+        return plain(_read(saved, {**self.defaults, **kept}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep: beside torch's own, the last report."""
+        return super().__getstate__() | {"report": self.report}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state that was pickled or loaded, with parts, dicts of them, or flat options."""
+        kept = vars(self).get("param_groups", [])
+        state = dict(state)
+        former = {name: state.pop(name) for name in ("_preconditioner", "_block_group") if name in state}
+        method = {"preconditioner": former["_preconditioner"]} if former.get("_preconditioner") is not None else {}
+        likes = [dict(group) for group in kept] or [{}] * len(state["param_groups"])
+        state["param_groups"] = [
+            _read({**group, **method}, {**self._OPTIONS, **like})
+            for group, like in zip(state["param_groups"], likes, strict=True)
+        ]
+        if "defaults" in state:
+            state["defaults"] = _read({**state["defaults"], **method}, self._OPTIONS)
+        super().__setstate__(state)
+
+
+def _read(group: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """A param group as it was saved, with parts; `like` gives what it lacks, and what a file does not hold."""
+    others = {name: value for name, value in like.items() if name not in ("params", "param_names", "initial_lr")}
+    if any(map(is_former, group)):
+        return with_parts(group, others)
+    return over(others, group)
+
+
+def _group_of(groups: Sequence[Mapping[str, Any]]) -> dist.ProcessGroup | None:
+    """The ranks that share blocks."""
+    return None if groups[0]["blocks"] is None else groups[0]["blocks"].group

@@ -1,0 +1,66 @@
+"""What a solver makes of a quadratic model: candidates, from cautious to bold."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ...solve import CGStatus
+from .quadratic import Quadratic
+
+
+@dataclass(frozen=True)
+class Path:
+    """Candidates of a step, each with the change that the model predicts for it.
+
+    Attributes:
+        candidates: steps p [P] from cautious to bold, on whatever device.
+        values: change of the damped model at each, one number per block.
+        indices: what the report calls each: for conjugate gradients, the iteration.
+        start: where the next step's solver may begin [P].
+        iterations: of the solver, one entry per block.
+        status: why it stopped, one entry per block.
+        products: products with the curvature matrix that it asked for.
+    """
+
+    candidates: list[Tensor]
+    values: list[tuple[float, ...]]
+    indices: list[int]
+    start: Tensor
+    iterations: tuple[int, ...]
+    status: tuple[CGStatus, ...]
+    products: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether every product was finite."""
+        values = all(math.isfinite(value) for values in self.values for value in values)
+        return values and CGStatus.NONFINITE not in self.status
+
+
+class Solver(Protocol):
+    """What finds candidates: a part with the settings of one method."""
+
+    @property
+    def candidates(self) -> str:
+        """Which candidates are tried: "best" walks back from the last, "last" takes it."""
+        ...
+
+    @property
+    def max_step_norm(self) -> float | None:
+        """Length to which longer candidates are scaled back, or none."""
+        ...
+
+    def expected(self, last: int | None) -> int:
+        """About how many products there will be, given the iterations of the last step; None before the first."""
+        ...
+
+    def solve(self, quadratic: Quadratic, start: Tensor | None) -> Path:
+        """The candidates of a step.
+
+        Args:
+            quadratic: the damped model.
+            start: the last path's `start` [P], or none.
+        """
+        ...
