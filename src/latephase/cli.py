@@ -222,7 +222,7 @@ def check(
     Exit status 0: ready, perhaps with notes and warnings. 1: a defect, that is wrong results or steps that cannot be
     taken. 2: there is no such factory, or it does not return that.
     """  # noqa: D301
-    from .problems.user_code import FactoryError, made_by
+    from .user_code import FactoryError, made_by
 
     try:
         subject = made_by(factory)
@@ -249,7 +249,7 @@ def _checked(subject: Any, factory: str, microbatch_size: int | None, device: st
     """The report on what a factory returned."""
     from .diagnosis import check
     from .objective import Objective
-    from .problems.user_code import move_to, problem_of
+    from .user_code import move_to, problem_of
 
     if not isinstance(subject, Objective):
         model, loss, batch = move_to(device, *problem_of(subject, factory))

@@ -227,7 +227,9 @@ def test_a_step_that_fails_leaves_all_generators(optimizer):
 
 
 OVERFLOWING = {
-    "HessianFree": lambda model: HessianFree(model.parameters(), damping=0.0, line_search=False, cg_backtracking=False),
+    "HessianFree": lambda model: HessianFree(
+        model.parameters(), damping=0.0, line_search=False, solver=CG(candidates="last")
+    ),
     "KFAC": lambda model: KFAC(model.parameters(), lr=1.0, momentum=0.0, damping=1e-6, adapt_period=0),
     "SGDQLR": lambda model: SGDQLR(model.parameters(), damping=0.0, damping_factors=None),
 }

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from ..user_code import FactoryError, function_named
 from .problem import Problem
-from .user_code import FactoryError, function_named
 
 ENTRY_POINTS = "latephase.problems"
 """The group of entry points in which an installed package names its problems."""

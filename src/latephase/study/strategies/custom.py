@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ...problems.user_code import FactoryError, function_named
+from ...user_code import FactoryError, function_named
 from ..outline import About
 from .base import Strategy
 from .context import StrategyContext
