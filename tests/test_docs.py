@@ -53,7 +53,7 @@ def options_of(made):
 def test_every_option_has_its_place():
     headings = set(re.findall(r"^### `(\w+)`$", PAGES["options"], flags=re.MULTILINE))
     assert headings == {*options_of(HessianFree), "damping_scale", "tolerance"}
-    fields = set(re.findall(r"^#### `(\w+\.\w+)`$", PAGES["options"], flags=re.MULTILINE))
+    fields = set(re.findall(r"^####? `(\w+\.\w+)`$", PAGES["options"], flags=re.MULTILINE))
     assert fields == {f"{part.__name__}.{name}" for part in PARTS for name in options_of(part)}
 
 
