@@ -48,7 +48,7 @@ def child(rank: int, folder: str) -> None:
     group, found = dist.group.WORLD, {}
     for name, options in SETTINGS.items():
         found[f"data {name}"] = trained(SHARES[rank], process_group=group, **options)
-        found[f"blocks {name}"] = trained(slice(None), group=group, **options)
+        found[f"blocks {name}"] = trained(slice(None), block_group=group, **options)
     torch.save(found, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
