@@ -1,6 +1,7 @@
 """A study measures the function that is trained: parts of a split weigh what chunks of an objective weigh."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -35,11 +36,8 @@ declared.reduction = "mean"  # pyright: ignore[reportFunctionMemberAccess]
 declared.normalizer = lambda targets: (targets != -100).sum()  # pyright: ignore[reportFunctionMemberAccess]
 
 
-@pytest.mark.parametrize(
-    "loss", [nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 9.0])), nn.CrossEntropyLoss(reduction="sum"), own, declared]
-)
-def test_the_loss_of_a_split_is_that_of_all_its_rows(loss):
-    problem = Problem(
+def labelled_problem(loss: Any) -> Problem:
+    return Problem(
         name="ignored",
         version=1,
         title="Ignored",
@@ -50,6 +48,13 @@ def test_the_loss_of_a_split_is_that_of_all_its_rows(loss):
         training=TrainingSetting(lr=0.1, batch_size=None, epochs=1),
         metrics=(),
     )
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 9.0])), nn.CrossEntropyLoss(reduction="sum"), own, declared]
+)
+def test_the_loss_of_a_split_is_that_of_all_its_rows(loss):
+    problem = labelled_problem(loss)
     torch.manual_seed(1)
     model, splits = problem.model(), _labelled()
     found = Evaluator(problem, model, splits)(model.state_dict())
@@ -70,17 +75,7 @@ total.reduction = no_total.reduction = "sum"  # pyright: ignore[reportFunctionMe
 
 @pytest.mark.parametrize("loss", [total, functools.partial(F.cross_entropy, reduction="sum"), no_total])
 def test_a_sum_over_the_rows_is_one_or_refused(loss):
-    problem = Problem(
-        name="summed",
-        version=1,
-        title="Summed",
-        description="Targets that do not count.",
-        model=lambda: nn.Linear(4, 3),
-        loss=loss,
-        load=_labelled,
-        training=TrainingSetting(lr=0.1, batch_size=None, epochs=1),
-        metrics=(),
-    )
+    problem = labelled_problem(loss)
     torch.manual_seed(1)
     model, splits = problem.model(), _labelled()
     evaluate = Evaluator(problem, model, splits)

@@ -18,7 +18,6 @@ from ..parts import (
     StepStatus,
     Transaction,
     check_entries,
-    check_number,
     compare,
     defaults_of,
     the_objective,
@@ -131,17 +130,6 @@ class KFAC(SecondOrder):
         """The ablation of the same paper: rate 1e-3, momentum 0.9 and damping 1.0 stay as they are."""
         return cls(params, **(UNADAPTIVE | overrides))
 
-    @property
-    def damping(self) -> float:
-        """Lambda of the next step, adapted or initial; may be set."""
-        return self._carried.damping
-
-    @damping.setter
-    def damping(self, value: float) -> None:
-        check_number("damping", value)
-        self._carried.damping = value
-        self._ranks_compared = False
-
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         objective: Objective | None = None,
@@ -171,12 +159,11 @@ class KFAC(SecondOrder):
         started = time.perf_counter()
         objective = the_objective(objective, closure, type(self).__name__)
         evaluation = objective if evaluation is None else evaluation
-        objectives = {id(o): o for o in (objective, evaluation)}.values()
-        with Transaction(self, objectives) as transaction:
+        with Transaction(self, (objective, evaluation)) as transaction:
             check_options(self.param_groups)
             space = objective.space([p for group in self.param_groups for p in group["params"]])
             self._compare_ranks([objective, evaluation], space)
-            for each in objectives:
+            for each in transaction.objectives:
                 each.reseed()
             loss, outcome = self._step(objective, evaluation, space, transaction)
             self.report = KFACStepReport(**outcome, seconds=time.perf_counter() - started)

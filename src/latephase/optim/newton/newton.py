@@ -21,7 +21,6 @@ from ..parts import (
     adapt_damping,
     check_entries,
     check_estimate,
-    check_number,
     checks,
     compare,
     one_seed,
@@ -65,17 +64,6 @@ class Newton(SecondOrder):
             check_names(names, param_group, (), f"param group {len(self.param_groups)} of {type(self).__name__}")
         super().add_param_group(param_group)
 
-    @property
-    def damping(self) -> float:
-        """Lambda of the next step, adapted or initial; may be set."""
-        return self._carried.damping
-
-    @damping.setter
-    def damping(self, value: float) -> None:
-        check_number("damping", value)
-        self._carried.damping = value
-        self._ranks_compared = False
-
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         objective: Objective | None = None,
@@ -106,7 +94,7 @@ class Newton(SecondOrder):
         objective = the_objective(objective, closure, type(self).__name__)
         evaluation = objective if evaluation is None else evaluation
         curvature_objective = objective if curvature_objective is None else curvature_objective
-        objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
+        objectives = (objective, evaluation, curvature_objective)
         with Transaction(self, objectives, _group_of(self.param_groups)) as transaction:
             check_groups(self.param_groups)
             return self._step(objective, evaluation, curvature_objective, transaction)
@@ -116,7 +104,6 @@ class Newton(SecondOrder):
     ) -> Tensor:
         started, options = time.perf_counter(), self.param_groups[0]
         block_group = _group_of(self.param_groups)
-        objectives = {id(o): o for o in (objective, evaluation, curvature_objective)}.values()
         if options["debias"] and evaluation is objective:
             raise ValueError(
                 "debias=True needs an evaluation objective on other data: "
@@ -124,15 +111,15 @@ class Newton(SecondOrder):
             )
         space = objective.space([p for group in self.param_groups for p in group["params"]])
         self._compare_ranks([objective, evaluation, curvature_objective], space)
-        for each in objectives:
+        for each in transaction.objectives:
             each.reseed()
-        one_seed(list(objectives), block_group)
+        one_seed(transaction.objectives, block_group)
         lr = per_parameter(self.param_groups, "lr", space)
         quadratic = self._quadratic(objective, evaluation, curvature_objective, space)
         path = options["solver"].solve(quadratic, self._carried.start(space))
         if not (quadratic.finite and path.finite):
             self._carried.forget_estimate()
-            for each in objectives:
+            for each in transaction.objectives:
                 each.check_data()
         known = quadratic.seen.linear if evaluation is objective else quadratic.seen.other
         on_objective = options["damping"].data == "objective" and evaluation is not objective and not options["debias"]

@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .arguments import check_number
 from .saved import VERSION, check_frame, restored
+from .state import Carried
 
 
 class SecondOrder(Optimizer):
@@ -22,6 +24,22 @@ class SecondOrder(Optimizer):
 
     _kind: str = ""
     """Whose a state dict is."""
+
+    @property
+    def _carried(self) -> Carried:
+        """What one step leaves to the next, `damping` among it."""
+        raise NotImplementedError
+
+    @property
+    def damping(self) -> float:
+        """Lambda of the next step, adapted or initial; may be set."""
+        return self._carried.damping
+
+    @damping.setter
+    def damping(self, value: float) -> None:
+        check_number("damping", value)
+        self._carried.damping = value
+        self._ranks_compared = False
 
     def _checked(
         self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]

@@ -36,8 +36,11 @@ class Transaction:
 
     Args:
         optimizer: whose step this is.
-        objectives: that the step uses, of one model; the first is one.
+        objectives: that the step uses, of one model; the first is one, and one may be there twice.
         block_group: ranks that share blocks.
+
+    Attributes:
+        objectives: those given, each once.
 
     Raises:
         RuntimeError: inference mode is on, in which nothing can be differentiated.
@@ -48,17 +51,18 @@ class Transaction:
     def __init__(
         self, optimizer: Optimizer, objectives: Iterable[Objective], block_group: dist.ProcessGroup | None = None
     ):
-        self._optimizer, self._objectives = optimizer, list(objectives)
-        check_objective(self._objectives[0], self._objectives[0], type(optimizer).__name__)
-        self._model = self._objectives[0].model
+        self._optimizer = optimizer
+        self.objectives = list({id(objective): objective for objective in objectives}.values())
+        check_objective(self.objectives[0], self.objectives[0], type(optimizer).__name__)
+        self._model = self.objectives[0].model
         self._block_group = block_group
         self._written: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> Self:
-        with one_fate(self._objectives[0], self._block_group) as ranks:
+        with one_fate(self.objectives[0], self._block_group) as ranks:
             self._begin()
             if not vars(self._optimizer).get("_ranks_compared"):
-                notice_plain_module(self._objectives[0], self._block_group, stacklevel=4)
+                notice_plain_module(self.objectives[0], self._block_group, stacklevel=4)
             self._ranks = ranks.pop_all()
         return self
 
@@ -68,18 +72,18 @@ class Transaction:
             raise RuntimeError(
                 f"{type(optimizer).__name__}.step needs gradients, which inference mode forbids: call it outside"
             )
-        for each in self._objectives:
-            check_objective(each, self._objectives[0], type(optimizer).__name__)
-        check_groups_of_ranks(self._objectives[0], self._block_group)
+        for each in self.objectives:
+            check_objective(each, self.objectives[0], type(optimizer).__name__)
+        check_groups_of_ranks(self.objectives[0], self._block_group)
         self._devices = cuda_devices(self._model)
         self._generators = generator_states(self._devices)
         self._put_back_others = other_generators(self._model)
-        self._seeds = [objective.seed for objective in self._objectives]
+        self._seeds = [objective.seed for objective in self.objectives]
         self._state = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in optimizer.state.items()}
         self._groups = [dict(group) for group in optimizer.param_groups]
         self._attributes = {name: vars(optimizer)[name] for name in _ATTRIBUTES if name in vars(optimizer)}
         self._traces, self._kinds = kept_traces(self._model), kept_kinds(self._model)
-        first = self._objectives[0]  # an estimate may run the model itself, which moves its buffers
+        first = self.objectives[0]  # an estimate may run the model itself, which moves its buffers
         self._buffers = first.writable_buffers(first.buffers())
 
     def write(self, space: ParameterSpace, vector: Tensor, objective: Objective, buffers: Mapping[str, Tensor]) -> None:
@@ -93,7 +97,7 @@ class Transaction:
         pairs = [*zip(space.parameters, space.unflatten(vector), strict=True), *moved]
         with torch.no_grad():
             self._written = [(own, own.detach().clone()) for own, _ in pairs]
-            self._objectives[0].reduce.meet()
+            self.objectives[0].reduce.meet()
             of_blocks(self._block_group).meet()
             for own, value in pairs:
                 own.copy_(value)
@@ -123,7 +127,7 @@ class Transaction:
         vars(optimizer).update(self._attributes)
         set_generator_states(self._generators, self._devices)
         self._put_back_others()
-        for objective, seed in zip(self._objectives, self._seeds, strict=True):
+        for objective, seed in zip(self.objectives, self._seeds, strict=True):
             objective.seed = seed
         put_back(self._model, self._traces)
         put_back_kinds(self._model, self._kinds)
