@@ -12,7 +12,7 @@ from ..objective import Objective, available
 from ..parameters import Versions
 from .chunk import METHODS, ChunkCurvature
 from .eager import ForwardPass
-from .rows import ChunkRows
+from .rows import ChunkRows, is_squared_error, residual_of_pass
 
 Term = Callable[[ChunkCurvature, bool], Tensor]
 """(a chunk, whether it is kept for further products) -> its share."""
@@ -197,17 +197,97 @@ class Linearization:
             self._check_rows()
             yield from self._rows_of(index).pieces(most)
 
+    def row_count(self) -> int:
+        """R, how many rows there are, over all chunks and ranks; of which none is computed.
+
+        Raises:
+            ValueError: as `rows`.
+            RuntimeError: as `matvec`.
+        """
+        self._check_rows()
+        chunks = range(len(self.objective.chunks))
+        return sum(self.objective.reduce.gather(sum(self._rows_of(index).count for index in chunks)))
+
+    def residual(self) -> Tensor | None:
+        """r [R] with J~'r the gradient without the L2 term: for a squared error the residuals, scaled as the rows are.
+
+        Returns:
+            The vector, in the order of the rows; None where the loss does not tell it: it is known of torch's own
+            losses that have rows, but for a cross-entropy whose probabilities underflow.
+
+        Raises:
+            ValueError: as `rows`.
+            RuntimeError: as `matvec`.
+        """
+        self._check_rows()
+        found = [self._rows_of(index).residual() for index in range(len(self.objective.chunks))]
+        known = all(self.objective.reduce.gather(all(each is not None for each in found)))
+        return self.objective.rows(lambda chunk, index: (found[index],))[0] if known else None
+
+    def residual_at(self, values: Tensor) -> Tensor | None:
+        """The same of other parameters, without their gradient; None where J~ has a scale that moves with them.
+
+        Args:
+            values: of the parameters [P].
+
+        Returns:
+            r [R] of a squared error; None of any other loss.
+        """
+        at, objective = self.space.named(values), self.objective
+        if not all(objective.reduce.gather(is_squared_error(objective.program))):
+            return None
+
+        def of_chunk(chunk, index):
+            return (residual_of_pass(objective, chunk, index, at, self.space.dtype),)
+
+        return objective.rows(of_chunk)[0]
+
+    def decay(self) -> Tensor | None:
+        """The L2 term's coefficient of each parameter [P], which is the diagonal of its Hessian; None where all are 0."""
+        if not any(self._decay):
+            return None
+        pieces = zip(self._decay, self.space.sizes, strict=True)
+        like = {"dtype": self.space.dtype, "device": self.space.device}
+        return torch.cat([torch.full((size,), decay, **like) for decay, size in pieces])
+
+    def gram(self, sizes: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """J~'J~, the Gauss-Newton matrix without the L2 term, from rows in pieces, of which one is in memory at a time.
+
+        Args:
+            sizes: of consecutive blocks of parameters, whose matrices alone are formed. Default: one of all [P, P].
+            dtype: in which products of rows are added up. Default: that of the rows.
+
+        Returns:
+            The matrix of each block.
+
+        Raises:
+            ValueError: as `rows`.
+            RuntimeError: as `matvec`.
+        """
+        self._check_rows()
+        sizes = [self.space.size] if sizes is None else list(sizes)
+        dtype = dtype or self.space.dtype
+
+        def of_chunk(chunk, index):
+            found = [torch.zeros(size, size, dtype=dtype, device=self.space.device) for size in sizes]
+            for piece in self._rows_of(index, weighed=False).pieces():
+                for matrix, columns in zip(found, piece.to(dtype).split(sizes, dim=1), strict=True):
+                    matrix.addmm_(columns.mT, columns)
+            return tuple(found)
+
+        return list(self.objective.sum(of_chunk))
+
     def _check_rows(self) -> None:
         if self.curvature != "ggn":
             raise ValueError("the Hessian is no product J~'J~ and has no rows; linearize with curvature='ggn'")
         self._check_unchanged()
         self._check_parts()
 
-    def _rows_of(self, index: int) -> ChunkRows:
+    def _rows_of(self, index: int, weighed: bool = True) -> ChunkRows:
         part, chunk = self._parts[index], self.objective.chunks[index]
         kept = isinstance(part, ChunkCurvature)
         forward = part.forward() if kept else ForwardPass(self.objective, chunk, index, self.space, part)
-        return ChunkRows(forward, self.objective.weights[index])
+        return ChunkRows(forward, self.objective.weights[index] if weighed else 1.0)
 
     @property
     def method(self) -> str:

@@ -1,7 +1,7 @@
 """Optimizers."""
 
 from .kfac import KFAC, KFACStepReport
-from .newton import CG, GGN, Armijo, Blocks, Hessian, HessianFree
+from .newton import CG, GGN, Armijo, Blocks, Direct, GaussNewton, Hessian, HessianFree
 from .newton import in_a_table as in_a_table
 from .newton import is_former as is_former
 from .parts import Fixed, LevenbergMarquardt, StepReport, StepStatus
@@ -11,11 +11,13 @@ from .quadratic_lr import QuadraticOptions as QuadraticOptions
 __all__ = [
     "CG",
     "GGN",
+    "GaussNewton",
     "KFAC",
     "SGDQLR",
     "AdamQLR",
     "Armijo",
     "Blocks",
+    "Direct",
     "Fixed",
     "Hessian",
     "HessianFree",

@@ -9,6 +9,9 @@ from .conjugate_gradient import NONPOSITIVE_CURVATURE as NONPOSITIVE_CURVATURE
 from .conjugate_gradient import STOPPING as STOPPING
 from .conjugate_gradient import conjugate_gradient
 from .damping import levenberg_marquardt, reduction_ratio, resolution
+from .direct import FACTORIZATIONS as FACTORIZATIONS
+from .direct import SIDES as SIDES
+from .direct import DirectSolve, LeastSquares
 from .line_search import LineSearchResult, armijo
 from .result import CGResult
 from .stopping import CGStatus
@@ -16,6 +19,8 @@ from .stopping import CGStatus
 __all__ = [
     "CGResult",
     "CGStatus",
+    "DirectSolve",
+    "LeastSquares",
     "LineSearchResult",
     "armijo",
     "backtrack",

@@ -128,6 +128,20 @@ def _bends_elsewhere(loss: Any, x: Tensor, targets: Any) -> bool:
 
 
 def _root_of_cross_entropy(loss: Any, outputs: Tensor, targets: Tensor) -> Product | None:
+    factors = root_factors(loss, outputs, targets)
+    if factors is None:
+        return None
+    probabilities, root, weights, dim = factors
+
+    def multiply(u: list[Tensor]) -> list[Tensor]:
+        v = root * u[0]
+        return [(weights * torch.addcmul(v, probabilities, v.sum(dim, keepdim=True), value=-1)).to(u[0].dtype)]
+
+    return multiply
+
+
+def root_factors(loss: Any, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, int] | None:
+    """Of cross-entropy p, sqrt(p), sqrt(s) and the dimension of the classes; None where a weight s is negative."""
     logits = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
     dim = min(1, logits.dim() - 1)
     mean = setting(loss, "reduction", "mean") == "mean"
@@ -135,10 +149,4 @@ def _root_of_cross_entropy(loss: Any, outputs: Tensor, targets: Tensor) -> Produ
     if bool((weights < 0).any()):
         return None
     probabilities = logits.softmax(dim)
-    root, weights = probabilities.sqrt(), weights.sqrt()
-
-    def multiply(u: list[Tensor]) -> list[Tensor]:
-        v = root * u[0]
-        return [(weights * torch.addcmul(v, probabilities, v.sum(dim, keepdim=True), value=-1)).to(u[0].dtype)]
-
-    return multiply
+    return probabilities, probabilities.sqrt(), weights.sqrt(), dim

@@ -1,3 +1,5 @@
 """Rows J~ of the Gauss-Newton matrix: GGN = J~'J~, piece by piece."""
 
 from .chunk_rows import ChunkRows as ChunkRows
+from .residuals import is_squared_error as is_squared_error
+from .residuals import residual_of_pass as residual_of_pass

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...objective import LossOfOutputs, available, name_of, random_signs
 from ..eager import ForwardPass, Retained
-from ..loss import Product, root_of_any
+from ..loss import Product, root_of_any, unrooted
 from .pulling import Pull, Tensors, pull_examples, pull_whole
 
 COPIES = 4
@@ -92,6 +92,22 @@ class ChunkRows:
                 yield piece.mul_(math.sqrt(self._weight)) if self._weight else torch.zeros_like(piece)
         if check is not None:
             check.judge()
+
+    def residual(self) -> Tensor | None:
+        """r [R] with J~'r the chunk's gradient times its weight; None where the loss does not tell, see `unrooted`."""
+        forward = self._forward
+        if self._root is None:
+            return torch.zeros(0, dtype=self._space.dtype, device=self._space.device)
+        slopes = torch.autograd.grad(forward.loss, forward.outputs, retain_graph=True, materialize_grads=True)
+        program: LossOfOutputs = forward.objective.program  # pyright: ignore[reportAssignmentType]
+        found = unrooted(program.loss, self._root, forward.outputs, forward.chunk.targets, slopes)
+        if found is None:
+            return None
+        if self._has_examples:
+            flat = torch.cat([each.reshape(len(each), -1) for each in found], dim=1).reshape(-1)
+        else:
+            flat = torch.cat([each.reshape(-1) for each in found])
+        return flat.detach().to(self._space.dtype) * math.sqrt(self._weight)
 
     def _piece(self, root: Product, pull: Pull, examples: range, columns: range) -> Tensor:
         """Rows of some examples, each in some columns, [examples * columns, P]."""

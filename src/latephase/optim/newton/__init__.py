@@ -7,4 +7,6 @@ from .curvatures import Blocks as Blocks
 from .curvatures import Hessian as Hessian
 from .former import in_a_table as in_a_table
 from .former import is_former as is_former
+from .direct import Direct as Direct
+from .gauss_newton import GaussNewton as GaussNewton
 from .hessian_free import HessianFree as HessianFree

@@ -45,6 +45,7 @@ class CG(Part):
     """
 
     kind: ClassVar[str] = "cg"
+    multiplies: ClassVar[bool] = True
     LOCAL: ClassVar[tuple[str, ...]] = ("preconditioner",)
 
     max_iter: int = 250

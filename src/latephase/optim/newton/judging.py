@@ -11,7 +11,7 @@ from ...solve import armijo, backtrack, reduction_ratio, resolution
 from ..parts import Damping, StepStatus
 from .curvatures import Armijo
 from .outcome import Outcome
-from .path import Path, Solver
+from .path import DampingPath, Path, Solver
 from .quadratic import Quadratic
 
 
@@ -78,19 +78,18 @@ class Judge:
             self._evaluation.check_data()
             return Outcome(loss, loss)
         candidates = _Candidates(self._quadratic, path, lr, self._solver.max_step_norm, self._evaluation)
-        chosen, candidate_loss = self._choose(candidates, loss)
+        if isinstance(path, DampingPath):
+            chosen, candidate_loss = self._walk(path, candidates, loss)
+            if not path.candidates:
+                return Outcome(loss, loss)
+        else:
+            chosen, candidate_loss = self._choose(candidates, loss)
         candidate, iteration = candidates[chosen], path.indices[chosen]
         direction = candidate if isinstance(lr, float) and lr == 1 else lr * candidate
         predicted, slope, length = candidates.numbers(chosen, direction, self._rule.model == "damped")
         if length == 0:
             return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, iteration)
-        smallest = resolution(loss, torch.finfo(self._quadratic.loss.dtype).eps)
-        telling = not abs(predicted) <= smallest
-        change = candidate_loss - loss
-        if self._others is not None and telling:
-            there = Trials(self._others, self._quadratic.space).value(candidate)
-            change = there - float(self._quadratic.loss)
-        ratio = reduction_ratio(change, predicted, smallest)
+        ratio, telling = self._ratio(candidate, predicted, candidate_loss, loss)
         known = candidate_loss if direction is candidate else None
         alpha, new_loss = self._how_far(direction, loss, slope, known)
         if not math.isfinite(new_loss):
@@ -105,6 +104,33 @@ class Judge:
         if length == 0:  # the step is below the rounding of the parameters
             return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, predicted, iteration)
         return Outcome(loss, new_loss, StepStatus.TAKEN, ratio, predicted, iteration, alpha, length, vector)
+
+    def _ratio(self, candidate: Tensor, predicted: float, there: float, loss: float) -> tuple[float, bool]:
+        """The reduction ratio of a candidate with its loss, and whether the predicted change is above rounding."""
+        smallest = resolution(loss, torch.finfo(self._quadratic.loss.dtype).eps)
+        telling = not abs(predicted) <= smallest
+        change = there - loss
+        if self._others is not None and telling:
+            change = Trials(self._others, self._quadratic.space).value(candidate) - float(self._quadratic.loss)
+        return reduction_ratio(change, predicted, smallest), telling
+
+    def _walk(self, path: DampingPath, candidates: "_Candidates", loss: float) -> tuple[int, float]:
+        """The candidate where the damping's rule stops, and the loss there."""
+        losses: dict[int, float] = {}
+
+        def ratio(damping: float) -> float:
+            index = path.extend(damping)
+            if index is None:
+                return -math.inf
+            candidate = candidates[index]
+            losses[index] = self._trials.value(candidate)
+            predicted = candidates.numbers(index, candidate, self._rule.model == "damped")[0]
+            return self._ratio(candidate, predicted, losses[index], loss)[0]
+
+        chosen = path.extend(self._rule.walk(self._quadratic.damping, ratio))
+        if chosen is None:
+            chosen = len(path.candidates) - 1
+        return chosen, losses.get(chosen, math.nan)
 
     def _choose(self, candidates: "_Candidates", loss: float) -> tuple[int, float]:
         """The candidate, and the loss there."""
@@ -137,10 +163,17 @@ class _Candidates:
         self, quadratic: Quadratic, path: Path, lr: float | Tensor, limit: float | None, evaluation: Objective
     ):
         self.quadratic, self.path, self.share = quadratic, path, evaluation.reduce.share
-        self.scales = [1.0] * len(self)
-        if limit is not None:
-            lengths = [(lr * self._candidate(index)).norm() for index in range(len(self))]
-            self.scales = (limit / self.share(torch.stack(lengths).double())).clamp(max=1.0).tolist()
+        self._lr, self._limit = lr, limit
+        self._scales: list[float] = []
+
+    def _scale(self, index: int) -> float:
+        """The factor on a candidate; of all that there are by now, computed together."""
+        if self._limit is None:
+            return 1.0
+        if index >= len(self._scales):
+            lengths = [(self._lr * self._candidate(i)).norm() for i in range(len(self._scales), len(self))]
+            self._scales += (self._limit / self.share(torch.stack(lengths).double())).clamp(max=1.0).tolist()
+        return self._scales[index]
 
     def __len__(self) -> int:
         return len(self.path.candidates)
@@ -149,15 +182,18 @@ class _Candidates:
         return self.path.candidates[index].to(self.quadratic.space.device)
 
     def __getitem__(self, index: int) -> Tensor:
-        scale = self.scales[index]
+        scale = self._scale(index)
         return self._candidate(index) if scale == 1 else scale * self._candidate(index)
 
     def numbers(self, index: int, direction: Tensor, damped: bool) -> list[float]:
         """Predicted change of a candidate, slope of the model along a direction, and the candidate's length."""
-        p, gradient, scale = self._candidate(index), self.quadratic.slopes, self.scales[index]
+        p, gradient, scale = self._candidate(index), self.quadratic.slopes, self._scale(index)
         value = math.fsum(self.path.values[index])
+        if isinstance(self.path, DampingPath) and not damped:
+            value = self.path.undamped[index]
+        known = damped or isinstance(self.path, DampingPath)
         predicted = (
-            torch.tensor(value, dtype=torch.float64, device=p.device) if damped else self.quadratic.undamped(value, p)
+            torch.tensor(value, dtype=torch.float64, device=p.device) if known else self.quadratic.undamped(value, p)
         )
         if scale != 1:  # q(s x) = s g'x + s^2 (q(x) - g'x)
             along = torch.dot(gradient, p).double()

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -29,10 +29,11 @@ from ..parts import (
 )
 from .block_ranks import agreed
 from .cg import CG
+from .direct import Direct
 from .former import FORMER, check_names, is_former, with_parts
 from .judging import Judge
 from .outcome import Outcome
-from .path import Path
+from .path import DampingPath, Path
 from .quadratic import Quadratic, linearized, quadratic_of
 from .report import report_of
 from .settings import OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part, plain
@@ -51,9 +52,11 @@ class Newton(SecondOrder):
     """
 
     report: StepReport | None = None
+    _NAMES: ClassVar[Sequence[str]] = OPTIONS
+    """Options of the constructor."""
 
     def __init__(self, params: Any, options: Mapping[str, Any], others: Mapping[str, Any]):
-        check_names(others, others, OPTIONS, type(self).__name__)
+        check_names(others, others, self._NAMES, type(self).__name__)
         super().__init__(params, {**PER_GROUP, **options, **{name: part(name, options[name]) for name in PARTS}})
         check_groups(self.param_groups)
 
@@ -104,7 +107,7 @@ class Newton(SecondOrder):
     ) -> Tensor:
         started, options = time.perf_counter(), self.param_groups[0]
         block_group = _group_of(self.param_groups)
-        if options["debias"] and evaluation is objective:
+        if options.get("debias", False) and evaluation is objective:
             raise ValueError(
                 "debias=True needs an evaluation objective on other data: "
                 "optimizer.step(objective, evaluation=held_out)"
@@ -116,21 +119,21 @@ class Newton(SecondOrder):
         one_seed(transaction.objectives, block_group)
         lr = per_parameter(self.param_groups, "lr", space)
         quadratic = self._quadratic(objective, evaluation, curvature_objective, space)
-        path = options["solver"].solve(quadratic, self._carried.start(space))
+        path = options["solver"].solve(quadratic, self._start(space))
         if not (quadratic.finite and path.finite):
             self._carried.forget_estimate()
             for each in transaction.objectives:
                 each.check_data()
         known = quadratic.seen.linear if evaluation is objective else quadratic.seen.other
-        on_objective = options["damping"].data == "objective" and evaluation is not objective and not options["debias"]
+        on_objective = options["damping"].data == "objective" and evaluation is not objective and not options.get("debias", False)
         others = objective if on_objective else None
         judge = Judge(quadratic, evaluation, others, options["solver"], options["damping"], options["line_search"])
-        outcome = judge.outcome(path, None if known is None else float(known.loss), lr)
+        outcome = judge.outcome(path, None if known is None else float(known.loss), self._rate(lr))
         if block_group is not None:
             outcome = agreed(outcome, block_group, path.start)
         self._settle(quadratic, path, outcome, objective, transaction)
         self._carried.remember(curvature_objective)
-        self._carried.iterations = max(path.iterations)
+        self._carried.iterations = max(path.iterations, default=0)
         seconds = time.perf_counter() - started
         self.report = report_of(quadratic, path, outcome, float(options["lr"]), evaluation is objective, seconds)
         return quadratic.loss
@@ -148,22 +151,23 @@ class Newton(SecondOrder):
     ) -> Quadratic:
         """The quadratic model, with the preconditioner for it."""
         options, damping = self.param_groups[0], self.damping
-        solver: CG = options["solver"]
+        solver: CG | Direct = options["solver"]
         blocks, tolerances = blocks_of(self.param_groups, space)
         scale = per_parameter(self.param_groups, "damping_scale", space)
         over = None
-        if len(blocks) > 1:
+        if len(blocks) > 1 and solver.multiplies:
             expected, samples = solver.expected(self._carried.iterations), options["blocks"].samples
             over = partial(over_blocks, sizes=blocks, expected=expected, samples=samples)
         seen = linearized(
             objective,
             curvature_objective,
-            evaluation if options["debias"] else None,
+            evaluation if options.get("debias", False) else None,
             space,
             options["curvature"],
             damping,
             at_once=self._carried.saw(curvature_objective) or len(blocks) > 1,
             over=over,
+            method="auto" if solver.multiplies else "double_backward",
         )
         method = find_preconditioner(solver.preconditioner)
         if isinstance(method, Preconditioner):
@@ -187,17 +191,32 @@ class Newton(SecondOrder):
         """Write parameters and buffers if the step is accepted; keep the damping and the start of the next step."""
         if outcome.vector is not None:
             transaction.write(quadratic.space, outcome.vector, objective, quadratic.buffers)
-        self._carried.keep_start(quadratic.space, None if outcome.vector is None else path.start)
-        warning = adapt_damping(self._carried, quadratic.damping, outcome.ratio, self.param_groups[0]["damping"])
+        self._keep_start(quadratic.space, path, outcome)
+        used = quadratic.damping
+        if isinstance(path, DampingPath) and path.dampings:
+            used = path.dampings[outcome.iteration]
+        warning = adapt_damping(self._carried, used, outcome.ratio, self.param_groups[0]["damping"])
         if warning is not None:
             warnings.warn(warning, stacklevel=5)
+
+    def _start(self, space: ParameterSpace) -> Tensor | None:
+        """Where the solver begins [P], or none."""
+        return self._carried.start(space)
+
+    def _keep_start(self, space: ParameterSpace, path: Path, outcome: Outcome) -> None:
+        """Keep what the next step begins from; none after a step that was rejected."""
+        self._carried.keep_start(space, None if outcome.vector is None else path.start)
+
+    def _rate(self, lr: float | Tensor) -> float | Tensor:
+        """The step size that the line search begins with, from that of the param groups."""
+        return lr
 
     @property
     def _carried(self) -> Carried:
         return Carried(self.state, self.param_groups, self.param_groups[0]["damping"].initial)
 
     @property
-    def _solver(self) -> CG:
+    def _solver(self) -> CG | Direct:
         return self.param_groups[0]["solver"]
 
     def _checked(

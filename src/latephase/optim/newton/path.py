@@ -1,7 +1,8 @@
 """What a solver makes of a quadratic model: candidates, from cautious to bold."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -39,12 +40,61 @@ class Path:
         return values and CGStatus.NONFINITE not in self.status
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What the damped model comes to at one damping.
+
+    Attributes:
+        step: p [P].
+        value: change of the damped model there.
+        undamped: change of the model without the damping.
+    """
+
+    step: Tensor
+    value: float
+    undamped: float
+
+
+@dataclass(frozen=True)
+class DampingPath(Path):
+    """A path whose parameter is the damping: a candidate comes into being when its damping is tried.
+
+    Attributes:
+        at: damping -> candidate; None where the damped matrix is singular to rounding.
+        dampings: lambda of each candidate, in the order in which they were tried.
+        undamped: change of the undamped model at each.
+    """
+
+    at: Callable[[float], Candidate | None] = lambda damping: None
+    dampings: list[float] = field(default_factory=list)
+    undamped: list[float] = field(default_factory=list)
+
+    def extend(self, damping: float) -> int | None:
+        """The number of a damping's candidate, made where there is none yet; None where there can be none."""
+        if damping in self.dampings:
+            return self.dampings.index(damping)
+        found = self.at(damping)
+        if found is None or not math.isfinite(found.value):
+            return None
+        self.candidates.append(found.step)
+        self.values.append((found.value,))
+        self.indices.append(len(self.dampings))
+        self.dampings.append(damping)
+        self.undamped.append(found.undamped)
+        return len(self.dampings) - 1
+
+
 class Solver(Protocol):
     """What finds candidates: a part with the settings of one method."""
 
     @property
+    def multiplies(self) -> bool:
+        """Whether it asks for products with the curvature matrix."""
+        ...
+
+    @property
     def candidates(self) -> str:
-        """Which candidates are tried: "best" walks back from the last, "last" takes it."""
+        """Which candidates are tried: "best" walks back from the last, "last" takes it, "damping" goes as the damping's rule says."""
         ...
 
     @property

@@ -45,6 +45,7 @@ def linearized(
     damping: float,
     at_once: bool,
     over: Callable[[Linearization], OverBlocks] | None,
+    method: str = "auto",
 ) -> Linearized:
     """Linearise the objectives of a step.
 
@@ -57,13 +58,14 @@ def linearized(
         damping: lambda, which scales structural damping.
         at_once: trace a shape that is seen for the first time.
         over: makes products of several blocks; None where there is one.
+        method: of products, see `linearize`; "double_backward" where none will be asked for.
     """
 
     def curvature_of(source: Objective) -> Linearization:
         if curvature.structural_damping > 0:
             source = structurally_damped(source, damping * curvature.structural_damping)
         return linearize(
-            source, curvature.kind, space.parameters, curvature.dtype, at_once=at_once, compile=curvature.compile
+            source, curvature.kind, space.parameters, curvature.dtype, method, at_once=at_once, compile=curvature.compile
         ).unwatched()
 
     curved = linear = curvature_of(curvature_objective)

@@ -18,9 +18,10 @@ from ..parts import (
 )
 from .cg import CG
 from .curvatures import GGN, Armijo, Blocks, Hessian
+from .direct import Direct
 
 CURVATURES: dict[str, type[Part]] = {each.kind: each for each in (GGN, Hessian)}
-SOLVERS: dict[str, type[Part]] = {each.kind: each for each in (CG,)}
+SOLVERS: dict[str, type[Part]] = {each.kind: each for each in (CG, Direct)}
 SEARCHES: dict[str, type[Part]] = {each.kind: each for each in (Armijo,)}
 BLOCKS: dict[str, type[Part]] = {each.kind: each for each in (Blocks,)}
 
@@ -67,7 +68,7 @@ def _switch(part: type[Part], off: Any) -> Callable[[Any, Part | None], Any]:
 
 _SLOTS: dict[str, tuple[Mapping[str, type[Part]], Callable[[Any, Part | None], Any], str]] = {
     "curvature": (CURVATURES, _curvature, "one of ggn, hessian, or a part: GGN(...) or Hessian(...)"),
-    "solver": (SOLVERS, lambda given, like: None, "a part: CG(...)"),
+    "solver": (SOLVERS, lambda given, like: None, "a part: CG(...) or Direct(...)"),
     "damping": (DAMPINGS, _damping, "a number >= 0, or a part: LevenbergMarquardt(...) or Fixed(...)"),
     "line_search": (SEARCHES, _switch(Armijo, False), "True or False, or a part: Armijo(...)"),
     "blocks": (BLOCKS, _switch(Blocks, None), "None, True or False, or a part: Blocks(...)"),
@@ -120,7 +121,7 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
             group[name] = part(name, group[name])
         for name in ("lr", "damping_scale"):
             check_number(name, group[name])
-        if not isinstance(group["debias"], bool):
+        if not isinstance(group.get("debias", False), bool):
             raise ValueError(f"debias must be True or False, got {group['debias']!r}")
         if group["tolerance"] is not None:
             check_number("tolerance", group["tolerance"])
@@ -129,9 +130,9 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
     first = groups[0]
     if first["blocks"] is not None and first["blocks"].samples is not None and first["curvature"].kind != "ggn":
         raise ValueError("Blocks.samples goes with curvature='ggn' only")
-    for name in GLOBAL:
+    for name in (*GLOBAL, "momentum"):
         for index, group in enumerate(groups):
-            if group[name] != first[name]:
+            if group.get(name) != first.get(name):
                 raise ValueError(
                     f"{name} must be the same in all param groups: group 0 has {first[name]!r}, "
                     f"group {index} has {group[name]!r}"

@@ -1,6 +1,7 @@
 """The damping of the next step: the rules there are, and what to say when adaptation has stopped to help."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,8 @@ from ...solve import levenberg_marquardt
 from .part import Part
 from .state import Carried
 
+TRIES = 8
+"""Dampings that one step tries at most, where the solver has a candidate for each."""
 RISES = 20
 """So many rises of the damping in a row, by 3/2 each a factor of 3,000, are no search for a better one any more."""
 
@@ -65,6 +68,23 @@ class LevenbergMarquardt(Part):
         self._check_choice("model", ("undamped", "damped"))
         self._check_choice("data", ("evaluation", "objective"))
 
+    def walk(self, start: float, ratio: Callable[[float], float]) -> float:
+        """The damping of a step whose solver has a candidate for each: the first that lowers the loss, rising.
+
+        Args:
+            start: lambda to begin with.
+            ratio: damping -> reduction ratio of its candidate, which is then evaluated.
+        """
+        damping = start
+        for _ in range(TRIES - 1):
+            found = ratio(damping)
+            risen = min(damping * self.factors[1], self.range[1])
+            if math.isnan(found) or found > 0 or risen == damping:
+                return damping
+            damping = risen
+        ratio(damping)
+        return damping
+
     def next(self, used: float, ratio: float) -> float:
         """The damping of the next step.
 
@@ -101,6 +121,16 @@ class Fixed(Part):
     def initial(self) -> float:
         """Lambda of the first step."""
         return self.value
+
+    def walk(self, start: float, ratio: Callable[[float], float]) -> float:
+        """The damping of a step whose solver has a candidate for each: the one that there is.
+
+        Args:
+            start: lambda to begin with, which after `optimizer.damping = ...` may be another than `value`.
+            ratio: damping -> reduction ratio of its candidate, which is then evaluated.
+        """
+        ratio(start)
+        return start
 
     def next(self, used: float, ratio: float) -> float:
         """The damping of the next step, which is that of this one."""
