@@ -87,7 +87,11 @@ class LeastSquares:
         if self.diagonal is None:
             return 0.0
         quotient = self.diagonal / self.scale
-        return float(quotient[0]) if bool((quotient == quotient[0]).all()) else None
+        same = (quotient - quotient[0]).abs() <= 4 * torch.finfo(quotient.dtype).eps * quotient[0]
+        return float(quotient[0]) if bool(same.all()) else None
+
+
+_NEEDS = "needs rows, a damping that acts on all parameters, and an L2 term that is one multiple of it for all of them"
 
 
 class DirectSolve:
@@ -115,11 +119,11 @@ class DirectSolve:
 
     def __init__(self, model: LeastSquares, factorization: str = "auto", side: str = "auto"):
         self._model, self._factorization = model, factorization
-        possible = model.rows is not None and model.ridge is not None
+        possible = self._has_rows
         if side == "dual" and not possible:
-            raise ValueError("the dual side needs rows, and an L2 term that is one multiple of the damping's scale")
+            raise ValueError(f"the dual side {_NEEDS}; take the primal one")
         if factorization == "svd" and not possible:
-            raise ValueError("a singular value decomposition needs rows, and an L2 term as the dual side does")
+            raise ValueError(f"a singular value decomposition {_NEEDS}; take cholesky or eigh")
         rows = math.inf if model.rows is None else len(model.rows)
         smaller = "dual" if possible and rows < len(model.gradient) else "primal"
         self.side = smaller if side == "auto" else side
@@ -134,6 +138,8 @@ class DirectSolve:
             residual: [R], -(J'J + D + lambda S)^-1 J' times which is asked for instead; needs rows. Default none.
         """
         model = self._model
+        if not math.isfinite(self.norm):
+            return None
         if residual is None:
             residual, rest = model.residual, model.gradient if model.residual is None else model.rest
         else:
@@ -152,17 +158,21 @@ class DirectSolve:
         """A bound on the largest eigenvalue of J'J, in the scale of the damping."""
         return float(self._squared.diagonal().sum())
 
+    @property
+    def _has_rows(self) -> bool:
+        """Whether there are rows, and all of the quadratic beside them is a multiple of S, which has an inverse."""
+        return self._model.rows is not None and self._divides and self._model.ridge is not None
+
     def _methods(self, damping: float) -> list[str]:
-        possible = self._model.rows is not None and self._model.ridge is not None
         if self._factorization != "auto":
             return [self._factorization]
         if self.counts["svd"]:
             return ["svd"]
         enough = squared_suffices((damping + (self._model.ridge or 0.0)) / max(self.norm, 1e-300), self._dtype)
-        if not enough and possible:
+        if not enough and self._has_rows:
             return ["svd"]
         first = "eigh" if self.counts["eigh"] or self.counts["cholesky"] >= TRIALS else "cholesky"
-        return [first, "svd"] if possible else [first, "eigh"] if self._divides else [first]
+        return [first, "svd" if self._has_rows else "eigh"] if self._divides else ["cholesky"]
 
     @property
     def _dtype(self) -> torch.dtype:
