@@ -149,10 +149,10 @@ def test_where_squares_have_no_digits_left_singular_values_are_taken(shape):
 
 
 def test_how_many_digits_are_enough():
-    assert squared_suffices(1e-11, torch.float64)
-    assert not squared_suffices(1e-13, torch.float64)
-    assert squared_suffices(1e-2, torch.float32)
-    assert not squared_suffices(1e-4, torch.float32)
+    assert squared_suffices(1e-14, torch.float64)
+    assert not squared_suffices(1e-15, torch.float64)
+    assert squared_suffices(1e-5, torch.float32)
+    assert not squared_suffices(1e-6, torch.float32)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -26,8 +26,8 @@ def digits_left(relative: float, dtype: torch.dtype) -> float:
 
 
 def squared_suffices(relative: float, dtype: torch.dtype) -> bool:
-    """Whether a damping is so far above rounding that J'J or JJ' may be formed: four digits are left at least."""
-    return digits_left(relative, dtype) >= 4
+    """Whether a damping is above the rounding of J'J or JJ': one digit is left at least, which is enough to go downhill."""
+    return digits_left(relative, dtype) >= 1
 
 
 def gram(a: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Newton(SecondOrder):
     def __init__(self, params: Any, options: Mapping[str, Any], others: Mapping[str, Any]):
         check_names(others, others, self._NAMES, type(self).__name__)
         super().__init__(params, {**PER_GROUP, **options, **{name: part(name, options[name]) for name in PARTS}})
-        check_groups(self.param_groups)
+        self._check_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see `torch.optim.Optimizer.add_param_group`."""
@@ -99,7 +99,7 @@ class Newton(SecondOrder):
         curvature_objective = objective if curvature_objective is None else curvature_objective
         objectives = (objective, evaluation, curvature_objective)
         with Transaction(self, objectives, _group_of(self.param_groups)) as transaction:
-            check_groups(self.param_groups)
+            self._check_groups()
             return self._step(objective, evaluation, curvature_objective, transaction)
 
     def _step(

@@ -125,11 +125,13 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
             raise ValueError(f"debias must be True or False, got {group['debias']!r}")
         if group["tolerance"] is not None:
             check_number("tolerance", group["tolerance"])
-            if group["blocks"] is None:
+            if group["blocks"] is None or not group["solver"].multiplies:
                 raise ValueError("tolerance of a param group goes with blocks=True; write solver=CG(tolerance=...)")
     first = groups[0]
     if first["blocks"] is not None and first["blocks"].samples is not None and first["curvature"].kind != "ggn":
         raise ValueError("Blocks.samples goes with curvature='ggn' only")
+    if not first["solver"].multiplies:
+        _check_direct(first)
     for name in (*GLOBAL, "momentum"):
         for index, group in enumerate(groups):
             if group.get(name) != first.get(name):
@@ -137,6 +139,18 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
                     f"{name} must be the same in all param groups: group 0 has {first[name]!r}, "
                     f"group {index} has {group[name]!r}"
                 )
+
+
+def _check_direct(group: Mapping[str, Any]) -> None:
+    """Check what goes with a solver that takes rows instead of products."""
+    if group["curvature"].kind != "ggn":
+        raise ValueError("Direct goes with curvature='ggn': the Hessian has no rows; take CG()")
+    if group["curvature"].compile or group["curvature"].dtype is not None:
+        raise ValueError("GGN.compile and GGN.dtype are those of products, which Direct does not ask for")
+    if group.get("debias", False):
+        raise ValueError("debias=True goes with CG, whose directions it takes")
+    if group["blocks"] is not None and (group["blocks"].samples is not None or group["blocks"].group is not None):
+        raise ValueError("Blocks.samples and Blocks.group go with CG; Direct solves every block exactly on every rank")
 
 
 def blocks_of(groups: Sequence[Mapping[str, Any]], space: ParameterSpace) -> tuple[list[int], list[float]]:

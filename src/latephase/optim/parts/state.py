@@ -64,6 +64,15 @@ class Carried:
     def iterations(self, value: int) -> None:
         self._keep(iterations=value)
 
+    @property
+    def moments(self) -> int:
+        """How many steps in a row the start has been kept as a momentum."""
+        return self._first.get("moments", 0)
+
+    @moments.setter
+    def moments(self, value: int) -> None:
+        self._keep(moments=value)
+
     def start(self, space: ParameterSpace) -> Tensor | None:
         """The last solution of conjugate gradients [P], zero for parameters that have none; None if none has one."""
         kept = [self._state.get(p, {}).get("x0") for p in space.parameters]
@@ -111,6 +120,7 @@ def checks() -> dict[str, Check]:
         "damping": number,
         "rises": whole,
         "iterations": whole,
+        "moments": whole,
         "forms": wholes,
         "x0": like_parameter,
         "preconditioner": lambda where, value, _: fields(where, value, ("age", "blocks", "estimate"), ("method",)),
