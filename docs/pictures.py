@@ -166,7 +166,7 @@ def progress_picture() -> Figure:
     last = stopped.iterations[0]
     axes.axvline(last, color=PINK, linewidth=1.4, linestyle="--", label="Martens' rule stops here")
     count = sum(index <= last for index in path.indices)
-    chosen, value, _ = backtrack(lambda i: on_other[i], count, staying=0.0)
+    chosen, value = backtrack(lambda i: on_other[i], count, staying=0.0)
     axes.plot(path.indices[chosen], value, "o", markersize=11, color=RED, fillstyle="none", label="candidate chosen")
     return _over_iterations(figure, axes, "Change of the loss along one run of CG", columns=2)
 

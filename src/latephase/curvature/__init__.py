@@ -1,6 +1,7 @@
 """Curvature products: the Gauss-Newton matrix and the Hessian of an objective, linearised once and multiplied often."""
 
 from .blocks import OverBlocks, over_blocks
+from .chunk_task import ChunkTask as ChunkTask
 from .eager import ForwardPass as ForwardPass
 from .linearization import METHODS as METHODS
 from .linearization import Linearization, linearize

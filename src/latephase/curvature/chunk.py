@@ -1,13 +1,11 @@
 """Curvature of one chunk: by a trace, or by a graph of autograd that is kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from ..objective import Chunk, Objective
-from ..parameters import ParameterSpace
+from .chunk_task import ChunkTask
 from .eager import ForwardPass, Retained, trace_pays
 from .tracing import TracedPass, traced_pass
 
@@ -17,33 +15,26 @@ METHODS = ("auto", "traced", "linearize", "double_backward")
 class ChunkCurvature:
     """Loss, gradient and products of one chunk. What is not asked for is not computed.
 
+    Args:
+        task: the chunk, where, and which products. The loss and the gradient are in the parameters' own dtype.
+        method: how products are computed, one of `METHODS`.
+        at_once: trace a shape that is seen for the first time.
+        compile: send traced products through `torch.compile`.
+
     Attributes:
+        task: what was asked for.
         loss: the chunk's loss, scalar.
         buffers: the model's buffers after the pass.
         reason: why it is not traced, in words; None where it is, or where another method was asked for.
-        arguments: objective, chunk, its number, space, and buffers before the pass.
-        dtype: in which products run; None for the parameters' own.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        chunk: Chunk,
-        index: int,
-        space: ParameterSpace,
-        buffers: Mapping[str, Tensor],
-        hessian: bool,
-        dtype: torch.dtype | None,
-        method: str,
-        at_once: bool,
-        compile: bool,
-    ):
-        self.space, self.reason = space, None
-        self._hessian, self.dtype, self._asked, self._compile = hessian, dtype, method, compile
+    def __init__(self, task: ChunkTask, method: str, at_once: bool, compile: bool):
+        self.task, self.reason = task, None
+        self._space, self._dtype = task.space, task.dtype
+        self._asked, self._compile = method, compile
         self._at_once = at_once or method == "traced"
-        self.arguments = (objective, chunk, index, space, buffers)
         self._traced = self._trace() if method in ("auto", "traced") else None
-        main = ForwardPass(*self.arguments) if self._traced is None or dtype else self._traced
+        main = ForwardPass(task.in_own_dtype()) if self._traced is None or task.dtype else self._traced
         self.loss, self.buffers = main.loss.detach(), main.buffers
         self._main: ForwardPass | TracedPass | None = main
 
@@ -54,23 +45,23 @@ class ChunkCurvature:
 
     def forward(self) -> ForwardPass:
         """The pass with its graph, in the parameters' own dtype: the one that is kept, or another."""
-        return self._main if isinstance(self._main, ForwardPass) else ForwardPass(*self.arguments)
+        return self._main if isinstance(self._main, ForwardPass) else ForwardPass(self.task.in_own_dtype())
 
     def gradient(self) -> Tensor:
         """The chunk's gradient [P]; asked for once."""
         main = self._main
         if main is None:
-            main = ForwardPass(*self.arguments)
-        if self.dtype is not None:  # the products have a pass of their own, so that this one may go
+            main = ForwardPass(self.task.in_own_dtype())
+        if self._dtype is not None:  # the products have a pass of their own, so that this one may go
             self._main = None
-        return self.space.flatten(main.gradient())
+        return self._space.flatten(main.gradient())
 
     def product(self, v: Tensor) -> Tensor:
         """The chunk's curvature matrix times v [P]."""
         split = self.split(v)
         if self._traced is not None:
-            return self.space.flatten(self._traced.product(split, self._compile))
-        return self.space.flatten(self._retained.product(split))
+            return self._space.flatten(self._traced.product(split, self._compile))
+        return self._space.flatten(self._retained.product(split))
 
     def quadratic_form(self, v: Tensor) -> Tensor:
         """v'Cv, scalar."""
@@ -92,17 +83,14 @@ class ChunkCurvature:
     @cached_property
     def _retained(self) -> Retained:
         """The graph of the products: the main pass's, or one in another dtype."""
-        if self.dtype is None and isinstance(self._main, ForwardPass):
-            forward = self._main
-        else:
-            forward = ForwardPass(*self.arguments, dtype=self.dtype)
-        return Retained(forward, self._hessian, self._asked)
+        shared = self._main if self._dtype is None and isinstance(self._main, ForwardPass) else None
+        forward = shared or ForwardPass(self.task)
+        return Retained(forward, self.task.hessian, self._asked)
 
     def _trace(self) -> TracedPass | None:
         """The pass of the products by a trace; None where there is none, with the reason."""
-        objective, chunk, *_ = self.arguments
-        at_once = self._at_once or trace_pays(objective.model, self.space, chunk.extent)
-        found = traced_pass(*self.arguments, self._hessian, self.dtype, self._reference, at_once)
+        at_once = self._at_once or trace_pays(self.task.objective.model, self._space, self.task.chunk.extent)
+        found = traced_pass(self.task, self._reference, at_once)
         if not isinstance(found, str):
             return found
         if self._asked == "traced":
@@ -112,9 +100,9 @@ class ChunkCurvature:
 
     def _reference(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Loss and product of the products' pass by another method, to check a trace with."""
-        other = Retained(ForwardPass(*self.arguments, dtype=self.dtype), self._hessian, "double_backward")
-        return other.forward.loss.detach(), lambda v: self.space.flatten(other.product(self.split(v)))
+        other = Retained(ForwardPass(self.task), self.task.hessian, "double_backward")
+        return other.forward.loss.detach(), lambda v: self._space.flatten(other.product(self.split(v)))
 
     def split(self, v: Tensor) -> list[Tensor]:
         """Vector [P] -> tensors in the parameters' shapes, in the dtype of the products."""
-        return self.space.unflatten(v, self.dtype)
+        return self._space.unflatten(v, self._dtype)

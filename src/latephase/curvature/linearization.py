@@ -1,6 +1,7 @@
 """The objective linearised at the current parameters: loss, gradient, and products that share one linearisation."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from ..objective import Objective, available
 from ..parameters import Versions
 from .chunk import METHODS, ChunkCurvature
+from .chunk_task import ChunkTask
 from .eager import ForwardPass
 from .rows import ChunkRows, is_squared_error, residual_of_pass
 
@@ -89,8 +91,8 @@ class Linearization:
         self.space = objective.space(parameters)
         self._versions = Versions(self.space.parameters, values=products)
         self.products = 0
-        self._options = (curvature == "hessian", dtype, method if products else "double_backward", at_once, compile)
-        self._parts: list[ChunkCurvature | Mapping[str, Tensor]] = []
+        self._options = (method if products else "double_backward", at_once, compile)
+        self._parts: list[ChunkCurvature | ChunkTask] = []
         self.kept: dict[Hashable, Any] = {}
         self._ways: dict[int, tuple[str, str | None]] = {}
         self.buffers: dict[str, Tensor] = objective.buffers()
@@ -98,12 +100,12 @@ class Linearization:
         fits = _fitting(objective, self.space.device)
 
         def term(chunk, index):
-            before = self.buffers
-            part = ChunkCurvature(objective, chunk, index, self.space, before, *self._options)
+            task = ChunkTask(objective, chunk, index, self.space, self.buffers, curvature == "hessian", dtype)
+            part = ChunkCurvature(task, *self._options)
             self.buffers = part.buffers
             if not products:
                 return part.loss, part.gradient()
-            self._parts.append(part if fits(part) else before)
+            self._parts.append(part if fits(part) else task)
             return (part.loss,)
 
         loss, *gradient = objective.sum(term)
@@ -285,8 +287,10 @@ class Linearization:
 
     def _rows_of(self, index: int, weighed: bool = True) -> ChunkRows:
         part, chunk = self._parts[index], self.objective.chunks[index]
-        kept = isinstance(part, ChunkCurvature)
-        forward = part.forward() if kept else ForwardPass(self.objective, chunk, index, self.space, part)
+        if isinstance(part, ChunkCurvature):
+            forward = part.forward()
+        else:
+            forward = ForwardPass(replace(part, objective=self.objective, chunk=chunk, dtype=None))
         return ChunkRows(forward, self.objective.weights[index] if weighed else 1.0)
 
     @property
@@ -304,16 +308,16 @@ class Linearization:
 
     def _used(self) -> list[tuple[str, str | None]]:
         kept = [(part.method, part.reason) for part in self._parts if isinstance(part, ChunkCurvature)]
-        return [*kept, *self._ways.values()] or [(self._options[2], None)]
+        return [*kept, *self._ways.values()] or [(self._options[0], None)]
 
     def _each(self, term: Term) -> Tensor:
         """Sum of a term over the chunks, each kept or linearised anew."""
 
-        def of_chunk(chunk, index):
+        def of_chunk(_, index):
             part = self._parts[index]
             if isinstance(part, ChunkCurvature):
                 return (term(part, True),)
-            part = ChunkCurvature(self.source, chunk, index, self.space, part, *self._options)
+            part = ChunkCurvature(part, *self._options)
             result = term(part, False)
             self._ways[index] = part.method, part.reason
             return (result,)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..curvature import ForwardPass
+from ..curvature import ChunkTask, ForwardPass
 from .report import some
 from .subject import Subject
 
@@ -34,7 +34,8 @@ def suspects(subject: Subject) -> str:
 
 def _nodes(subject: Subject) -> Iterator[Any]:
     """The nodes of the largest chunk's loss, each once."""
-    forward = ForwardPass(subject.objective, subject.largest, 0, subject.space, subject.objective.buffers())
+    objective = subject.objective
+    forward = ForwardPass(ChunkTask(objective, subject.largest, 0, subject.space, objective.buffers()))
     seen, waiting = set(), [forward.loss.grad_fn]
     while waiting:
         node = waiting.pop()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..curvature import ForwardPass, Linearization, linearize, loss_curvature
+from ..curvature import ChunkTask, ForwardPass, Linearization, linearize, loss_curvature
 from ..objective import is_exhaustion
 from .differences import check_hessian_differences
 from .graph import suspects
@@ -176,7 +176,7 @@ def check_definiteness(subject: Subject, seen: Probe) -> None:
 def _loss_probe(subject: Subject) -> Probe | None:
     """The Hessian of the loss in the outputs of the largest chunk, through a few products."""
     objective, chunk = subject.objective, subject.largest
-    forward = ForwardPass(objective, chunk, 0, subject.space, objective.buffers())
+    forward = ForwardPass(ChunkTask(objective, chunk, 0, subject.space, objective.buffers()))
     if not forward.outputs:
         return None
     multiply = loss_curvature(objective.program, chunk.targets, forward.loss, forward.outputs)

@@ -13,32 +13,26 @@ more time for small models. They are there while a pass runs, and only the threa
 """
 
 import contextlib
-import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import nn
 from torch._C._functorch import (  # pyright: ignore[reportMissingImports]
     TransformType,
     get_interpreter_stack,
 )
 
-from . import elementary
 from .exclusive import exclusive
 from .kernels import differentiable_kernels
+from .stand_ins import METHODS, STAND_INS, Again
 
 T = TypeVar("T")
 Undo = Callable[[], None]
-
-
-class _Again(BaseException):
-    """The pass takes derivatives after a norm has run on torch's own kernel. No `except Exception` may swallow it."""
 
 
 class _Scope:
@@ -118,7 +112,7 @@ def substituted(
         try:
             with _kernels(scope, state), _Installed(scope):
                 result = call()
-        except _Again:
+        except Again:
             assert undo is not None
             undo()
             scope, state = _Scope(model, True, first_order), True
@@ -188,114 +182,4 @@ class _Patch:
         self.stand_in: Any = types.SimpleNamespace(**{method: call}) if method else call
 
 
-def _layer_norm(scope, original, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    if not scope.writes_out() or not _fits(input, normalized_shape):
-        return original(input, normalized_shape, weight, bias, eps, cudnn_enable)
-    return elementary.layer_norm(_as_autocast(input), normalized_shape, weight, bias, eps)[0]
-
-
-def _native_layer_norm(scope, original, input, normalized_shape, weight, bias, eps):
-    if not scope.writes_out() or not _fits(input, normalized_shape):
-        return original(input, normalized_shape, weight, bias, eps)
-    return elementary.layer_norm(_as_autocast(input), normalized_shape, weight, bias, eps)
-
-
-def _fits(input: Tensor, shape: Any) -> bool:
-    """Whether the shape is that of the last dimensions; where not, torch's own error says so."""
-    return len(shape) > 0 and tuple(input.shape[-len(shape) :]) == tuple(shape)
-
-
-def _as_autocast(x: Tensor) -> Tensor:
-    """Layer norm's input as autocast gives it to torch's own: in float32 on CUDA."""
-    kind = x.device.type
-    return x.float() if kind == "cuda" and x.is_floating_point() and torch.is_autocast_enabled(kind) else x
-
-
-def _batch_norm(
-    scope, original, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled
-):
-    if not training or not scope.writes_out():
-        return original(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
-    return elementary.batch_norm(input, weight, bias, running_mean, running_var, momentum, eps)[0]
-
-
-def _native_batch_norm(scope, original, input, weight, bias, running_mean, running_var, training, momentum, eps):
-    if not training or not scope.writes_out():
-        return original(input, weight, bias, running_mean, running_var, training, momentum, eps)
-    return elementary.batch_norm(input, weight, bias, running_mean, running_var, momentum, eps)
-
-
-def _instance_norm(
-    scope, original, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled
-):
-    if not use_input_stats or not scope.writes_out():
-        return original(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
-    return elementary.instance_norm(input, weight, bias, running_mean, running_var, momentum, eps)
-
-
-def _weight_norm(scope, original, v, g, dim=0):
-    """The kernel's second derivative is wrong already, so that only a gradient may come from it."""
-    if not scope.writes_out() and scope.first_order:
-        return original(v, g, dim)
-    return elementary.weight_norm(v, g, dim)
-
-
-def _renorm(scope, original, weight, input, max_norm, norm_type):
-    scope.renorm = max_norm, norm_type
-
-
-def _embedding(scope, original, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
-    renorm, scope.renorm = scope.renorm, None
-    sparse = sparse and scope.first_order  # a sparse gradient has no second derivative
-    rows = original(weight, indices, padding_idx, scale_grad_by_freq, sparse)
-    return rows if renorm is None else elementary.renormed(rows, *renorm)
-
-
-def _embedding_bag(scope, original, weight, *args, **kwargs):
-    renorm, scope.renorm = scope.renorm, None
-    return original(weight if renorm is None else elementary.renormed(weight, *renorm), *args, **kwargs)
-
-
-def _engine(scope, original, *args, **kwargs):
-    scope.differentiated = True
-    if not scope.elementary and (scope.native or scope.first_order):
-        raise _Again
-    scope.elementary = True
-    return original(*args, **kwargs)
-
-
-def _checkpoint(scope, original, *args, **kwargs):
-    """What `torch.utils.checkpoint.checkpoint` runs before and after the function; nothing, for a plain call.
-
-    The recomputation, outside the pass, must find what the pass has found: no substitutes, and no other parameters.
-    """
-    renormed = (getattr(module, "max_norm", None) is not None for module in scope.model.modules())
-    keeps = scope.first_order and not scope.elementary and not any(renormed)
-    return original(*args, **kwargs) if keeps else _nothing()
-
-
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def _reentrant_checkpoint(scope, original, function, preserve_rng_state, *args):
-    """Called plainly in any case: `torch.autograd.grad` does not serve that kind."""
-    return function(*args)
-
-
-_PATCHES = [
-    _Patch(torch, "layer_norm", _layer_norm),
-    _Patch(torch, "native_layer_norm", _native_layer_norm),
-    _Patch(torch, "batch_norm", _batch_norm),
-    _Patch(torch, "native_batch_norm", _native_batch_norm),
-    _Patch(torch, "instance_norm", _instance_norm),
-    _Patch(torch, "_weight_norm", _weight_norm),
-    _Patch(sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", _weight_norm),
-    _Patch(torch.nn.functional, "_no_grad_embedding_renorm_", _renorm),
-    _Patch(torch, "embedding", _embedding),
-    _Patch(torch, "embedding_bag", _embedding_bag),
-    _Patch(torch.autograd, "_engine_run_backward", _engine),
-    _Patch(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _checkpoint),
-    _Patch(torch.utils.checkpoint, "CheckpointFunction", _reentrant_checkpoint, method="apply"),
-]
-"""Where the functions are looked up when they are called, also by code that has bound their callers' names early."""
+_PATCHES = [*(_Patch(*place) for place in STAND_INS), *(_Patch(*place) for place in METHODS)]

@@ -22,18 +22,15 @@ from .files import warnings_into as warnings_into
 from .files import write_atomic as write_atomic
 from .files import write_json as write_json
 from .files import write_text_atomic as write_text_atomic
+from .journals import Journaled as Journaled
+from .journals import read_attempt as read_attempt
 from .links import refuse_links as refuse_links
 from .reading_files import CHECK as CHECK
 from .reading_files import DamagedFile as DamagedFile
-from .reading_files import Journaled as Journaled
 from .reading_files import ResultsError as ResultsError
-from .reading_files import Toml as Toml
 from .reading_files import checksum as checksum
 from .reading_files import open_regular as open_regular
-from .reading_files import read_attempt as read_attempt
 from .reading_files import read_record as read_record
-from .reading_files import read_toml as read_toml
-from .reading_files import sealed_toml as sealed_toml
 from .safe_text import PlainConsole as PlainConsole
 from .safe_text import as_cell as as_cell
 from .safe_text import as_label as as_label
@@ -41,3 +38,6 @@ from .safe_text import visible as visible
 from .safe_text import without_passwords as without_passwords
 from .step_writers import JSONLinesWriter as JSONLinesWriter
 from .step_writers import TensorBoardWriter as TensorBoardWriter
+from .toml_files import Toml as Toml
+from .toml_files import read_toml as read_toml
+from .toml_files import sealed_toml as sealed_toml

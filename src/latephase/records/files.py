@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .reading_files import CHECK, DamagedFile, checksum, open_regular, read_record, sealed_line
-from .reading_files import read_journal as read_journal
+from .journals import read_journal as read_journal
+from .journals import sealed_line
+from .reading_files import CHECK, DamagedFile, checksum, open_regular, read_record
 from .reading_files import read_json as read_json
 from .safe_text import without_passwords
 from .strict_json import finite

@@ -23,7 +23,7 @@ def iteration_grid(last: int, base: float = 1.3) -> list[int]:
     return sorted({min(math.ceil(base**j), last) for j in exponents} | {last})
 
 
-def backtrack(value: Callable[[int], float], count: int, staying: float = math.inf) -> tuple[int, float, int]:
+def backtrack(value: Callable[[int], float], count: int, staying: float = math.inf) -> tuple[int, float]:
     """Walk back from the last candidate for as long as the loss falls, and for as long as staying would be better.
 
     The walk stops at the first candidate that is not better than the one after it, so most candidates are never
@@ -37,18 +37,19 @@ def backtrack(value: Callable[[int], float], count: int, staying: float = math.i
         staying: loss f(theta) of not moving. Default infinity: every finite candidate will do.
 
     Returns:
-        Index of the chosen candidate, the best that was evaluated; its loss; and how many candidates were evaluated.
+        Index of the chosen candidate, the best that was evaluated, and its loss.
+
+    Raises:
+        ValueError: there is no candidate.
     """
     if count < 1:
         raise ValueError("backtracking needs at least one candidate")
     chosen, best = count - 1, value(count - 1)
-    evaluations = 1
     for index in range(count - 2, -1, -1):
         loss = value(index)
-        evaluations += 1
         better = loss < best or not math.isfinite(best)
         if not better and best < staying:
             break
         if better:
             chosen, best = index, loss
-    return chosen, best, evaluations
+    return chosen, best

@@ -123,15 +123,15 @@ class OverBlocks:
 
     def _columns(self, part: ChunkCurvature) -> list[Tensor] | None:
         """Random columns S s of a root S of the loss's Hessian, s random signs; None where S is not known."""
-        objective, chunk, index, *_ = part.arguments
+        task, objective = part.task, part.task.objective
         if not isinstance(objective.program, LossOfOutputs) or self._curved.curvature != "ggn":
             return None
-        outputs = ForwardPass(*part.arguments, dtype=part.dtype).outputs
-        root = hessian_root(objective.program.loss, outputs, chunk.targets) if len(outputs) == 1 else None
+        outputs = ForwardPass(task).outputs
+        root = hessian_root(objective.program.loss, outputs, task.chunk.targets) if len(outputs) == 1 else None
         if root is None:
             return None
         generator = torch.Generator(outputs[0].device).manual_seed(
-            seed_of_chunk(self._seed, index, objective.reduce.rank)
+            seed_of_chunk(self._seed, task.index, objective.reduce.rank)
         )
         return [root([random_signs(outputs[0], generator)])[0] for _ in range(self._samples or 0)]
 

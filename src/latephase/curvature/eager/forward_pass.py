@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ...objective import Between, Chunk, Objective, cuda_devices, generator_states
-from ...parameters import ParameterSpace
+from ...objective import Between, cuda_devices, generator_states
+from ..chunk_task import ChunkTask
 
 Tensors = Sequence[Tensor]
 
@@ -22,6 +22,9 @@ def _aliases(outputs: Any) -> Any:
 class ForwardPass:
     """Loss and outputs of one chunk with their graph, as a function of given leaves.
 
+    Args:
+        task: the chunk, where, and in which dtype; its `hessian` plays no part.
+
     Attributes:
         leaves: the parameters as leaves of the graph, in the space's order.
         loss: the chunk's loss, scalar.
@@ -32,30 +35,23 @@ class ForwardPass:
         random: whether the pass drew random numbers.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        chunk: Chunk,
-        index: int,
-        space: ParameterSpace,
-        buffers: Mapping[str, Tensor],
-        dtype: torch.dtype | None = None,
-    ):
-        self.objective, self.chunk, self.index, self.space, self.dtype = objective, chunk, index, space, dtype
-        self.leaves = [p.detach().to(dtype or p.dtype).requires_grad_() for p in space.parameters]
-        own = set(space.names)
+    def __init__(self, task: ChunkTask):
+        self.objective, self.chunk, self.index, self.space = task.objective, task.chunk, task.index, task.space
+        self.dtype = dtype = task.dtype
+        self.leaves = [p.detach().to(dtype or p.dtype).requires_grad_() for p in self.space.parameters]
+        own = set(self.space.names)
         self._constants = {
             name: p.detach().to(dtype if dtype and p.is_floating_point() else p.dtype)
-            for name, p in objective.model.named_parameters()
+            for name, p in self.objective.model.named_parameters()
             if name not in own and (p.requires_grad or dtype)
         }
         self.buffers_before = {
             name: buffer.to(dtype) if dtype and buffer.is_floating_point() else buffer
-            for name, buffer in buffers.items()
+            for name, buffer in task.buffers.items()
         }
         self.buffers = self._fresh_buffers()
-        devices = cuda_devices(objective.model)
-        with torch.enable_grad(), objective.random_numbers(index):
+        devices = cuda_devices(self.objective.model)
+        with torch.enable_grad(), self.objective.random_numbers(self.index):
             before = generator_states(devices)
             self.loss, tree = self._run(self.named(self.leaves), self.buffers, _aliases)
             self.random = not all(map(torch.equal, before, generator_states(devices)))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...objective import Chunk, LossOfOutputs, random_signs, seed_of_chunk
+from ..chunk_task import ChunkTask
 from ..eager import ForwardPass
 from ..linearization import Linearization
 from ..loss import root_of_any
@@ -89,7 +90,7 @@ def _squares(curved: Linearization, chunk: Chunk, index: int, probes: int, seed:
     objective, space = curved.objective, curved.space
     if not isinstance(objective.program, LossOfOutputs):
         return None
-    forward = ForwardPass(objective, chunk, index, space, objective.buffers())
+    forward = ForwardPass(ChunkTask(objective, chunk, index, space, objective.buffers()))
     squares = torch.zeros(space.size, dtype=space.dtype, device=space.device)
     if not forward.outputs:
         return squares

@@ -12,6 +12,7 @@ from torch.func import vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ...objective import Chunk, cut, is_exhaustion
+from ..chunk_task import ChunkTask
 from ..eager import ForwardPass
 
 Tensors = Sequence[Tensor]
@@ -100,7 +101,7 @@ def _one_by_one(forward: ForwardPass, cotangents: Tensors, examples: range) -> T
     found = []
     for place, row in enumerate(examples):
         chunk = cut(forward.chunk, row, row + 1)
-        one = ForwardPass(forward.objective, chunk, forward.index, forward.space, forward.buffers_before)
+        one = ForwardPass(ChunkTask(forward.objective, chunk, forward.index, forward.space, forward.buffers_before))
         found.append(_pulled(one, [each[:, place : place + 1] for each in cotangents]))
     return [torch.cat(each) for each in zip(*found, strict=True)]
 

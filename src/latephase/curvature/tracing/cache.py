@@ -3,14 +3,14 @@
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...objective import Chunk, Objective, is_exhaustion
-from ...parameters import ParameterSpace
+from ...objective import is_exhaustion
+from ..chunk_task import ChunkTask
 from .operations import CannotTrace
 from .signature import signature
 from .trace import Trace, TracedPass
@@ -63,17 +63,7 @@ def bring_back(model: nn.Module, known: Any) -> None:
 _entries: "weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Entry]]" = weakref.WeakKeyDictionary()
 
 
-def traced_pass(
-    objective: Objective,
-    chunk: Chunk,
-    index: int,
-    space: ParameterSpace,
-    buffers: Mapping[str, Tensor],
-    hessian: bool,
-    dtype: torch.dtype | None,
-    reference: Reference,
-    at_once: bool = False,
-) -> TracedPass | str:
+def traced_pass(task: ChunkTask, reference: Reference, at_once: bool = False) -> TracedPass | str:
     """The chunk's pass by a trace, or in words why there is none.
 
     A shape is traced when it is seen for the second time: one that comes once is cheaper without. A new trace is
@@ -82,19 +72,14 @@ def traced_pass(
     is used; elsewhere uses number 2, 4, 8, ... are. A trace that disagrees is not used again.
 
     Args:
-        objective: of the chunk.
-        chunk: the data.
-        index: the chunk's number, for its random numbers.
-        space: the parameters of the vectors.
-        buffers: before the pass, by name.
-        hessian: the Hessian's products instead of the Gauss-Newton matrix's.
-        dtype: dtype of the pass. Default: the model's own.
+        task: the chunk, where, and which products.
         reference: the second method.
-        at_once: trace a shape when it is seen for the first time.
+        at_once: trace a shape when it is seen for the first time. Default False.
     """
-    known = _entries.setdefault(objective.model, OrderedDict())
+    model = task.objective.model
+    known = _entries.setdefault(model, OrderedDict())
     try:
-        key, opaque = signature(objective, chunk, space, hessian, dtype)
+        key, opaque = signature(task)
     except CannotTrace as error:
         return str(error)
     seen = key in known
@@ -104,27 +89,26 @@ def traced_pass(
         known.popitem(last=False)
     if entry.trace is None and entry.failure is None and (seen or at_once):
         try:
-            entry.trace = Trace(objective, chunk, index, space, buffers, hessian, dtype)
+            entry.trace = Trace(task)
         except CannotTrace as error:
             entry.failure = str(error)
     if entry.trace is None:
         return entry.failure or "seen for the first time"
-    done = entry.trace.run(objective, chunk, index, space, buffers)
+    done = entry.trace.run(task)
     entry.uses += 1
     if opaque or entry.uses & (entry.uses - 1) == 0:
-        entry.failure = _disagreement(done, space, dtype, reference, products=entry.uses == 1)
+        entry.failure = _disagreement(done, task, reference, products=entry.uses == 1)
     if entry.failure is None:
         return done
     entry.trace = None
-    warnings.warn(f"{type(objective.model).__name__} is not traced: {entry.failure}", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"{type(model).__name__} is not traced: {entry.failure}", RuntimeWarning, stacklevel=2)
     return entry.failure
 
 
-def _disagreement(
-    done: TracedPass, space: ParameterSpace, dtype: torch.dtype | None, reference: Reference, products: bool
-) -> str | None:
+def _disagreement(done: TracedPass, task: ChunkTask, reference: Reference, products: bool) -> str | None:
     """What differs between a trace and the reference, in words; None where nothing does."""
     loss, product = reference()
+    space = task.space
     eps = done.trace.precision
     tolerance = 3 * eps**0.5  # both are right to rounding; a wrong one is off by much more than half of the digits
     if not _close(done.loss, loss, min(tolerance, 1000 * eps)):
@@ -139,7 +123,7 @@ def _disagreement(
             if is_exhaustion(error):
                 raise
             return None  # a layer without second derivatives: there is no second method
-        traced = space.flatten(done.product(space.unflatten(v, dtype)))
+        traced = space.flatten(done.product(space.unflatten(v, task.dtype)))
         if not _close(traced, expected, tolerance):
             error = float((traced - expected).norm() / expected.norm())
             return f"its products differ from those of the trace by {error:.1g}"

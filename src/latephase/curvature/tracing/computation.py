@@ -9,8 +9,8 @@ place, batch norm in training mode, gradients taken inside the model.
 import contextlib
 import pickle
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from torch.autograd import grad
 from torch.func import functionalize
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from ...objective import Chunk, Objective, differentiable_kernels, is_exhaustion, quiet_forward_mode
-from ...parameters import ParameterSpace
+from ...objective import Chunk, differentiable_kernels, is_exhaustion, quiet_forward_mode
+from ..chunk_task import ChunkTask
 from ..loss import loss_curvature
 from .forward_mode import FORWARD_MODE, NoForwardMode, TangentsLikeGradients
 from .operations import CannotTrace, record_operations
@@ -49,15 +49,9 @@ class Inputs:
     data: list[Tensor]
 
     @classmethod
-    def of(
-        cls,
-        objective: Objective,
-        chunk: Chunk,
-        space: ParameterSpace,
-        buffers: Mapping[str, Tensor],
-        dtype: torch.dtype | None,
-    ) -> "Inputs":
-        """The inputs at the current parameters, those of the model in `dtype` where one is given."""
+    def of(cls, task: ChunkTask) -> "Inputs":
+        """The inputs at the current parameters, those of the model in the task's dtype where it has one."""
+        chunk, space, dtype = task.chunk, task.space, task.dtype
 
         def narrowed(tensor: Tensor) -> Tensor:
             return tensor.detach().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
@@ -65,8 +59,8 @@ class Inputs:
         own = set(space.names)
         return cls(
             leaves=[narrowed(p) for p in space.parameters],
-            constants={name: narrowed(p) for name, p in objective.model.named_parameters() if name not in own},
-            buffers={name: narrowed(buffer) for name, buffer in buffers.items()},
+            constants={name: narrowed(p) for name, p in task.objective.model.named_parameters() if name not in own},
+            buffers={name: narrowed(buffer) for name, buffer in task.buffers.items()},
             # An object of its own for each: the recorder tells tensors by identity.
             data=[x.detach() for x in tree_flatten((chunk.inputs, chunk.targets))[0] if isinstance(x, Tensor)],
         )
@@ -93,16 +87,7 @@ class Inputs:
         return [*self.leaves, *self.constants.values(), *self.buffers.values(), *self.data]
 
 
-def record(
-    objective: Objective,
-    chunk: Chunk,
-    index: int,
-    space: ParameterSpace,
-    inputs: Inputs,
-    vectors: list[Tensor],
-    hessian: bool,
-    dtype: torch.dtype | None,
-) -> tuple[fx.Graph, list[str | Tensor]]:
+def record(task: ChunkTask, inputs: Inputs, vectors: list[Tensor]) -> tuple[fx.Graph, list[str | Tensor]]:
     """The computation as a graph without mutations, and its further inputs, see `recorder.record_operations`.
 
     Placeholders: the inputs, the vectors, the further inputs. Outputs, flat: loss, buffers, gradient, product, v'Cv;
@@ -111,6 +96,7 @@ def record(
     Raises:
         CannotTrace: the computation reads a tensor of unknown origin, or draws random numbers outside torch.
     """
+    objective, chunk, index = task.objective, task.chunk, task.index
     leaves_of_data, structure = tree_flatten((chunk.inputs, chunk.targets))
 
     def computation(*tensors: Tensor) -> list[Tensor]:
@@ -121,8 +107,8 @@ def record(
         data = [next(parts) if isinstance(leaf, Tensor) else leaf for leaf in leaves_of_data]
         new_inputs, new_targets = tree_unflatten(data, structure)
         new_chunk = Chunk(new_inputs, new_targets, chunk.counted)
-        one_pass = _Pass(objective, new_chunk, space, constants, moved, dtype)
-        derive = one_pass.hessian if hessian else one_pass.gauss_newton
+        one_pass = _Pass(replace(task, chunk=new_chunk), constants, moved)
+        derive = one_pass.hessian if task.hessian else one_pass.gauss_newton
         loss, gradient, product, form = derive(leaves, list(parts))
         dense = [g.to_dense() if g.is_sparse else g for g in (*gradient, *product)]
         inner = [*one_pass.tangents, *one_pass.times]
@@ -146,10 +132,16 @@ def record(
 
 
 class _Pass:
-    """Derivatives of one forward pass: loss, gradient, product and v'Cv, as functions of leaves and vectors."""
+    """Derivatives of one forward pass: loss, gradient, product and v'Cv, as functions of leaves and vectors.
 
-    def __init__(self, objective, chunk, space, constants, buffers, dtype):
-        self.objective, self.chunk, self.names, self.dtype = objective, chunk, space.names, dtype
+    Args:
+        task: with the recorder's tensors for data.
+        constants: the model's other parameters by name.
+        buffers: by name; moved by the pass.
+    """
+
+    def __init__(self, task: ChunkTask, constants: dict[str, Tensor], buffers: dict[str, Tensor]):
+        self.objective, self.chunk, self.names, self.dtype = task.objective, task.chunk, task.space.names, task.dtype
         self.constants, self.buffers = constants, buffers
         self.outputs: list[Tensor] = []
         self.tangents: list[Tensor] = []

@@ -10,8 +10,8 @@ import torch.nn.modules.module as module_of_torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from ...objective import Chunk, Objective
-from ...parameters import ParameterSpace
+from ...objective import Objective
+from ..chunk_task import ChunkTask
 from .class_reads import class_attributes, names_reached, of_class
 from .description import Reader, layout_of
 from .operations import CannotTrace
@@ -26,10 +26,8 @@ _HOOKS_OF_ALL = tuple(
 _FUNCTIONS = dict(vars(functions_of_torch))
 
 
-def signature(
-    objective: Objective, chunk: Chunk, space: ParameterSpace, hessian: bool, dtype: torch.dtype | None
-) -> tuple[Hashable, str | None]:
-    """A key that is equal for two chunks of two objectives exactly if one trace serves both, and what it cannot see.
+def signature(task: ChunkTask) -> tuple[Hashable, str | None]:
+    """A key that is equal for two tasks, of any objectives, exactly if one trace serves both; and what it cannot see.
 
     It holds which tensors are the same ones, and shapes, strides, dtypes and devices of data, parameters and buffers;
     the structure of the model with the train mode and every plain attribute of each submodule; the code of its methods,
@@ -41,21 +39,15 @@ def signature(
     Raises:
         CannotTrace: random numbers may be drawn outside torch, or there is too much to describe.
     """
-    reader = Reader(objective.model)
+    reader = Reader(task.objective.model)
     try:
-        return _key(reader, objective, chunk, space, hessian, dtype), reader.unseen
+        return _key(reader, task), reader.unseen
     except RecursionError as error:
         raise CannotTrace("what the model or the loss reads is nested too deeply to be described") from error
 
 
-def _key(
-    reader: "Reader",
-    objective: Objective,
-    chunk: Chunk,
-    space: ParameterSpace,
-    hessian: bool,
-    dtype: torch.dtype | None,
-) -> Hashable:
+def _key(reader: "Reader", task: ChunkTask) -> Hashable:
+    objective, chunk = task.objective, task.chunk
     leaves, structure = tree_flatten((chunk.inputs, chunk.targets))
     scripted = [type(x).__name__ for x in objective.model.modules() if isinstance(x, torch.jit.ScriptModule)]
     reader.opaque = scripted[0] if scripted else None
@@ -70,16 +62,16 @@ def _key(
         if tensor is not None
     ]
     return (
-        (hessian, dtype, str(structure)),
+        (task.hessian, task.dtype, str(structure)),
         tuple(reader.describe(leaf) for leaf in leaves),
-        tuple(space.names),
+        tuple(task.space.names),
         tuple(model),
         tuple(places),
         tuple((path, reader.describe(function)) for path, function in _methods(objective.model)),
         reader.describe(objective.program.loss),
         reader.describe(objective.program.forward),
         tuple((name, reader.describe(what)) for name, what in _put_into_torch()),
-        _torch_settings(space.device.type),
+        _torch_settings(task.space.device.type),
     )
 
 

@@ -7,14 +7,14 @@ over residuals; the rest is the product, and the quadratic form v'Cv.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ...objective import Chunk, LossOfOutputs, Objective, is_exhaustion, plain_operators
-from ...parameters import ParameterSpace
+from ...objective import LossOfOutputs, is_exhaustion, plain_operators
+from ..chunk_task import ChunkTask
 from .computation import Inputs, record
 from .operations import CannotTrace
 from .rewrite import dtypes_of, is_random, simplify
@@ -27,6 +27,9 @@ Tensors = Sequence[Tensor]
 class Trace:
     """The stages of one traced chunk, valid for every chunk of the same signature.
 
+    Args:
+        task: the chunk to record; nothing of it is kept.
+
     Attributes:
         random: whether the pass draws random numbers.
         precision: machine epsilon of the narrowest numbers in it.
@@ -36,33 +39,23 @@ class Trace:
         CannotTrace: the computation depends on something that a graph cannot follow.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        chunk: Chunk,
-        index: int,
-        space: ParameterSpace,
-        buffers: Mapping[str, Tensor],
-        hessian: bool = False,
-        dtype: torch.dtype | None = None,
-    ):
-        if not isinstance(objective.program, LossOfOutputs):
+    def __init__(self, task: ChunkTask):
+        if not isinstance(task.objective.program, LossOfOutputs):
             raise CannotTrace("an objective made by from_forward reads data that a trace cannot see")
-        inputs = Inputs.of(objective, chunk, space, buffers, dtype)
+        inputs = Inputs.of(task)
         generator = torch.Generator().manual_seed(0)  # of its own: the user's random numbers stay as they are
         vectors = [torch.randn(x.shape, generator=generator).to(x) for x in inputs.leaves]
-        graph, self._further = record(objective, chunk, index, space, inputs, vectors, hessian, dtype)
+        graph, self._further = record(task, inputs, vectors)
         simplify(graph)
         self.random = any(is_random(node) for node in graph.nodes)
         self.precision = max(torch.finfo(x).eps for x in dtypes_of(graph) if x.is_floating_point)
         self.stages = cut(graph, len(inputs.flat()), len(vectors), 1 + len(inputs.buffers))
-        self._buffer_names, self._dtype = list(inputs.buffers), dtype
+        self._buffer_names = list(inputs.buffers)
 
-    def run(
-        self, objective: Objective, chunk: Chunk, index: int, space: ParameterSpace, buffers: Mapping[str, Tensor]
-    ) -> "TracedPass":
+    def run(self, task: ChunkTask) -> "TracedPass":
         """What is computed once per step, on a chunk of the same signature."""
-        inputs = Inputs.of(objective, chunk, space, buffers, self._dtype)
+        objective, index, space = task.objective, task.index, task.space
+        inputs = Inputs.of(task)
         held = held_tensors(objective) if any(isinstance(x, str) for x in self._further) else {}
         further = [held[x] if isinstance(x, str) else x for x in self._further]
         numbers = objective.random_numbers(index) if self.random else contextlib.nullcontext()

@@ -179,7 +179,6 @@ class Newton(SecondOrder):
             damping_scale=scale,
             blocks=blocks,
             tolerances=tolerances,
-            over=over,
             precondition=method,
             block_group=_group_of(self.param_groups),
             capture=options["curvature"].compile,

@@ -23,12 +23,14 @@ class Linearized:
         linear: gives loss and gradient.
         other: gives slopes and curvatures along directions, where those are the evaluation data's; else None.
         over: products of several blocks; None where there is one.
+        by_blocks: makes such products; None where there is one block.
     """
 
     curved: Linearization
     linear: Linearization
     other: Linearization | None
     over: OverBlocks | None
+    by_blocks: Callable[[Linearization], OverBlocks] | None
 
     @property
     def usable(self) -> bool:
@@ -72,7 +74,7 @@ def linearized(
     if curvature_objective is not objective:
         linear = linearize(objective, parameters=space.parameters, products=False)
     also = None if other is None else curvature_of(other)
-    return Linearized(curved, linear, also, None if over is None else over(curved))
+    return Linearized(curved, linear, also, None if over is None else over(curved), over)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,6 @@ def quadratic_of(
     damping_scale: float | Tensor,
     blocks: Sequence[int],
     tolerances: Sequence[float],
-    over: Callable[[Linearization], OverBlocks] | None,
     precondition: Matvec | None,
     block_group: dist.ProcessGroup | None,
     capture: bool,
@@ -150,14 +151,13 @@ def quadratic_of(
         damping_scale: factor on it.
         blocks: sizes of the blocks of the curvature.
         tolerances: of the solver on each block.
-        over: makes products of several blocks; None where there is one.
         precondition: the preconditioner, or none.
         block_group: the ranks that share the blocks, or none.
         capture: replay products where they can be captured.
     """
 
-    def operator(curved: Linearization, by_blocks: OverBlocks | None) -> Matvec:
-        return damped(curved.matvec if by_blocks is None else by_blocks.matvec, damping * damping_scale)
+    def operator(curved: Linearization, over: OverBlocks | None) -> Matvec:
+        return damped(curved.matvec if over is None else over.matvec, damping * damping_scale)
 
     curved, linear, other = seen.curved, seen.linear, seen.other
     reduce = linear.objective.reduce
@@ -172,7 +172,7 @@ def quadratic_of(
         blocks=list(blocks),
         tolerances=list(tolerances),
         precondition=precondition if seen.usable else None,
-        second=None if other is None else (operator(other, over and over(other)), other.gradient),
+        second=None if other is None else (operator(other, seen.by_blocks and seen.by_blocks(other)), other.gradient),
         share=reduce.share,
         block_group=None if len(blocks) == 1 else block_group,
         capture=capture and other is None and traced,
