@@ -78,18 +78,21 @@ class Judge:
             self._evaluation.check_data()
             return Outcome(loss, loss)
         candidates = _Candidates(self._quadratic, path, lr, self._solver.max_step_norm, self._evaluation)
-        if isinstance(path, DampingPath):
-            chosen, candidate_loss = self._walk(path, candidates, loss)
-            if not path.candidates:
-                return Outcome(loss, loss)
-        else:
-            chosen, candidate_loss = self._choose(candidates, loss)
+        found = self._walk(path, candidates, loss) if isinstance(path, DampingPath) else self._choose(candidates, loss)
+        if not path.candidates:
+            return Outcome(loss, loss)
+        chosen, candidate_loss = found
         candidate, iteration = candidates[chosen], path.indices[chosen]
         direction = candidate if isinstance(lr, float) and lr == 1 else lr * candidate
         predicted, slope, length = candidates.numbers(chosen, direction, self._rule.model == "damped")
         if length == 0:
             return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, iteration)
         ratio, telling = self._ratio(candidate, predicted, candidate_loss, loss)
+        if isinstance(path, DampingPath):
+            if math.isnan(candidate_loss):
+                return Outcome(loss, loss, StepStatus.LINE_SEARCH_FAILED, ratio, predicted, iteration)
+            if not telling and candidate_loss >= loss:
+                return Outcome(loss, loss, StepStatus.STATIONARY, ratio, predicted, iteration)
         known = candidate_loss if direction is candidate else None
         alpha, new_loss = self._how_far(direction, loss, slope, known)
         if not math.isfinite(new_loss):
@@ -115,7 +118,7 @@ class Judge:
         return reduction_ratio(change, predicted, smallest), telling
 
     def _walk(self, path: DampingPath, candidates: "_Candidates", loss: float) -> tuple[int, float]:
-        """The candidate where the damping's rule stops, and the loss there."""
+        """The candidate where the damping's rule stops, and the loss there; not a number where it takes none."""
         losses: dict[int, float] = {}
 
         def ratio(damping: float) -> float:
@@ -127,10 +130,9 @@ class Judge:
             predicted = candidates.numbers(index, candidate, self._rule.model == "damped")[0]
             return self._ratio(candidate, predicted, losses[index], loss)[0]
 
-        chosen = path.extend(self._rule.walk(self._quadratic.damping, ratio))
-        if chosen is None:
-            chosen = len(path.candidates) - 1
-        return chosen, losses.get(chosen, math.nan)
+        damping = self._rule.walk(self._quadratic.damping, ratio)
+        chosen = None if damping is None else path.extend(damping)
+        return (len(path.candidates) - 1, math.nan) if chosen is None else (chosen, losses[chosen])
 
     def _choose(self, candidates: "_Candidates", loss: float) -> tuple[int, float]:
         """The candidate, and the loss there."""
@@ -188,13 +190,11 @@ class _Candidates:
     def numbers(self, index: int, direction: Tensor, damped: bool) -> list[float]:
         """Predicted change of a candidate, slope of the model along a direction, and the candidate's length."""
         p, gradient, scale = self._candidate(index), self.quadratic.slopes, self._scale(index)
-        value = math.fsum(self.path.values[index])
-        if isinstance(self.path, DampingPath) and not damped:
-            value = self.path.undamped[index]
-        known = damped or isinstance(self.path, DampingPath)
-        predicted = (
-            torch.tensor(value, dtype=torch.float64, device=p.device) if known else self.quadratic.undamped(value, p)
-        )
+        value = self.path.change(index, damped)
+        if value is None:
+            predicted = self.quadratic.undamped(math.fsum(self.path.values[index]), p)
+        else:
+            predicted = torch.tensor(value, dtype=torch.float64, device=p.device)
         if scale != 1:  # q(s x) = s g'x + s^2 (q(x) - g'x)
             along = torch.dot(gradient, p).double()
             predicted = scale * along + scale**2 * (predicted - along)

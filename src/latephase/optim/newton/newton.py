@@ -17,6 +17,7 @@ from ..parts import (
     Carried,
     SecondOrder,
     StepReport,
+    TargetRatio,
     Transaction,
     adapt_damping,
     check_entries,
@@ -127,7 +128,10 @@ class Newton(SecondOrder):
         known = quadratic.seen.linear if evaluation is objective else quadratic.seen.other
         on_objective = options["damping"].data == "objective" and evaluation is not objective and not options.get("debias", False)
         others = objective if on_objective else None
-        judge = Judge(quadratic, evaluation, others, options["solver"], options["damping"], options["line_search"])
+        rule = options["damping"]
+        if isinstance(rule, TargetRatio):
+            rule = rule.in_stage(self._carried.late)
+        judge = Judge(quadratic, evaluation, others, options["solver"], rule, options["line_search"])
         outcome = judge.outcome(path, None if known is None else float(known.loss), self._rate(lr))
         if block_group is not None:
             outcome = agreed(outcome, block_group, path.start)

@@ -33,6 +33,10 @@ class Path:
     status: tuple[CGStatus, ...]
     products: int
 
+    def change(self, index: int, damped: bool) -> float | None:
+        """The change that the model with or without its damping predicts; None where it follows from that with it."""
+        return math.fsum(self.values[index]) if damped else None
+
     @property
     def finite(self) -> bool:
         """Whether every product was finite."""
@@ -68,6 +72,10 @@ class DampingPath(Path):
     at: Callable[[float], Candidate | None] = lambda damping: None
     dampings: list[float] = field(default_factory=list)
     undamped: list[float] = field(default_factory=list)
+
+    def change(self, index: int, damped: bool) -> float | None:
+        """The change that the model with or without its damping predicts."""
+        return math.fsum(self.values[index]) if damped else self.undamped[index]
 
     def extend(self, damping: float) -> int | None:
         """The number of a damping's candidate, made where there is none yet; None where there can be none."""

@@ -11,6 +11,7 @@ from ..parts import (
     Fixed,
     LevenbergMarquardt,
     Part,
+    TargetRatio,
     check_number,
     is_number,
     part_of,
@@ -54,7 +55,7 @@ def _damping(given: Any, like: Part | None) -> Part | None:
     if not (scalar or is_number(given) or isinstance(given, float)):
         return None
     number = float(given)
-    if isinstance(like, LevenbergMarquardt):
+    if isinstance(like, LevenbergMarquardt | TargetRatio):
         return like.changed(initial=number)
     return LevenbergMarquardt(number) if like is None else Fixed(number)
 
@@ -69,7 +70,7 @@ def _switch(part: type[Part], off: Any) -> Callable[[Any, Part | None], Any]:
 _SLOTS: dict[str, tuple[Mapping[str, type[Part]], Callable[[Any, Part | None], Any], str]] = {
     "curvature": (CURVATURES, _curvature, "one of ggn, hessian, or a part: GGN(...) or Hessian(...)"),
     "solver": (SOLVERS, lambda given, like: None, "a part: CG(...) or Direct(...)"),
-    "damping": (DAMPINGS, _damping, "a number >= 0, or a part: LevenbergMarquardt(...) or Fixed(...)"),
+    "damping": (DAMPINGS, _damping, "a number >= 0, or a part: LevenbergMarquardt(...), TargetRatio(...) or Fixed(...)"),
     "line_search": (SEARCHES, _switch(Armijo, False), "True or False, or a part: Armijo(...)"),
     "blocks": (BLOCKS, _switch(Blocks, None), "None, True or False, or a part: Blocks(...)"),
 }
@@ -132,6 +133,8 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
         raise ValueError("Blocks.samples goes with curvature='ggn' only")
     if not first["solver"].multiplies:
         _check_direct(first)
+    elif isinstance(first["damping"], TargetRatio):
+        raise ValueError("TargetRatio goes with Direct, whose candidates are those of a damping each; take a number")
     for name in (*GLOBAL, "momentum"):
         for index, group in enumerate(groups):
             if group.get(name) != first.get(name):

@@ -34,4 +34,5 @@ from .saved import wholes as wholes
 from .second_order import SecondOrder as SecondOrder
 from .state import Carried as Carried
 from .state import checks as checks
+from .target_ratio import TargetRatio as TargetRatio
 from .transaction import Transaction as Transaction

@@ -8,6 +8,7 @@ from typing import ClassVar
 from ...solve import levenberg_marquardt
 from .part import Part
 from .state import Carried
+from .target_ratio import TargetRatio
 
 TRIES = 8
 """Dampings that one step tries at most, where the solver has a candidate for each."""
@@ -68,22 +69,22 @@ class LevenbergMarquardt(Part):
         self._check_choice("model", ("undamped", "damped"))
         self._check_choice("data", ("evaluation", "objective"))
 
-    def walk(self, start: float, ratio: Callable[[float], float]) -> float:
+    def walk(self, start: float, ratio: Callable[[float], float]) -> float | None:
         """The damping of a step whose solver has a candidate for each: the first that lowers the loss, rising.
+
+        None of `TRIES` may; the step is then rejected.
 
         Args:
             start: lambda to begin with.
             ratio: damping -> reduction ratio of its candidate, which is then evaluated.
         """
         damping = start
-        for _ in range(TRIES - 1):
+        for _ in range(TRIES):
             found = ratio(damping)
-            risen = min(damping * self.factors[1], self.range[1])
-            if math.isnan(found) or found > 0 or risen == damping:
+            if math.isnan(found) or found > 0:
                 return damping
-            damping = risen
-        ratio(damping)
-        return damping
+            damping = min(damping * self.factors[1], self.range[1])
+        return None
 
     def next(self, used: float, ratio: float) -> float:
         """The damping of the next step.
@@ -137,8 +138,8 @@ class Fixed(Part):
         return used
 
 
-Damping = LevenbergMarquardt | Fixed
-DAMPINGS: dict[str, type[Part]] = {each.kind: each for each in (LevenbergMarquardt, Fixed)}
+Damping = LevenbergMarquardt | TargetRatio | Fixed
+DAMPINGS: dict[str, type[Part]] = {each.kind: each for each in (LevenbergMarquardt, TargetRatio, Fixed)}
 """What there is, by kind."""
 
 
@@ -157,6 +158,8 @@ def adapt_damping(carried: Carried, used: float, ratio: float, rule: Damping) ->
     if isinstance(rule, Fixed) or used == 0 or math.isnan(ratio):
         return None
     carried.damping = damping = rule.next(used, ratio)
+    if isinstance(rule, TargetRatio):
+        carried.follow(damping, rule)
     rises = carried.count_rise(damping > used)
     low, high = rule.range
     if damping != used and damping == high:

@@ -120,6 +120,20 @@ def wholes(where: str, value: Any, _: Tensor | None = None) -> None:
         whole(f"{where}[{index}]", each)
 
 
+def numbers(where: str, value: Any, _: Tensor | None = None) -> None:
+    """Check a list of finite numbers >= 0."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{where} must be a list of numbers, got {_short(value)}")
+    for index, each in enumerate(value):
+        number(f"{where}[{index}]", each)
+
+
+def truth(where: str, value: Any, _: Tensor | None = None) -> None:
+    """Check True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{where} must be True or False, got {_short(value)}")
+
+
 def like_parameter(where: str, value: Any, p: Tensor) -> None:
     """Check a finite tensor of the parameter's shape."""
     array(where, value, tuple(p.shape))

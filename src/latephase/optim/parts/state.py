@@ -12,7 +12,8 @@ from ...curvature import MAX_TRACES, Linearization, Preconditioner
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from .estimates import owner_of
-from .saved import Check, fields, like_parameter, number, whole, wholes
+from .saved import Check, fields, like_parameter, number, numbers, truth, whole, wholes
+from .target_ratio import TargetRatio
 
 
 class Carried:
@@ -63,6 +64,17 @@ class Carried:
     @iterations.setter
     def iterations(self, value: int) -> None:
         self._keep(iterations=value)
+
+    @property
+    def late(self) -> bool:
+        """Whether the second stage of `TargetRatio` has begun."""
+        return self._first.get("late", False)
+
+    def follow(self, damping: float, rule: TargetRatio) -> None:
+        """Count a step of `TargetRatio` with the damping that it leaves."""
+        dampings = [*self._first.get("dampings", []), damping][-rule.window :]
+        steps = self._first.get("followed", 0) + 1
+        self._keep(dampings=dampings, followed=steps, late=self.late or rule.turns(dampings, steps))
 
     @property
     def moments(self) -> int:
@@ -121,6 +133,9 @@ def checks() -> dict[str, Check]:
         "rises": whole,
         "iterations": whole,
         "moments": whole,
+        "dampings": numbers,
+        "followed": whole,
+        "late": truth,
         "forms": wholes,
         "x0": like_parameter,
         "preconditioner": lambda where, value, _: fields(where, value, ("age", "blocks", "estimate"), ("method",)),
