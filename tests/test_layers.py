@@ -28,7 +28,10 @@ LAYERS = {
 imports, which must be one: no circles."""
 WINGS = ("study", "problems")
 """Rooms whose doors are those of the rooms inside, and their own files."""
-READING = ("records.files", "outline", "results", "results.load", "results.score", "page", "page.figures", "page.page")
+READING = (
+    *("records.files", "outline", "scores_table", "results", "results.load", "results.score"),
+    *("page", "page.figures", "page.page"),
+)
 """Modules that read result files, of `study` but for the first; torch must not be needed for that."""
 
 Imports = list[tuple[str, int, bool]]

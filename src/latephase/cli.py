@@ -59,65 +59,64 @@ def study(
     """
     from .problems import ProblemError
     from .problems.data import DataError
-    from .records import DamagedFile
-    from .study.config import ConfigError, parse_study, scaled, study_table, with_seconds
+    from .study.config import ConfigError
     from .study.performing import (
         ExecutorError,
         StudyError,
         StudyProgress,
-        announcement,
         check_executor,
         conduct,
         describe,
         parse_shard,
-        resolve,
     )
     from .study.results import ResultsError
 
+    changes = {"jobs": jobs, "device": device, "seeds": None if seeds is None else list(range(seeds))}
     try:
         part = parse_shard(shard)
         check_executor(executor)
-        table, source = study_table(name_or_file)
-        for line in announcement(table, source, now=not dry_run):
-            out.print(line, soft_wrap=True, highlight=False)
-        config = parse_study(table, source, call=not dry_run)
-        config = config if scale == 1.0 else scaled(config, scale)
-        changes = {"jobs": jobs, "device": device, "seeds": None if seeds is None else list(range(seeds))}
-        config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
-        config = config if seconds is None else with_seconds(config, seconds)
+        config = _study_of(name_or_file, scale, changes, seconds, dry_run)
         if dry_run:
             for thing in describe(config, directory, part):
                 out.print(thing, soft_wrap=True, highlight=False)
             return
-        config = resolve(config)
         with StudyProgress(out) as progress:
             page, _ = conduct(config, directory, progress, executor, part)
         failed, damaged = _say_scores(directory)
-    except (
-        ConfigError,
-        StudyError,
-        ExecutorError,
-        ProblemError,
-        DataError,
-        DamagedFile,
-        ResultsError,
-        OSError,
-    ) as error:
+    except (ConfigError, StudyError, ExecutorError, ProblemError, DataError, ResultsError, OSError) as error:
         raise _fail(error) from error
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
         raise typer.Exit(130) from None
-    failed += damaged
+    _end(page, failed + damaged)
+
+
+def _study_of(name_or_file: str, scale: float, changes: dict[str, Any], seconds: float | None, dry: bool) -> Any:
+    """The study that is asked for; says first whose code is called, or in a dry run would be."""
+    from .study.config import parse_study, scaled, study_table, with_seconds
+    from .study.performing import announcement, resolve
+
+    table, source = study_table(name_or_file)
+    for line in announcement(table, source, now=not dry):
+        out.print(line, soft_wrap=True, highlight=False)
+    config = parse_study(table, source, call=not dry)
+    config = config if scale == 1.0 else scaled(config, scale)
+    config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    config = config if seconds is None else with_seconds(config, seconds)
+    return config if dry else resolve(config)
+
+
+def _end(page: Path, troubles: list[str]) -> None:
+    """Say where the report lies, and what went wrong; exit status 1 where something did."""
     out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
-    if failed:
-        err.print("\n".join(failed), style="red", highlight=False, soft_wrap=True, markup=False)
+    if troubles:
+        err.print("\n".join(troubles), style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1)
 
 
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")]) -> None:
     """Write scores, figures and page anew from a study's files; works while the study runs."""
-    from .records import DamagedFile
     from .study.page import write_report
     from .study.results import ResultsError
 
@@ -126,12 +125,9 @@ def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder
             raise ResultsError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
         page = write_report(directory)
         _, damaged = _say_scores(directory)
-    except (OSError, DamagedFile, ResultsError) as error:
+    except (OSError, ResultsError) as error:
         raise _fail(error) from error
-    out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
-    if damaged:
-        err.print("\n".join(damaged), style="red", highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(1)
+    _end(page, damaged)
 
 
 @app.command()
@@ -272,23 +268,11 @@ def _say_scores(directory: Path) -> tuple[list[str], list[str]]:
     Returns:
         A line for each run that failed, and one for each damaged file.
     """
-    from .study.results import load_results, score_results, summarize
+    from .study.results import load_results
+    from .study.scores_table import scores_table
 
     results = load_results(directory)
-    scores = score_results(results)
-    summaries = {column: summarize(scores, column) for column in (*(m.best for m in results.measures), "steps")}
-    title = f"{results.plan.name}: best within the budget, means over seeds"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("epoch", "strategy", *(measure.name for measure in results.measures), "steps"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "strategy" else "right")
-    for epoch in results.plan.checkpoints:
-        for strategy in results.plan.strategies:
-            key = (epoch, strategy.name)
-            if key in summaries["steps"]:
-                numbers = [measure.value(summaries[measure.best][key].mean) for measure in results.measures]
-                table.add_row(str(epoch), strategy.label, *numbers, f"{summaries['steps'][key].mean:.0f}")
-        table.add_section()
-    out.print(table)
+    out.print(scores_table(results))
     failed = [f"{run.run_id} failed: {run.record.get('error', '')}" for run in results.runs if run.status == "failed"]
     damaged = [
         f"{damage.path} is damaged ({damage.problem}); the same study command runs it again"

@@ -14,7 +14,8 @@ from latephase.records.files import read_json, write_text_atomic
 from latephase.study.config import ConfigError, parse_study
 from latephase.study.performing import conducting as conduct_module
 from latephase.study.performing import identity
-from latephase.study.performing.conducting import check_folder, claim_machine, conduct, resolve
+from latephase.study.performing.claiming import check_folder, claim_machine
+from latephase.study.performing.conducting import conduct, resolve
 from latephase.study.performing.identity import MODULES
 from latephase.study.performing.progress import StudyProgress
 from latephase.study.performing.runs import plan_runs

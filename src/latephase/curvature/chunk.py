@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
+from ..objective import Objective, available
 from .chunk_task import ChunkTask
 from .eager import ForwardPass, Retained, trace_pays
 from .tracing import TracedPass, traced_pass
@@ -106,3 +108,20 @@ class ChunkCurvature:
     def split(self, v: Tensor) -> list[Tensor]:
         """Vector [P] -> tensors in the parameters' shapes, in the dtype of the products."""
         return self._space.unflatten(v, self._dtype)
+
+
+def fitting(objective: Objective, device: torch.device) -> Callable[[ChunkCurvature], bool]:
+    """A function of the chunks in order: whether what products need of each may be kept beside what is kept already."""
+    if len(objective.chunks) == 1:  # there is nothing to gain from letting go of it
+        return lambda part: True
+    limit = available(device) // 2 if objective.memory_limit is None else objective.memory_limit
+    stored: dict[int, int] = {}
+
+    def fits(part: ChunkCurvature) -> bool:
+        more = part.storages()
+        if sum((stored | more).values()) > limit:
+            return False
+        stored.update(more)
+        return True
+
+    return fits

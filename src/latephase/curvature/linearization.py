@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..objective import Objective, available
+from ..objective import Objective
 from ..parameters import Versions
-from .chunk import METHODS, ChunkCurvature
+from .chunk import METHODS, ChunkCurvature, fitting
 from .chunk_task import ChunkTask
 from .eager import ForwardPass
 from .rows import ChunkRows, is_squared_error, residual_of_pass
@@ -97,7 +97,7 @@ class Linearization:
         self._ways: dict[int, tuple[str, str | None]] = {}
         self.buffers: dict[str, Tensor] = objective.buffers()
         self._decay = objective.weight_decay.of(self.space.parameters)
-        fits = _fitting(objective, self.space.device)
+        fits = fitting(objective, self.space.device)
 
         def term(chunk, index):
             task = ChunkTask(objective, chunk, index, self.space, self.buffers, curvature == "hessian", dtype)
@@ -364,20 +364,3 @@ class Linearization:
         data = [leaf for chunk in chunks for leaf in tree_leaves((chunk.inputs, chunk.targets))]
         others = [p for p in self.objective.model.parameters() if id(p) not in own]
         return [*(leaf for leaf in data if isinstance(leaf, Tensor)), *others]
-
-
-def _fitting(objective: Objective, device: torch.device) -> Callable[[ChunkCurvature], bool]:
-    """A function of the chunks in order: whether what products need of each may be kept beside what is kept already."""
-    if len(objective.chunks) == 1:  # there is nothing to gain from letting go of it
-        return lambda part: True
-    limit = available(device) // 2 if objective.memory_limit is None else objective.memory_limit
-    stored: dict[int, int] = {}
-
-    def fits(part: ChunkCurvature) -> bool:
-        more = part.storages()
-        if sum((stored | more).values()) > limit:
-            return False
-        stored.update(more)
-        return True
-
-    return fits

@@ -106,9 +106,22 @@ def conjugate_gradient(
         reweighing=reweighing,
     )
     products = run.start(x0, rescale_x0)
-    advance = GraphedCall(run.advance, b.device) if capture else run.advance
+    advance = GraphedCall(run.advance, b.device) if capture else run.advance  # a graph lives until all is read
     device = b.device if iterates_device is None else torch.device(iterates_device)
-    grid = set(iteration_grid(max_iter))
+    iterations, kept, reweighed = _iterated(run, advance, max_iter, check_every, device)
+    return Ending(run, x0, kept, products + iterations).result(device, reweighed)
+
+
+def _iterated(
+    run: Iteration, advance: Callable[[], None], max_iter: int, check_every: int, device: torch.device
+) -> tuple[int, list[tuple[int, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Advance for as long as a block moves.
+
+    Returns:
+        How many iterations that took; of those on the grid the iterates, by number; and beside each of them iterate and
+        values of the second model, where there is one.
+    """
+    grid, reweighing = set(iteration_grid(max_iter)), run.reweighing
     kept: list[tuple[int, Tensor]] = []
     reweighed: list[tuple[Tensor, Tensor]] = []
     iteration, moving = 0, run.look()
@@ -121,7 +134,7 @@ def conjugate_gradient(
             kept.append((iteration, _copy(run.x, device)))
             if reweighing is not None:
                 reweighed.append((_copy(reweighing.x, device), reweighing.values.clone()))
-    return Ending(run, x0, kept, products + iteration).result(device, reweighed)
+    return iteration, kept, reweighed
 
 
 def _copy(x: Tensor, device: torch.device) -> Tensor:
