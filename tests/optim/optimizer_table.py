@@ -11,7 +11,7 @@ import torch
 from step_cases import CASES
 from torch import Tensor, nn
 
-from latephase import KFAC, SGDQLR, AdamQLR, Fixed, HessianFree, Objective, QuadraticLearningRate
+from latephase import KFAC, SGDQLR, AdamQLR, Direct, Fixed, GaussNewton, HessianFree, Objective, QuadraticLearningRate
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Entry:
             "refused" at the next step, or "cycled".
         saved: its case among the state dicts of an earlier release; None for one that is younger.
         needs: a package that it cannot do without.
+        rows: whether it wants a row for each example, and refuses batch norm in training mode.
     """
 
     make: Callable[..., Any]
@@ -32,6 +33,7 @@ class Entry:
     momentum: str = "none"
     saved: str | None = None
     needs: str | None = None
+    rows: bool = False
 
 
 def over(base: type[torch.optim.Optimizer], **settings: Any) -> Callable[..., QuadraticLearningRate]:
@@ -43,6 +45,13 @@ CONSTANT = {"damping_factors": None, "lr_clip": 0.1}
 OPTIMIZERS = {
     "HessianFree": Entry(HessianFree, {"line_search": False, "damping": Fixed(1.0)}, saved="HessianFree"),
     "late_phase": Entry(HessianFree.late_phase, {"line_search": False, "damping": Fixed(1.0)}),
+    "GaussNewton": Entry(GaussNewton, {"damping": Fixed(1.0), "solver": Direct(acceleration=0.0)}, "cycled", rows=True),
+    "SPRING": Entry(
+        functools.partial(GaussNewton, momentum=0.5),
+        {"damping": Fixed(1.0), "solver": Direct(acceleration=0.0)},
+        "cycled",
+        rows=True,
+    ),
     "KFAC": Entry(functools.partial(KFAC, adapt_period=1), {}, "refused", saved="KFAC", needs="curvlinops"),
     "AdamQLR": Entry(AdamQLR, CONSTANT, "cycled", saved="AdamQLR"),
     "SGDQLR": Entry(SGDQLR, CONSTANT, "cycled", saved="SGDQLR"),

@@ -195,6 +195,10 @@ def test_batch_norm_moves_once_as_in_one_forward_pass(entry, toy):
     model, data = toy.network(), toy.batch()
     model.append(nn.BatchNorm1d(3).double())
     optimizer = entry.make(model.parameters())
+    if entry.rows:
+        with pytest.raises(ValueError, match="batch norm '3'"):
+            optimizer.step(cross_entropy(model, data))
+        return
     for _ in range(2):
         twin = copy.deepcopy(model)
         twin(data[0])

@@ -44,8 +44,13 @@ def test_no_damping_lowers_the_loss():
 
 def test_a_ratio_that_says_nothing_ends_the_walk():
     for rule in (TargetRatio(), LevenbergMarquardt(), Fixed(1.0)):
-        tried = []
-        assert rule.walk(0.5, lambda damping: tried.append(damping) or math.nan) == 0.5
+        tried: list[float] = []
+
+        def nothing(damping: float, tried: list[float] = tried) -> float:
+            tried.append(damping)
+            return math.nan
+
+        assert rule.walk(0.5, nothing) == 0.5
         assert tried == [0.5]
         assert rule.next(0.5, math.nan) == 0.5
 

@@ -211,10 +211,10 @@ class Linearization:
         return sum(self.objective.reduce.gather(sum(self._rows_of(index).count for index in chunks)))
 
     def residual(self) -> Tensor | None:
-        """r [R] with J~'r the gradient without the L2 term: for a squared error the residuals, scaled as the rows are.
+        """The vector r [R] with J~'r the gradient without the L2 term: of a squared error the residuals themselves.
 
         Returns:
-            The vector, in the order of the rows; None where the loss does not tell it: it is known of torch's own
+            The vector, in the order and the scale of the rows; None where the loss does not tell it: it is known of torch's own
             losses that have rows, but for a cross-entropy whose probabilities underflow.
 
         Raises:
@@ -222,8 +222,9 @@ class Linearization:
             RuntimeError: as `matvec`.
         """
         self._check_rows()
-        found = [self._rows_of(index).residual() for index in range(len(self.objective.chunks))]
-        known = all(self.objective.reduce.gather(all(each is not None for each in found)))
+        chunks = range(len(self.objective.chunks))
+        found = [each for index in chunks if (each := self._rows_of(index).residual()) is not None]
+        known = all(self.objective.reduce.gather(len(found) == len(chunks)))
         return self.objective.rows(lambda chunk, index: (found[index],))[0] if known else None
 
     def residual_at(self, values: Tensor) -> Tensor | None:
@@ -245,7 +246,7 @@ class Linearization:
         return objective.rows(of_chunk)[0]
 
     def decay(self) -> Tensor | None:
-        """The L2 term's coefficient of each parameter [P], which is the diagonal of its Hessian; None where all are 0."""
+        """The L2 term's coefficient of each parameter [P], the diagonal of its Hessian; None where all are zero."""
         if not any(self._decay):
             return None
         pieces = zip(self._decay, self.space.sizes, strict=True)

@@ -11,7 +11,6 @@ from .quadratic_lr import QuadraticOptions as QuadraticOptions
 __all__ = [
     "CG",
     "GGN",
-    "GaussNewton",
     "KFAC",
     "SGDQLR",
     "AdamQLR",
@@ -19,6 +18,7 @@ __all__ = [
     "Blocks",
     "Direct",
     "Fixed",
+    "GaussNewton",
     "Hessian",
     "HessianFree",
     "KFACStepReport",

@@ -26,7 +26,7 @@ def digits_left(relative: float, dtype: torch.dtype) -> float:
 
 
 def squared_suffices(relative: float, dtype: torch.dtype) -> bool:
-    """Whether a damping is above the rounding of J'J or JJ': one digit is left at least, which is enough to go downhill."""
+    """Whether a damping is above the rounding of J'J or JJ': one digit is left, which is enough to go downhill."""
     return digits_left(relative, dtype) >= 1
 
 
@@ -215,18 +215,17 @@ class DirectSolve:
         if self.side == "primal":
             slopes = self._model.gradient if residual is self._model.residual else None
             if slopes is None:
-                slopes = self._model.rows.mT @ residual  # pyright: ignore[reportOptionalMemberAccess]
+                slopes = self._model.rows.mT @ residual  # pyright: ignore[reportOptionalMemberAccess, reportOperatorIssue]
             found = apply(damping, slopes)
             return None if found is None else -found
         mu = damping + (self._model.ridge or 0.0)
-        if rest is None:
-            y = apply(mu, residual)
-        elif mu == 0:  # what no row reaches is held by nothing
-            return None
-        else:
+        right = residual
+        if rest is not None:
+            if mu == 0:  # what no row reaches is held by nothing
+                return None
             rest = self._root * rest
-            ahead = self._scaled @ rest / -mu
-            y = apply(mu, ahead if residual is None else residual + ahead)
+            right = _sum(residual, self._scaled @ rest / -mu)
+        y = None if right is None else apply(mu, right)
         if y is None:
             return None
         found = self._scaled.mT @ y

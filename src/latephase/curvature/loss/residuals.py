@@ -19,7 +19,7 @@ def has_constant_root(loss: Any) -> bool:
 def unrooted(
     loss: Any, root: Product, outputs: Sequence[Tensor], targets: Any, slopes: Sequence[Tensor]
 ) -> list[Tensor] | None:
-    """Numbers r with S r the slopes of the loss in the outputs, S S' being its Hessian: of a squared error the residuals.
+    """Numbers r with S r the slopes of the loss in the outputs, S S' its Hessian: of a squared error the residuals.
 
     A step that is solved for from r and the rows S'J does not lose the digits that the gradient J'S r has lost.
 
@@ -37,7 +37,9 @@ def unrooted(
     formula = _formula(loss)
     if formula is None:
         return None
-    if formula is _cross_entropy:  # sqrt(s) (diag(sqrt p) - p sqrt(p)') of (p - y) sqrt(s / p), since p - y adds up to 0
+    if (
+        formula is _cross_entropy
+    ):  # sqrt(s) (diag(sqrt p) - p sqrt(p)') of (p - y) sqrt(s / p), since p - y adds up to 0
         factors = root_factors(loss, outputs[0], targets)
         if factors is None:
             return None

@@ -94,7 +94,7 @@ class ChunkRows:
             check.judge()
 
     def residual(self) -> Tensor | None:
-        """r [R] with J~'r the chunk's gradient times its weight; None where the loss does not tell, see `unrooted`."""
+        """The vector r [R] with J~'r the chunk's gradient times its weight; None where the loss does not tell it."""
         forward = self._forward
         if self._root is None:
             return torch.zeros(0, dtype=self._space.dtype, device=self._space.device)

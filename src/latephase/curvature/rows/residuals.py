@@ -47,4 +47,6 @@ def residual_of_pass(
 
 def _leaves(outputs: Any) -> Any:
     """The outputs as leaves of a graph of their own."""
-    return tree_map(lambda x: x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x, outputs)
+    return tree_map(
+        lambda x: x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x, outputs
+    )

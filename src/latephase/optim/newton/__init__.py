@@ -5,8 +5,8 @@ from .curvatures import GGN as GGN
 from .curvatures import Armijo as Armijo
 from .curvatures import Blocks as Blocks
 from .curvatures import Hessian as Hessian
+from .direct import Direct as Direct
 from .former import in_a_table as in_a_table
 from .former import is_former as is_former
-from .direct import Direct as Direct
 from .gauss_newton import GaussNewton as GaussNewton
 from .hessian_free import HessianFree as HessianFree

@@ -14,6 +14,9 @@ from .outcome import Outcome
 from .path import DampingPath, Path, Solver
 from .quadratic import Quadratic
 
+ROUNDING = 16
+"""A step of so many units in the last place of the parameters is made of rounding."""
+
 
 class Trials:
     """Losses of an objective at trial points theta + p, each a function call without side effect."""
@@ -89,6 +92,8 @@ class Judge:
             return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, 0.0, iteration)
         ratio, telling = self._ratio(candidate, predicted, candidate_loss, loss)
         if isinstance(path, DampingPath):
+            if math.isnan(candidate_loss) and length <= self._rounding:
+                return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, predicted, iteration)
             if math.isnan(candidate_loss):
                 return Outcome(loss, loss, StepStatus.LINE_SEARCH_FAILED, ratio, predicted, iteration)
             if not telling and candidate_loss >= loss:
@@ -107,6 +112,12 @@ class Judge:
         if length == 0:  # the step is below the rounding of the parameters
             return Outcome(loss, loss, StepStatus.STATIONARY, math.nan, predicted, iteration)
         return Outcome(loss, new_loss, StepStatus.TAKEN, ratio, predicted, iteration, alpha, length, vector)
+
+    @property
+    def _rounding(self) -> float:
+        """A step so long is made of the parameters' rounding."""
+        theta = self._trials.theta
+        return ROUNDING * torch.finfo(theta.dtype).eps * float(theta.norm())
 
     def _ratio(self, candidate: Tensor, predicted: float, there: float, loss: float) -> tuple[float, bool]:
         """The reduction ratio of a candidate with its loss, and whether the predicted change is above rounding."""
@@ -137,7 +148,7 @@ class Judge:
     def _choose(self, candidates: "_Candidates", loss: float) -> tuple[int, float]:
         """The candidate, and the loss there."""
         if self._solver.candidates == "best":
-            return backtrack(lambda i: self._trials.value(candidates[i]), len(candidates), loss)[:2]
+            return backtrack(lambda i: self._trials.value(candidates[i]), len(candidates), loss)
         last = len(candidates) - 1
         return last, self._trials.value(candidates[last])
 

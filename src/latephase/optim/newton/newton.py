@@ -126,7 +126,9 @@ class Newton(SecondOrder):
             for each in transaction.objectives:
                 each.check_data()
         known = quadratic.seen.linear if evaluation is objective else quadratic.seen.other
-        on_objective = options["damping"].data == "objective" and evaluation is not objective and not options.get("debias", False)
+        on_objective = (
+            options["damping"].data == "objective" and evaluation is not objective and not options.get("debias", False)
+        )
         others = objective if on_objective else None
         rule = options["damping"]
         if isinstance(rule, TargetRatio):

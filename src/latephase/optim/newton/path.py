@@ -102,7 +102,7 @@ class Solver(Protocol):
 
     @property
     def candidates(self) -> str:
-        """Which candidates are tried: "best" walks back from the last, "last" takes it, "damping" goes as the damping's rule says."""
+        """Which are tried: "best" walks back from the last, "last" takes it, "damping" asks the damping's rule."""
         ...
 
     @property

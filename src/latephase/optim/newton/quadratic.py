@@ -67,7 +67,13 @@ def linearized(
         if curvature.structural_damping > 0:
             source = structurally_damped(source, damping * curvature.structural_damping)
         return linearize(
-            source, curvature.kind, space.parameters, curvature.dtype, method, at_once=at_once, compile=curvature.compile
+            source,
+            curvature.kind,
+            space.parameters,
+            curvature.dtype,
+            method,
+            at_once=at_once,
+            compile=curvature.compile,
         ).unwatched()
 
     curved = linear = curvature_of(curvature_objective)

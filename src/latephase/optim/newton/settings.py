@@ -70,7 +70,11 @@ def _switch(part: type[Part], off: Any) -> Callable[[Any, Part | None], Any]:
 _SLOTS: dict[str, tuple[Mapping[str, type[Part]], Callable[[Any, Part | None], Any], str]] = {
     "curvature": (CURVATURES, _curvature, "one of ggn, hessian, or a part: GGN(...) or Hessian(...)"),
     "solver": (SOLVERS, lambda given, like: None, "a part: CG(...) or Direct(...)"),
-    "damping": (DAMPINGS, _damping, "a number >= 0, or a part: LevenbergMarquardt(...), TargetRatio(...) or Fixed(...)"),
+    "damping": (
+        DAMPINGS,
+        _damping,
+        "a number >= 0, or a part: LevenbergMarquardt, TargetRatio or Fixed",
+    ),
     "line_search": (SEARCHES, _switch(Armijo, False), "True or False, or a part: Armijo(...)"),
     "blocks": (BLOCKS, _switch(Blocks, None), "None, True or False, or a part: Blocks(...)"),
 }

@@ -16,7 +16,8 @@ class StepStatus(StrEnum):
     TAKEN = "taken"
     """The parameters moved."""
     LINE_SEARCH_FAILED = "line_search_failed"
-    """No step size along the chosen candidate, or no damping that was tried, lowered the evaluation loss enough: the model is not trusted that far, so
+    """No step size along the chosen candidate, or no damping that was tried, lowered the evaluation loss enough: the
+    model is not trusted that far, so
     the damping rises where it is adapted, and conjugate gradients start from zero next time."""
     NONFINITE = "nonfinite"
     """A loss, gradient or product was infinite or not a number; the damping rises where it is adapted."""

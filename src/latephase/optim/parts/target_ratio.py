@@ -21,12 +21,12 @@ SLOPE, CORRELATION = 1e-4, 0.1
 class TargetRatio(Part):
     """Within each step, the smallest damping at which the model still predicts well enough (arXiv:2607.02194).
 
-    Goes with a solver that has a candidate for every damping (`Direct`); with another it acts between steps. The damping
-    is bisected, in its logarithm, between a factor below and a factor above that of the last step, for the longest step
-    whose reduction ratio is above the target. Where none is, but one is above zero, that one is taken; where there is
-    none, the step is rejected and the next one begins a factor higher. The source bisects the step's length, between a
-    third and three times the last one, which takes all eigenvalues; in between the extremes the length is about the
-    inverse root of the damping, so that the factor here is its square.
+    Goes with a solver that has a candidate for every damping (`Direct`). The damping is bisected, in its logarithm,
+    between a factor below and a factor above that of the last step, for the longest step whose reduction ratio is above
+    the target. Where none is, but one is above zero, the one with the highest is taken; where there is none, the step is
+    rejected and the next one begins a factor higher. The source bisects the step's length between a third and three
+    times the last one, which takes all eigenvalues; the length falls at most as the damping rises, so that the factor
+    here is larger.
 
     There are two stages: once the damping has passed its minimum, that is when its logarithm has risen over the last 30
     steps, after 80 of them, the target is the later one for good.
