@@ -9,6 +9,7 @@ from .conjugate_gradient import NONPOSITIVE_CURVATURE as NONPOSITIVE_CURVATURE
 from .conjugate_gradient import STOPPING as STOPPING
 from .conjugate_gradient import conjugate_gradient
 from .damping import levenberg_marquardt, reduction_ratio, resolution
+from .damping import quotient as quotient
 from .line_search import LineSearchResult, armijo
 from .result import CGResult
 from .stopping import CGStatus

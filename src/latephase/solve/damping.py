@@ -40,15 +40,20 @@ def reduction_ratio(
     if resolution is not None and abs(predicted) <= resolution < math.inf and math.isfinite(change):
         return math.nan
     if either_sign:
-        return _quotient(change, predicted)
+        return quotient(change, predicted)
     if not (math.isfinite(change) and math.isfinite(predicted)) or predicted >= 0:
         return -math.inf
     ratio = change / predicted
     return ratio if math.isfinite(ratio) else -math.inf
 
 
-def _quotient(x: float, y: float) -> float:
-    """X / y as IEEE 754 defines it, division by zero included."""
+def quotient(x: float, y: float) -> float:
+    """Divide as IEEE 754 does, by zero as well.
+
+    Args:
+        x: the dividend.
+        y: the divisor.
+    """
     if y != 0:
         return x / y
     return math.nan if x == 0 or math.isnan(x) else math.copysign(math.inf, x) * math.copysign(1.0, y)

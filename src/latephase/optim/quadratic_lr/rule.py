@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ...solve import reduction_ratio
+from ...solve import quotient
 from ..parts import DecreasingLoss
 from .options import AnyDamping
 
@@ -17,7 +17,7 @@ def learning_rate(slope: float, curvature: float, options: Mapping[str, Any]) ->
         curvature: d'Md + lambda d'd, made positive where that is asked for.
         options: of the optimizer.
     """
-    lr, clip = reduction_ratio(slope, curvature, either_sign=True), options["lr_clip"]
+    lr, clip = quotient(slope, curvature), options["lr_clip"]
     if clip is not None and abs(lr) > clip:
         lr = math.copysign(clip, lr)
     return options["amplification"] * lr
