@@ -253,6 +253,8 @@ def test_the_named_settings(toy):
     assert first["factors"] == second["factors"] == KroneckerFactors(inverse_period=1)
     changed = KFAC.adaptive(toy.network().parameters(), damping=0.3).param_groups[0]["damping"]
     assert changed == first["damping"].changed(initial=0.3)
+    seldom = KFAC.adaptive(toy.network().parameters(), adapt_period=3).param_groups[0]  # 0.9 for each step
+    assert (seldom["adapt_period"], seldom["damping"].factors) == (3, (0.9**3, 1 / 0.9**3))
 
 
 def test_a_number_and_a_dict_change_the_rule_of_the_paper(toy):

@@ -247,6 +247,11 @@ def test_options_of_a_former_release_are_errors_that_say_what_is_there_now(optio
     for make in (AdamQLR, SGDQLR, lambda p, **o: QuadraticLearningRate(torch.optim.SGD(p, lr=1.0), **o)):
         with pytest.raises(TypeError, match=now):
             make(parameters, **option)
+    if "lambda0" not in option:
+        with pytest.raises(TypeError, match=f"a param group of AdamQLR: .*{now}"):
+            AdamQLR([{"params": parameters, **option}])
+        with pytest.raises(TypeError, match=f"a param group of AdamQLR: .*{now}"):
+            AdamQLR(parameters[:1]).add_param_group({"params": parameters[1:], **option})
 
 
 def test_options_are_global_and_a_second_wrapping_replaces_them(toy):

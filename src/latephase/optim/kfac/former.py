@@ -1,7 +1,7 @@
 """The flat options that parts took the place of: what each is now, for errors and for states that were saved before."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..parts import Fixed, LevenbergMarquardt
@@ -22,22 +22,9 @@ _PERIOD = 5
 FORMER = ("damping_decay", *_FIELDS, *_FACTORS)
 
 
-def check_names(given: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Check that none of these is an option of a former release, or none at all.
-
-    Args:
-        given: names and values.
-        known: names that there are.
-        where: named in errors, such as "KFAC".
-
-    Raises:
-        TypeError: says how the option is written now.
-    """
-    for name, value in given.items():
-        if name in FORMER:
-            raise TypeError(f"{where}: {name} is {written(name, value)}")
-        if name not in known:
-            raise TypeError(f"{where} has no option {name!r}; there are {', '.join(known)}")
+def now(name: str, value: Any) -> str | None:
+    """What became of an option; None where there never was one."""
+    return f"is {written(name, value)}" if name in FORMER else None
 
 
 def written(name: str, value: Any) -> str:

@@ -19,14 +19,15 @@ from ..parts import (
     StepStatus,
     Transaction,
     check_entries,
+    check_names,
     compare,
     defaults_of,
     the_objective,
 )
 from .carried import CHECKS, KFACCarried
 from .factors import Factors, diagonal_layers, finite, renewed
-from .former import FORMER, check_names, with_parts
-from .options import ADAPTIVE, OPTIONS, UNADAPTIVE, KroneckerFactors, check_options, over, part, rule_for
+from .former import FORMER, now, with_parts
+from .options import OPTIONS, UNADAPTIVE, KroneckerFactors, adaptive, check_options, over, part, rule_for
 from .report import KFACStepReport, nothing_done
 from .trial import Trial, propose
 
@@ -97,7 +98,7 @@ class KFAC(SecondOrder):
         factors: KroneckerFactors | Mapping[str, Any] = DEFAULT_FACTORS,
         **former: Any,
     ):
-        check_names(former, OPTIONS, type(self).__name__)
+        check_names(former, OPTIONS, type(self).__name__, now)
         options = {
             "lr": 1.0 if lr is None else lr,
             "momentum": momentum,
@@ -112,7 +113,7 @@ class KFAC(SecondOrder):
         """Add a param group; see `torch.optim.Optimizer.add_param_group`."""
         if isinstance(param_group, dict):
             former = {name: value for name, value in param_group.items() if name in FORMER}
-            check_names(former, (), f"param group {len(self.param_groups)} of {type(self).__name__}")
+            check_names(former, (), f"param group {len(self.param_groups)} of {type(self).__name__}", now)
         super().add_param_group(param_group)
 
     @classmethod
@@ -125,13 +126,13 @@ class KFAC(SecondOrder):
             params: parameters or param groups.
             **overrides: options in place of these, or beside them; so in both named settings.
         """
-        check_names(overrides, OPTIONS, f"{cls.__name__}.adaptive")
-        return cls(params, **over(ADAPTIVE, overrides))
+        check_names(overrides, OPTIONS, f"{cls.__name__}.adaptive", now)
+        return cls(params, **over(adaptive(overrides.get("adapt_period", 1)), overrides))
 
     @classmethod
     def unadaptive(cls, params: Iterable[Any], **overrides: Any) -> Self:
         """The ablation of the same paper: rate 1e-3, momentum 0.9 and damping 1.0 stay as they are."""
-        check_names(overrides, OPTIONS, f"{cls.__name__}.unadaptive")
+        check_names(overrides, OPTIONS, f"{cls.__name__}.unadaptive", now)
         return cls(params, **over(UNADAPTIVE, overrides))
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]

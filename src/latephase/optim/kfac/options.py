@@ -56,11 +56,8 @@ DECAY = 19 / 20
 LOW = 1e-8
 """Least damping (Clarke and Hernandez-Lobato 2024)."""
 
-ADAPTIVE: dict[str, Any] = {
-    "damping": LevenbergMarquardt(1.0, factors=(0.9, 1 / 0.9), range=(LOW, math.inf)),
-    "adapt_period": 1,
-    "factors": KroneckerFactors(inverse_period=1),
-}
+ADAPTIVE_DECAY = 0.9
+"""Of the damping per step (Clarke and Hernandez-Lobato 2024)."""
 UNADAPTIVE: dict[str, Any] = {
     "lr": 1e-3,
     "momentum": 0.9,
@@ -75,14 +72,21 @@ def factors_by(decay: float, period: int) -> tuple[float, float]:
     return omega, (1 / omega if omega > 0 else math.inf)
 
 
-def rule_for(period: Any) -> LevenbergMarquardt:
+def adaptive(period: Any = 1) -> dict[str, Any]:
+    """The options where everything is adapted; a period is that of the damping."""
+    factors = KroneckerFactors(inverse_period=1)
+    return {"damping": rule_for(period, ADAPTIVE_DECAY), "adapt_period": period, "factors": factors}
+
+
+def rule_for(period: Any, decay: float = DECAY) -> LevenbergMarquardt:
     """How the damping is adapted where nothing else is said.
 
     Args:
         period: steps from one adaptation to the next; anything that is none is checked elsewhere.
+        decay: of the damping per step.
     """
     whole = isinstance(period, int) and not isinstance(period, bool) and period >= 1
-    return LevenbergMarquardt(1.0, factors=factors_by(DECAY, period if whole else 1), range=(LOW, math.inf))
+    return LevenbergMarquardt(1.0, factors=factors_by(decay, period if whole else 1), range=(LOW, math.inf))
 
 
 def part(name: str, given: Any, like: Part | None) -> Any:

@@ -1,5 +1,6 @@
 """What every second-order optimizer is made of: checks, state with a version, transaction, ranks, report, damping."""
 
+from .arguments import check_names as check_names
 from .arguments import check_number as check_number
 from .arguments import defaults_of as defaults_of
 from .arguments import per_parameter as per_parameter

@@ -1,7 +1,7 @@
 """The flat options that there were: what each is now, for errors and for states that were saved before."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..parts import DecreasingLoss, Fixed, LevenbergMarquardt
@@ -23,24 +23,11 @@ _CARRIED = ("curvature_average", "lr_average")
 FORMER = (*_FIELDS, "damping_rule", "absolute_curvature", *GONE, *_CARRIED)
 
 
-def check_names(given: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Check that none of these is an option of a former release, or none at all.
-
-    Args:
-        given: names and values.
-        known: names that there are.
-        where: named in errors, such as "AdamQLR".
-
-    Raises:
-        TypeError: says how the option is written now.
-    """
-    for name, value in given.items():
-        if name in GONE or name in _CARRIED:
-            raise TypeError(f"{where}: {name} is there no more; nothing takes its place")
-        if name in FORMER:
-            raise TypeError(f"{where}: {name} is {written(name, value)}")
-        if name not in known:
-            raise TypeError(f"{where} has no option {name!r}; there are {', '.join(known)}")
+def now(name: str, value: Any) -> str | None:
+    """What became of an option; None where there never was one."""
+    if name in GONE or name in _CARRIED:
+        return "is there no more; nothing takes its place"
+    return f"is {written(name, value)}" if name in FORMER else None
 
 
 def written(name: str, value: Any) -> str:
@@ -57,7 +44,7 @@ def written(name: str, value: Any) -> str:
 
 def in_a_table(name: str, value: Any) -> str:
     """How a flat option is written in a file."""
-    if name in GONE:
+    if name in GONE or name in _CARRIED:
         return "there no more; nothing takes its place"
     if name == "damping_rule":
         return f'damping.kind = "{"decreasing_loss" if value == "decreasing_loss" else "levenberg_marquardt"}"'

@@ -16,6 +16,9 @@ from ..parts import Carried, per_parameter
 from .base import Proposal, propose
 from .options import CURVATURES
 
+SANE_CHANGE = 10.0
+"""Root mean square change of a parameter in one step from which a learning rate without a limit is worth a warning."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -105,3 +108,27 @@ def moved(
 def schedule(group: Mapping[str, Any]) -> float:
     """By what a scheduler has changed the `lr` of a param group."""
     return float(group["lr"]) / group["unit_lr"]
+
+
+def out_of_hand(lr: float, line: Line, size: int) -> str | None:
+    """What to say of a learning rate without a limit that the curvature does not hold; None where it does.
+
+    Args:
+        lr: learning rate.
+        line: of the step.
+        size: number of parameters.
+    """
+    if line.bend == 0:
+        return (
+            "the loss has no curvature along the direction, so that the damping alone decides on the rate: "
+            "it is linear in the outputs, as the absolute error is, or the batch is fitted to the last digit. Take "
+            "a smooth loss (nn.HuberLoss for the absolute error), or an optimizer with a learning rate of its own"
+        )
+    change = abs(lr) * math.sqrt(line.square / size)
+    if change > SANE_CHANGE:
+        return (
+            f"the learning rate {lr:.3g} moves the parameters by {change:.3g} each, in the root mean square: the "
+            "curvature along the direction has all but vanished, as that of cross-entropy does on a small batch "
+            "that is fitted. Set lr_clip (0.1 is usual with Adam), raise the damping, or enlarge the batch"
+        )
+    return None

@@ -17,6 +17,7 @@ from ..parts import (
     Fixed,
     SecondOrder,
     Transaction,
+    check_names,
     check_number,
     compare,
     damping_of,
@@ -25,15 +26,12 @@ from ..parts import (
     the_objective,
 )
 from .base import check_base
-from .former import FORMER, check_names, with_parts
-from .line import Line, forms_with, line_of, moved, schedule
+from .former import FORMER, now, with_parts
+from .line import Line, forms_with, line_of, moved, out_of_hand, schedule
 from .options import CARRIED, OPTIONS, RULES, UNTUNED, AnyDamping, check_options, complete, over
-from .report import QuadraticStepReport, QuadraticStepStatus
+from .report import QuadraticStepReport, QuadraticStepStatus, status_of
 from .rule import judged, learning_rate
 from .saved import check_group, check_state
-
-SANE_CHANGE = 10.0
-"""Root mean square change of a parameter in one step from which a learning rate without a limit is worth a warning."""
 
 
 class QuadraticLearningRate(SecondOrder):
@@ -103,7 +101,7 @@ class QuadraticLearningRate(SecondOrder):
         amplification: float = 1.0,
         **former: Any,
     ):
-        check_names(former, OPTIONS, type(self).__name__)
+        check_names(former, OPTIONS, type(self).__name__, now)
         rule = damping_of(damping, RULES, self._RULE)
         options = {"curvature": curvature, "damping": rule, "lr_clip": lr_clip, "amplification": amplification}
         check_base(base, options)
@@ -111,7 +109,7 @@ class QuadraticLearningRate(SecondOrder):
             if "unit_lr" in group:  # of an earlier wrapping, whose options would be taken for the group's own
                 for name in (*options, *CARRIED, "unit_lr"):
                     group.pop(name, None)
-            check_names({name: x for name, x in group.items() if name in FORMER}, (), type(self).__name__)
+            self._check_names(group)
         self.base, self._kind = base, f"QuadraticLearningRate({type(base).__name__})"
         super().__init__(base.param_groups, base.defaults | options | CARRIED)
         self.param_groups, self.state = base.param_groups, base.state
@@ -220,27 +218,15 @@ class QuadraticLearningRate(SecondOrder):
             line.proposal.accept()
         if length == 0:  # the step is below the rounding of the parameters, or its rate is zero
             return stayed | {"status": QuadraticStepStatus.STATIONARY, "reduction_ratio": ratio}
-        status = _status_of(line.slope, curvature, new_loss)
+        status = status_of(line.slope, curvature, new_loss)
         done = {"new_loss": new_loss, "step_norm": length, "lr": taken, "reduction_ratio": ratio}
         return stayed | done | {"status": status}
 
     def _warn_of(self, lr: float, line: Line, space: ParameterSpace) -> None:
         if self._warned or self.param_groups[0]["lr_clip"] is not None:
             return
-        change = abs(lr) * math.sqrt(line.square / space.size)
-        if line.bend == 0:
-            said = (
-                "the loss has no curvature along the direction, so that the damping alone decides on the rate: "
-                "it is linear in the outputs, as the absolute error is, or the batch is fitted to the last digit. Take "
-                "a smooth loss (nn.HuberLoss for the absolute error), or an optimizer with a learning rate of its own"
-            )
-        elif change > SANE_CHANGE:
-            said = (
-                f"the learning rate {lr:.3g} moves the parameters by {change:.3g} each, in the root mean square: the "
-                "curvature along the direction has all but vanished, as that of cross-entropy does on a small batch "
-                "that is fitted. Set lr_clip (0.1 is usual with Adam), raise the damping, or enlarge the batch"
-            )
-        else:
+        said = out_of_hand(lr, line, space.size)
+        if said is None:
             return
         self._warned = True
         warnings.warn(said, stacklevel=6)
@@ -260,9 +246,15 @@ class QuadraticLearningRate(SecondOrder):
         if any(param_group is group for group in self.base.param_groups):  # while this optimizer is made
             super().add_param_group(param_group)
             return
+        self._check_names(param_group)
         self.base.add_param_group(param_group)
         complete(self.param_groups, self.defaults)
         self._check_groups()
+
+    def _check_names(self, group: Any) -> None:
+        """Check that a param group has no option of a former release."""
+        former = {name: value for name, value in group.items() if name in FORMER} if isinstance(group, dict) else {}
+        check_names(former, (), f"a param group of {type(self).__name__}", now)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the base and the last report."""
@@ -301,14 +293,6 @@ class QuadraticLearningRate(SecondOrder):
 
     def _check_groups(self) -> None:
         check_options(self.param_groups, self._RULE)
-
-
-def _status_of(slope: float, curvature: float, new_loss: float | None) -> QuadraticStepStatus:
-    if new_loss is not None and not math.isfinite(new_loss):
-        return QuadraticStepStatus.DIVERGED
-    if curvature < 0:
-        return QuadraticStepStatus.NEGATIVE_CURVATURE
-    return QuadraticStepStatus.NEGATIVE_SLOPE if slope < 0 else QuadraticStepStatus.TAKEN
 
 
 _DEFAULTS = {**defaults_of(QuadraticLearningRate, "former"), **CARRIED}

@@ -1,5 +1,6 @@
 """What a step of a quadratic learning rate did."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,6 +41,21 @@ _MOVED = (
     QuadraticStepStatus.NEGATIVE_CURVATURE,
     QuadraticStepStatus.DIVERGED,
 )
+
+
+def status_of(slope: float, curvature: float, new_loss: float | None) -> QuadraticStepStatus:
+    """The status of a step that moved the parameters.
+
+    Args:
+        slope: g'd.
+        curvature: d'Md + lambda d'd, with its sign.
+        new_loss: f where it leads, where that is known.
+    """
+    if new_loss is not None and not math.isfinite(new_loss):
+        return QuadraticStepStatus.DIVERGED
+    if curvature < 0:
+        return QuadraticStepStatus.NEGATIVE_CURVATURE
+    return QuadraticStepStatus.NEGATIVE_SLOPE if slope < 0 else QuadraticStepStatus.TAKEN
 
 
 @dataclass(frozen=True)
