@@ -4,6 +4,7 @@ This is the place that changes where the library's options are spelt otherwise. 
 cases, which stay.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,13 @@ from latephase import (
     SGDQLR,
     AdamQLR,
     Blocks,
+    DecreasingLoss,
     EmpiricalFisher,
     Fixed,
     GGNDiagonal,
     HessianFree,
     Kronecker,
+    KroneckerFactors,
     LevenbergMarquardt,
     Nystrom,
     Objective,
@@ -157,9 +160,14 @@ def kfac(preset: str = "", **options: Any) -> Make:
     return lambda model: (getattr(KFAC, preset) if preset else KFAC)(model.parameters(), **options)
 
 
-def adamqlr(preset: str = "", **options: Any) -> Make:
+def adamqlr(**options: Any) -> Make:
     """AdamQLR on all parameters."""
-    return lambda model: (getattr(AdamQLR, preset) if preset else AdamQLR)(model.parameters(), **options)
+    return lambda model: AdamQLR(model.parameters(), **options)
+
+
+TUNED = LevenbergMarquardt(1.0, factors=(0.95, 1.0526), range=(1e-8, math.inf), model="damped")
+RATIO = LevenbergMarquardt(1.0, factors=(0.9, 2.0), range=(0.0, math.inf), model="damped")
+"""The rule of AdamQLR with the numbers of SGDQLR."""
 
 
 def quadratic(base: Make, **options: Any) -> Make:
@@ -251,22 +259,24 @@ OTHERS: dict[str, Case] = {
     "kfac-evaluation": Case("small", kfac(), judged),
     "kfac-no_momentum": Case("small", kfac(momentum=0.0), own),
     "kfac-fixed": Case("small", kfac(lr=0.05, momentum=0.9, damping=0.1), own, schedule=0.97),
-    "kfac-ratio_damped": Case("small", kfac(reduction_ratio="damped", adapt_period=2), own),
-    "kfac-periods": Case("small", kfac(factor_period=2, inverse_period=7, factor_decay=0.8, probes=2), own),
-    "kfac-reduce": Case("digits", kfac(weight_sharing="reduce"), own),
+    "kfac-ratio_damped": Case("small", kfac(damping={"model": "damped"}, adapt_period=2), own),
+    "kfac-periods": Case("small", kfac(factors=KroneckerFactors(period=2, inverse_period=7, decay=0.8, probes=2)), own),
+    "kfac-reduce": Case("digits", kfac(factors=KroneckerFactors(weight_sharing="reduce")), own),
     "kfac-groups": Case("small", lambda model: KFAC(first_layer_apart(model, lr=0.5)), own),
     "kfac-chunks": Case("small", kfac(), cut),
     "kfac-resumed": Case("small", kfac(), own, resumed=22),
-    "adamqlr-untuned": Case("small", adamqlr("untuned"), own),
-    "adamqlr-tuned": Case("small", adamqlr("tuned"), own),
-    "adamqlr-untuned_clipped": Case("small", adamqlr("untuned_clipped"), own),
-    "adamqlr-undamped": Case("small", adamqlr("undamped", lr_clip=0.05), own),
-    "adamqlr-hessian": Case("small", adamqlr("hessian"), own),
-    "adamqlr-hessian_untuned": Case("small", adamqlr("hessian_untuned"), own),
-    "adamqlr-amplified": Case("small", adamqlr("amplified"), own),
-    "adamqlr-ratio_undamped": Case("small", adamqlr(reduction_ratio="undamped"), own, schedule=0.97),
+    "adamqlr-untuned": Case("small", adamqlr(), own),
+    "adamqlr-tuned": Case("small", adamqlr(damping=TUNED), own),
+    "adamqlr-untuned_clipped": Case("small", adamqlr(lr_clip=0.1), own),
+    "adamqlr-undamped": Case("small", adamqlr(damping=Fixed(0.0), lr_clip=0.05), own),
+    "adamqlr-hessian": Case("small", adamqlr(damping=TUNED, curvature="hessian"), own),
+    "adamqlr-hessian_untuned": Case(
+        "small", adamqlr(curvature="absolute_hessian", damping=DecreasingLoss(1e-4, factors=(0.75, 2.0))), own
+    ),
+    "adamqlr-amplified": Case("small", adamqlr(damping=DecreasingLoss(), amplification=0.5), own),
+    "adamqlr-ratio_undamped": Case("small", adamqlr(damping={"model": "undamped"}), own, schedule=0.97),
     "adamqlr-resumed": Case("small", adamqlr(), own, resumed=22),
-    "sgdqlr-ratio": Case("small", lambda model: SGDQLR(model.parameters(), damping_rule="ratio"), own),
+    "sgdqlr-ratio": Case("small", lambda model: SGDQLR(model.parameters(), damping=RATIO), own),
     "sgdqlr-groups": Case("batch_norm", lambda model: SGDQLR(first_layer_apart(model)), own, training=True),
 }
 
@@ -280,5 +290,8 @@ CASES: dict[str, Case] = (
 GONE: dict[str, str] = {}
 """Cases that the library no longer has, and why: they count as no difference."""
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "options.damping.initial": "options.damping",
+    "options.damping.factors.0": "options.damping_factors.0",
+}
 """Fields of reports and columns of tables: today's name -> the one in the stored file."""

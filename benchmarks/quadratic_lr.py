@@ -24,13 +24,17 @@ import torch
 from torch import Tensor, nn
 
 import latephase.curvature.tracing.trace as tracing
-from latephase import AdamQLR, Objective
+from latephase import AdamQLR, Fixed, Objective
 from latephase.problems.architectures import cnn_3c3d
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Keeps glibc from giving memory back between steps, as `latephase bench` does."""
 
-SETTINGS = {"untuned": AdamQLR.untuned, "undamped": AdamQLR.undamped, "hessian": AdamQLR.hessian}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "untuned": {},
+    "undamped": {"damping": Fixed(0.0)},
+    "hessian": {"curvature": "hessian", "damping": {"initial": 1.0, "factors": (0.95, 1.0526)}},
+}
 
 
 def main() -> None:
@@ -57,7 +61,7 @@ def measure(name: str, model: nn.Module, inputs: Tensor, args: argparse.Namespac
     objective = Objective(model, nn.CrossEntropyLoss(), (inputs.to(args.device), targets.to(args.device)))
     optimizers: dict[str, Any] = {"Adam": torch.optim.Adam(model.parameters(), lr=1e-5)}
     # A tiny factor on the steps keeps the network where it is, so that all see the same numbers.
-    optimizers |= {name: make(model.parameters(), amplification=1e-5) for name, make in SETTINGS.items()}
+    optimizers |= {name: AdamQLR(model.parameters(), amplification=1e-5, **own) for name, own in SETTINGS.items()}
     steps = {name: functools.partial(optimizer.step, objective) for name, optimizer in optimizers.items()}
     if args.compile:
         steps |= {"Adam, compiled": compiled_adam(model, objective), "untuned, compiled": compiled_untuned(objective)}
@@ -94,7 +98,7 @@ def compiled_untuned(objective: Objective) -> Callable[[], Any]:
     chunk = objective.chunks[0]
     model = copy.deepcopy(objective.model)
     own = Objective(model, nn.CrossEntropyLoss(), (chunk.inputs, chunk.targets))
-    optimizer, cut = AdamQLR.untuned(model.parameters(), amplification=1e-5), tracing.cut
+    optimizer, cut = AdamQLR(model.parameters(), amplification=1e-5), tracing.cut
 
     def cut_and_compiled(*args: Any) -> Any:
         stages = cut(*args)

@@ -68,33 +68,28 @@ HESSIAN_FREE: dict[str, list[Any]] = {
 KFAC_OPTIONS: dict[str, list[Any]] = {
     "lr": [None, None, 1e-12, 0.1, 1.0],
     "momentum": [None, None, 0.0, 0.9],
-    "damping": [1e-12, 1e-4, 1.0, 1.0, 300.0, 1e12],
-    "adapt_period": [0, 1, 2, 5],
-    "damping_decay": [1e-200, 0.1, 0.95, 0.999],
-    "damping_range": [(1e-8, math.inf), (1e-8, math.inf), (1e-12, 1e12)],
-    "reduction_ratio": ["undamped", "damped"],
-    "factor_period": [1, 1, 2],
-    "inverse_period": [1, 2, 5],
-    "factor_decay": [0.0, 0.95, 0.999],
-    "probes": [1, 2],
-    "weight_sharing": ["expand", "reduce"],
+    "damping.initial": [1e-12, 1e-4, 1.0, 1.0, 300.0, 1e12],
+    "damping.fixed": [False, False, True],
+    "damping.factors": [(0.95, 1 / 0.95), (0.95, 1 / 0.95), (0.1, 10.0), (1e-200, 1e200)],
+    "damping.range": [(1e-8, math.inf), (1e-8, math.inf), (1e-12, 1e12)],
+    "damping.model": ["undamped", "damped"],
+    "adapt_period": [1, 2, 5],
+    "factors.period": [1, 1, 2],
+    "factors.inverse_period": [1, 2, 5],
+    "factors.decay": [0.0, 0.95, 0.999],
+    "factors.probes": [1, 2],
+    "factors.weight_sharing": ["expand", "reduce"],
 }
 QUADRATIC: dict[str, list[Any]] = {
-    "curvature": ["ggn", "ggn", "hessian"],
-    "damping": [0.0, 1e-12, 1e-3, 1.0, 1e12],
-    "damping_factors": [None, (0.5, 2.0), (0.5, 2.0), (1e-12, 1e12)],
-    "damping_range": [(1e-8, math.inf), (1e-8, math.inf), (0.0, math.inf), (1e-12, 1e12)],
-    "damping_rule": ["ratio", "ratio", "decreasing_loss"],
-    "reduction_ratio": ["damped", "undamped"],
+    "curvature": ["ggn", "ggn", "hessian", "absolute_hessian"],
+    "damping.initial": [0.0, 1e-12, 1e-3, 1.0, 1e12],
+    "damping.fixed": [False, False, True],
+    "damping.kind": ["levenberg_marquardt", "levenberg_marquardt", "decreasing_loss"],
+    "damping.factors": [(0.5, 2.0), (0.5, 2.0), (1e-12, 1e12)],
+    "damping.range": [(1e-8, math.inf), (1e-8, math.inf), (0.0, math.inf), (1e-12, 1e12)],
+    "damping.model": ["damped", "undamped"],
     "lr_clip": [None, None, 1e-12, 0.1, 1e12],
     "amplification": [1.0, 1.0, 0.5, 1e-12],
-    "curvature_ema": [0.0, 0.0, 0.5, 0.99],
-    "lr_ema": [0.0, 0.0, 0.5, 0.99],
-    "absolute_curvature": [False, False, True],
-    "gradient_clip": [None, None, 1e-12, 1.0],
-    "direction_clip": [None, None, 1e-12, 1.0],
-    "step_clip": [None, None, 1e-12, 1.0, 1e12],
-    "decay_per_step": [0.0, 0.0, 1e-12, 0.5],
 }
 
 
@@ -157,7 +152,7 @@ def model_of(trial: Trial) -> nn.Module:
 
 
 def in_parts(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `HessianFree`, the fields of each part in a table; a damping that stays has its value alone."""
+    """Options, the fields of each part in a table; a damping that stays has its value alone."""
     found: dict[str, Any] = {}
     for name, value in options.items():
         option, _, field = name.partition(".")
@@ -180,18 +175,19 @@ def optimizer_of(trial: Trial, model: nn.Module) -> HessianFree | KFAC | Quadrat
     for name, values in own.items():
         if values is not None:
             groups[0][name], groups[-1][name] = values
+    options = in_parts(trial.options)
     match kind:
         case "HessianFree":
-            return HessianFree(groups, **in_parts(trial.options))
+            return HessianFree(groups, **options)
         case "KFAC":
-            return KFAC(groups, **trial.options)
+            return KFAC(groups, **options)
         case "AdamQLR":
-            return AdamQLR(groups, **trial.options)
+            return AdamQLR(groups, **options)
         case "SGDQLR":
-            return SGDQLR(groups, **trial.options)
+            return SGDQLR(groups, **options)
         case "momentum":
-            return QuadraticLearningRate(torch.optim.SGD(groups, lr=0.1, momentum=0.9), **trial.options)
-    return QuadraticLearningRate(torch.optim.AdamW(groups, lr=0.1, amsgrad=True), **trial.options)
+            return QuadraticLearningRate(torch.optim.SGD(groups, lr=0.1, momentum=0.9), **options)
+    return QuadraticLearningRate(torch.optim.AdamW(groups, lr=0.1, amsgrad=True), **options)
 
 
 def batch(trial: Trial, generator: torch.Generator) -> tuple[Tensor, Tensor]:

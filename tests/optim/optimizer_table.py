@@ -41,7 +41,7 @@ def over(base: type[torch.optim.Optimizer], **settings: Any) -> Callable[..., Qu
     return lambda params, **options: QuadraticLearningRate(base(params, **settings), **options)
 
 
-CONSTANT = {"damping_factors": None, "lr_clip": 0.1}
+CONSTANT = {"damping": Fixed(1e-3), "lr_clip": 0.1}
 OPTIMIZERS = {
     "HessianFree": Entry(HessianFree, {"line_search": False, "damping": Fixed(1.0)}, saved="HessianFree"),
     "late_phase": Entry(HessianFree.late_phase, {"line_search": False, "damping": Fixed(1.0)}),

@@ -149,7 +149,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Settings:
-    """One configuration; the names are those of the optimizers, `adam` apart (False: the direction is g)."""
+    """One configuration; `adam`: whether the direction is Adam's, or g."""
 
     adam: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
@@ -162,12 +162,6 @@ class Settings:
     lr_clip: float | None = None
     amplification: float = 1.0
     absolute_curvature: bool = False
-    curvature_ema: float = 0.0
-    lr_ema: float = 0.0
-    gradient_clip: float | None = None
-    direction_clip: float | None = None
-    step_clip: float | None = None
-    decay_per_step: float = 0.0
     reduction_ratio: Literal["damped", "undamped"] = "damped"
 
 
@@ -200,8 +194,6 @@ class QuadraticLR:
     theta: Array
     base: dict[str, Any] = field(default_factory=dict)
     damping: float = 0.0
-    last_curvature: float | None = None
-    last_lr: float | None = None
 
     def __post_init__(self):
         self.damping = self.settings.damping
@@ -211,15 +203,9 @@ class QuadraticLR:
         s, theta, damping, old_base = self.settings, self.theta, self.damping, dict(self.base)
         loss, g = float(function.value(theta, batch)), function.gradient(theta, batch)
         limited = set()
-        if s.gradient_clip is not None and np.linalg.norm(g) > s.gradient_clip:
-            g = g * (s.gradient_clip / np.linalg.norm(g))
-            limited.add("gradient")
         d = self.direction(g)
-        if s.direction_clip is not None and np.abs(d).max() > s.direction_clip:
-            d = np.clip(d, -s.direction_clip, s.direction_clip)
-            limited.add("direction")
         slope, undamped = float(g @ d), function.curvature(theta, d, batch, s.curvature)
-        c = self.averaged_curvature(undamped + damping * float(d @ d))
+        c = undamped + damping * float(d @ d)
         if s.absolute_curvature:
             limited |= {"curvature"} if c < 0 else set()
             c, undamped = abs(c), abs(undamped)
@@ -227,12 +213,8 @@ class QuadraticLR:
         if s.lr_clip is not None and abs(lr) > s.lr_clip:
             lr = math.copysign(s.lr_clip, lr)
             limited.add("lr")
-        lr = self.averaged_lr(s.amplification * lr)
-        update = lr * d + s.decay_per_step * theta
-        if s.step_clip is not None and np.linalg.norm(update) > s.step_clip:
-            update = update * (s.step_clip / np.linalg.norm(update))
-            limited.add("step")
-        trial = theta - update
+        lr = s.amplification * lr
+        trial = theta - lr * d
         new_loss = float(function.value(trial, batch))
         predicted = 0.5 * lr**2 * (c if s.reduction_ratio == "damped" else undamped) - lr * slope
         accepted = self.adapt(loss, new_loss, predicted)
@@ -251,18 +233,6 @@ class QuadraticLR:
         m, v = b1 * self.base["m"] + (1 - b1) * g, b2 * self.base["v"] + (1 - b2) * g**2
         self.base = {"t": t, "m": m, "v": v}
         return m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + self.settings.eps)
-
-    def averaged_curvature(self, c: float) -> float:
-        """The moving average of C, which starts at the first C; C itself without one."""
-        decay, last = self.settings.curvature_ema, self.last_curvature
-        self.last_curvature = c if last is None else decay * last + (1 - decay) * c
-        return self.last_curvature
-
-    def averaged_lr(self, lr: float) -> float:
-        """The moving average of the learning rate, which starts at the first one; the rate itself without one."""
-        decay, last = self.settings.lr_ema, self.last_lr
-        self.last_lr = lr if last is None else decay * last + (1 - decay) * lr
-        return self.last_lr
 
     def adapt(self, loss: float, new_loss: float, predicted: float) -> bool:
         """Set lambda for the next step; whether this one is taken."""

@@ -58,7 +58,7 @@ CASES: dict[str, Make] = {
     "KFAC": lambda model: KFAC(model.parameters(), damping=0.1, adapt_period=1),
     "KFAC with a fixed rate": lambda model: KFAC.unadaptive(model.parameters(), lr=0.1),
     "SGDQLR": lambda model: SGDQLR(model.parameters()),
-    "AdamQLR": lambda model: AdamQLR(model.parameters(), curvature_ema=0.5, lr_ema=0.5),
+    "AdamQLR": lambda model: AdamQLR(model.parameters()),
     "momentum": lambda model: QuadraticLearningRate(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)),
     "AdamW": lambda model: QuadraticLearningRate(torch.optim.AdamW(model.parameters(), lr=0.1, amsgrad=True)),
 }

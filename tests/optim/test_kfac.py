@@ -2,13 +2,14 @@
 
 import copy
 import json
+import math
 import os
 
 import pytest
 import torch
 from torch import nn
 
-from latephase import JSONLinesWriter, Objective, problems
+from latephase import Fixed, JSONLinesWriter, KroneckerFactors, LevenbergMarquardt, Objective, problems
 from latephase.optim.kfac import KFAC
 from latephase.optim.kfac.plane import Plane
 
@@ -81,11 +82,11 @@ def test_fixed_coefficients_are_a_heavy_ball(flat):
     model, objective = regression(outputs=3)
     twin = copy.deepcopy(model)
     other = Objective(twin, nn.MSELoss(), (objective.chunks[0].inputs, objective.chunks[0].targets), weight_decay=0.01)
-    moving = KFAC(model.parameters(), lr=0.1, momentum=0.9, adapt_period=0)
+    moving = KFAC(model.parameters(), lr=0.1, momentum=0.9, damping=Fixed(1.0))
     previous = 0.0
     for _ in range(4):
         nn.utils.vector_to_parameters(flat(model), twin.parameters())
-        plain = KFAC(twin.parameters(), lr=0.1, momentum=0.0, adapt_period=0)
+        plain = KFAC(twin.parameters(), lr=0.1, momentum=0.0, damping=Fixed(1.0))
         if moving.state:
             plain.state[next(twin.parameters())]["factors"] = moving.state[next(model.parameters())]["factors"]
             plain.state[next(twin.parameters())]["steps"] = moving.state[next(model.parameters())]["steps"]
@@ -109,7 +110,7 @@ def test_a_schedule_scales_exact_updates(toy, flat):
         nn.utils.vector_to_parameters(starts, model.parameters())
         torch.manual_seed(0)
         groups = [{"params": model[0].parameters(), "lr": factors[0]}, {"params": model[2].parameters()}]
-        optimizer = KFAC(groups, adapt_period=1, reduction_ratio="undamped")
+        optimizer = KFAC(groups, adapt_period=1)
         optimizer.param_groups[1]["lr"] = factors[1]
         optimizer.step(objective)
         updates.append(flat(model) - starts)
@@ -124,7 +125,7 @@ def test_a_schedule_scales_exact_updates(toy, flat):
 
 def test_factors_and_inverses_have_their_periods(toy):
     model, objective = classes(toy)
-    optimizer = KFAC(model.parameters(), factor_period=1, inverse_period=4)
+    optimizer = KFAC(model.parameters(), factors=KroneckerFactors(inverse_period=4))
     kept, changed = None, []
     for _ in range(12):
         optimizer.step(objective)
@@ -133,7 +134,7 @@ def test_factors_and_inverses_have_their_periods(toy):
         changed.append(kept is None or not torch.equal(inverse, kept))
         kept = inverse
     assert [i for i, each in enumerate(changed) if each] == [0, 1, 2, 4, 8]
-    optimizer = KFAC(model.parameters(), factor_period=3)
+    optimizer = KFAC(model.parameters(), factors={"period": 3})
     updated = []
     for _ in range(7):
         optimizer.step(objective)
@@ -143,7 +144,8 @@ def test_factors_and_inverses_have_their_periods(toy):
 
 def test_the_damping_follows_the_ratio():
     model, objective = regression(outputs=3)
-    optimizer = KFAC(model.parameters(), damping=1.0, adapt_period=3, damping_decay=0.9, damping_range=(0.5, 2.0))
+    rule = LevenbergMarquardt(factors=(0.9**3, 1 / 0.9**3), range=(0.5, 2.0))
+    optimizer = KFAC(model.parameters(), damping=rule, adapt_period=3)
     dampings = []
     for step in range(1, 13):
         optimizer.step(objective)
@@ -155,7 +157,7 @@ def test_the_damping_follows_the_ratio():
     falls = [1.0] * 2 + [0.9**3] * 3 + [0.9**6] * 3 + [0.5] * 4
     assert dampings == pytest.approx(falls)
     optimizer.damping = 1.5
-    constant = KFAC(model.parameters(), damping=0.3, adapt_period=0)
+    constant = KFAC(model.parameters(), damping=Fixed(0.3))
     for _ in range(6):
         constant.step(objective)
     assert (optimizer.damping, constant.damping, constant.report.reduction_ratio) == (1.5, 0.3, None)
@@ -166,7 +168,7 @@ def test_the_damped_ratio_counts_the_damping(flat):
     for which in ("undamped", "damped"):
         model, objective = regression(outputs=3)
         torch.manual_seed(0)
-        optimizer = KFAC(model.parameters(), damping=10.0, adapt_period=1, reduction_ratio=which)
+        optimizer = KFAC(model.parameters(), damping={"initial": 10.0, "model": which}, adapt_period=1)
         start = flat(model)
         optimizer.step(objective)
         ratios[which] = optimizer.report
@@ -244,8 +246,39 @@ def test_parallel_directions_need_no_momentum():
 def test_the_named_settings(toy):
     adaptive, fixed = KFAC.adaptive(toy.network().parameters()), KFAC.unadaptive(toy.network().parameters(), lr=0.1)
     first, second = adaptive.param_groups[0], fixed.param_groups[0]
-    assert (first["exact_lr"], first["momentum"], first["adapt_period"], first["damping_decay"]) == (True, None, 1, 0.9)
-    assert (second["exact_lr"], second["lr"], second["momentum"], second["adapt_period"]) == (False, 0.1, 0.9, 0)
+    assert (first["exact_lr"], first["momentum"], first["adapt_period"]) == (True, None, 1)
+    assert first["damping"] == LevenbergMarquardt(1.0, factors=(0.9, 1 / 0.9), range=(1e-8, math.inf))
+    assert (second["exact_lr"], second["lr"], second["momentum"]) == (False, 0.1, 0.9)
+    assert second["damping"] == Fixed(1.0)
+    assert first["factors"] == second["factors"] == KroneckerFactors(inverse_period=1)
+    changed = KFAC.adaptive(toy.network().parameters(), damping=0.3).param_groups[0]["damping"]
+    assert changed == first["damping"].changed(initial=0.3)
+    seldom = KFAC.adaptive(toy.network().parameters(), adapt_period=3).param_groups[0]  # 0.9 for each step
+    assert (seldom["adapt_period"], seldom["damping"].factors) == (3, (0.9**3, 1 / 0.9**3))
+
+
+def test_a_number_and_a_dict_change_the_rule_of_the_paper(toy):
+    """Section 6.5: omega = (19/20) ** T1 at every T1-th step."""
+    for period in (1, 5):
+        optimizer = KFAC(toy.network().parameters(), damping=0.3, adapt_period=period)
+        omega = (19 / 20) ** period
+        rule = LevenbergMarquardt(0.3, factors=(omega, 1 / omega), range=(1e-8, math.inf))
+        assert optimizer.param_groups[0]["damping"] == rule
+        optimizer = KFAC(toy.network().parameters(), damping={"range": (0.05, 7.0)}, adapt_period=period)
+        assert optimizer.param_groups[0]["damping"] == rule.changed(initial=1.0, range=(0.05, 7.0))
+
+
+def test_the_data_of_the_ratio(toy):
+    """The objective's own where the rule says so, and then there is no place for other data."""
+    model, objective = classes(toy)
+    _, other = classes(toy, model, rows=9, seed=5)
+    optimizer = KFAC(model.parameters(), damping={"data": "objective"}, adapt_period=1)
+    with pytest.raises(ValueError, match="looks at the objective alone"):
+        optimizer.step(objective, evaluation=other)
+    before = float(objective.value())
+    optimizer.step(objective, evaluation=objective)
+    change = float(objective.value()) - before
+    assert optimizer.report.reduction_ratio == pytest.approx(change / optimizer.report.predicted_change)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,7 +13,7 @@ import torch
 from dense_models import dense_model, flat
 from torch import Tensor, nn
 
-from latephase import Objective
+from latephase import Fixed, KroneckerFactors, Objective
 from latephase.curvature.preconditioners import ggn_diagonal, kronecker_factors
 from latephase.optim.kfac import KFAC
 
@@ -221,6 +221,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+FIELDS = {
+    "factor_period": "period",
+    "inverse_period": "inverse_period",
+    "factor_decay": "decay",
+    "probes": "probes",
+    "weight_sharing": "weight_sharing",
+}
+"""Options of the oracle -> fields of `KroneckerFactors`."""
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_is_that_of_dense_matrices(name, signs):
     which, options = CASES[name]
@@ -228,7 +238,9 @@ def test_a_run_is_that_of_dense_matrices(name, signs):
     microbatch_size = options.pop("microbatch_size", None)
     (model, shape), (twin, _) = models()[which], models()[which]
     model, twin = model.double(), twin.double()
-    optimizer = KFAC(model.parameters(), damping=0.1, **options)
+    factors = {field: options[name] for name, field in FIELDS.items() if name in options}
+    others = {name: value for name, value in options.items() if name not in FIELDS}
+    optimizer = KFAC(model.parameters(), damping=0.1, factors=KroneckerFactors(**factors), **others)
     oracle = Oracle(twin, 0.1, options)
     for step in range(STEPS):
         data = batch(shape, step)
@@ -253,7 +265,7 @@ def test_factors_and_direction_are_those_of_a_loop(which, signs):
     model, oracle = model.double(), Oracle(twin.double(), 0.3, {})
     start, data = flat(model), batch(shape, 0)
     exact = dense_model(model, nn.CrossEntropyLoss(), data, weight_decay=DECAY)
-    optimizer = KFAC(model.parameters(), lr=1.0, momentum=0.0, damping=0.3, adapt_period=0)
+    optimizer = KFAC(model.parameters(), lr=1.0, momentum=0.0, damping=Fixed(0.3))
     optimizer.step(Objective(model, nn.CrossEntropyLoss(), data, weight_decay=DECAY))
     expected = oracle.direction(data[0], exact.gradient, signs)
     torch.testing.assert_close(flat(model) - start, expected, rtol=TIGHT, atol=1e-12)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import Objective
+from latephase import DecreasingLoss, Fixed, KroneckerFactors, Objective
 from latephase.optim import StepStatus
 from latephase.optim.kfac import KFAC
 
@@ -84,14 +84,14 @@ def test_a_refused_step_keeps_what_was_carried(toy, unchanged):
     assert optimizer.report.accepted
 
 
-@pytest.mark.parametrize("adapt_period", [0, 5])
-def test_a_loss_that_is_not_finite_changes_nothing(adapt_period, function, unchanged):
+@pytest.mark.parametrize("damping", [1.0, Fixed(1.0)], ids=["adapted", "fixed"])
+def test_a_loss_that_is_not_finite_changes_nothing(damping, function, unchanged):
     point, objective = function(lambda x: (x.log().sum(), x), -1.0)
-    optimizer = KFAC(point.parameters(), adapt_period=adapt_period)
+    optimizer = KFAC(point.parameters(), damping=damping)
     with unchanged(point):
         optimizer.step(objective)
     assert optimizer.report.status == StepStatus.NONFINITE
-    assert optimizer.damping == pytest.approx((20 / 19) ** adapt_period)
+    assert optimizer.damping == pytest.approx((20 / 19) ** (5 if damping == 1.0 else 0))
     assert optimizer.report.diagonal_layers == ()
 
 
@@ -150,25 +150,65 @@ def test_unknown_losses_are_refused(toy):
         {"momentum": "exact"},
         {"damping": -1.0},
         {"damping": math.inf},
+        {"momentum": math.nan},
+        {"adapt_period": 0},
         {"adapt_period": -1},
         {"adapt_period": 2.0},
-        {"damping_decay": 0.0},
-        {"damping_decay": 1.0},
-        {"damping_range": (1.0, 0.0)},
-        {"damping_range": (2.0, 3.0)},
-        {"damping_range": 1.0},
-        {"reduction_ratio": "biased"},
-        {"factor_period": 0},
-        {"inverse_period": True},
-        {"factor_decay": 1.0},
-        {"probes": 0},
-        {"weight_sharing": "none"},
+        {"damping": {"factors": (0.0, 2.0)}},
+        {"damping": {"range": (2.0, 3.0)}},
+        {"damping": DecreasingLoss()},
+        {"factors": 3},
+        {"factors": {"period": 0}},
     ],
     ids=str,
 )
 def test_bad_options_are_named(option, toy):
-    with pytest.raises(ValueError, match=next(iter(option))):
+    name, value = next(iter(option.items()))
+    said = next(iter(value)) if isinstance(value, dict) else name
+    with pytest.raises(ValueError, match=rf"must be.*{said}|{said}.* must be"):
         KFAC(toy.network().parameters(), **option)
+
+
+@pytest.mark.parametrize("option", ["lr", "momentum", "damping"])
+def test_a_number_that_is_none_is_told_before_groups_are_compared(option, toy):
+    """Not a number is not even the same as itself."""
+    groups = [{"params": [p]} for p in toy.network().parameters()]
+    with pytest.raises(ValueError, match=r"must be a finite number >= 0, got nan"):
+        KFAC(groups, **{option: math.nan})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("period", 0), ("inverse_period", True), ("decay", 1.0), ("decay", -0.1), ("decay", math.nan), ("probes", 0),
+        ("weight_sharing", "none"),
+    ],
+)  # fmt: skip
+def test_bad_fields_of_the_factors_are_named(field, value):
+    with pytest.raises(ValueError, match=rf"KroneckerFactors\.{field} must be"):
+        KroneckerFactors(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "now"),
+    [
+        ({"damping_decay": 0.9}, r'damping={"factors": \(x, 1 / x\)} with x = 0.9 \*\* adapt_period'),
+        ({"damping_range": (0.1, 2.0)}, r'damping={"range": \(0.1, 2.0\)}, .* damping=LevenbergMarquardt\(range'),
+        ({"reduction_ratio": "damped"}, r'damping={"model": \'damped\'}'),
+        ({"factor_period": 2}, r"factors=KroneckerFactors\(period=2\)"),
+        ({"probes": 3}, r"factors=KroneckerFactors\(probes=3\)"),
+        ({"inverse_periods": 3}, "has no option 'inverse_periods'; there are lr, momentum, damping"),
+    ],
+    ids=str,
+)
+def test_options_of_a_former_release_are_errors_that_name_the_part(option, now, toy):
+    parameters = list(toy.network().parameters())
+    for make in (KFAC, KFAC.adaptive):
+        with pytest.raises(TypeError, match=now):
+            make(parameters, **option)
+    if "inverse_periods" not in option:
+        with pytest.raises(TypeError, match=f"param group 1 of KFAC: .*{now}"):
+            KFAC(parameters[:1]).add_param_group({"params": parameters[1:], **option})
 
 
 def through_a_file(optimizer, model):

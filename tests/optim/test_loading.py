@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import CG, KFAC, SGDQLR, AdamQLR, HessianFree, Objective, QuadraticLearningRate
+from latephase import CG, KFAC, SGDQLR, AdamQLR, DecreasingLoss, HessianFree, Objective, QuadraticLearningRate
 from latephase.solve import levenberg_marquardt
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
@@ -39,7 +39,7 @@ def test_a_state_from_before_an_option_existed_loads_and_goes_on_alike(name):
     saved = copy.deepcopy(optimizer.state_dict())
     saved.pop("version", None)
     for group in saved["param_groups"]:
-        for option in ("debias", "ratio_data", "max_step_norm", "exact_momentum", "reduction_ratio", "step_clip"):
+        for option in ("debias", "solver", "exact_momentum", "factors", "lr_clip"):
             group.pop(option, None)
     other = copy.deepcopy(model)
     resumed = MAKERS[name](other.parameters())
@@ -54,8 +54,8 @@ def test_a_state_from_before_an_option_existed_loads_and_goes_on_alike(name):
 
 @pytest.mark.filterwarnings("ignore:Linear is not traced")
 def test_dampings_stay_where_they_can_come_back_from():
-    with pytest.raises(ValueError, match="damping_decay"):
-        KFAC(nn.Linear(2, 2).parameters(), damping_decay=1e-200)
+    with pytest.raises(ValueError, match=r"LevenbergMarquardt.factors"):
+        KFAC(nn.Linear(2, 2).parameters(), damping={"factors": (1e-200, math.inf)})
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
 
@@ -64,7 +64,7 @@ def test_dampings_stay_where_they_can_come_back_from():
         return outputs.square().mean() * 2.0**rising.calls
 
     rising.calls = 0
-    optimizer = SGDQLR(model.parameters(), damping=1e29, damping_factors=(0.5, 1e6))
+    optimizer = SGDQLR(model.parameters(), damping={"initial": 1e29, "factors": (0.5, 1e6)})
     for _ in range(6):
         optimizer.step(Objective(model, rising, (X, Y)))
         assert math.isfinite(optimizer.damping)
@@ -87,9 +87,7 @@ def test_a_damping_that_falls_stays_where_it_can_rise_again():
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     base = torch.optim.SGD(model.parameters(), lr=1.0)
-    optimizer = QuadraticLearningRate(
-        base, damping_factors=(1e-200, 1e200), damping_range=(0.0, math.inf), damping_rule="decreasing_loss"
-    )
+    optimizer = QuadraticLearningRate(base, damping=DecreasingLoss(1e-3, factors=(1e-200, 1e200)))
     for _ in range(4):
         optimizer.step(Objective(model, nn.CrossEntropyLoss(), (X, Y)))
         assert optimizer.damping > 0

@@ -134,7 +134,7 @@ def test_a_state_dict_holds_plain_dicts_and_leaves_what_is_of_the_process(toy):
     options = {"damping": Fixed(0.2), "line_search": Armijo(c=0.1), "blocks": Blocks(samples=4)}
     optimizer = HessianFree(model.parameters(), solver=CG(max_iter=3, preconditioner=Nystrom(rank=3)), **options)
     (group,) = optimizer.state_dict()["param_groups"]
-    assert group["damping"] == {"kind": "fixed", "value": 0.2}
+    assert group["damping"] == {"kind": "fixed", "value": 0.2, "model": "undamped"}
     assert group["blocks"] == {"kind": "blocks", "samples": 4}
     assert "preconditioner" not in group["solver"]
     own = lambda r: r  # noqa: E731

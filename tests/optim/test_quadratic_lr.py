@@ -9,7 +9,7 @@ import torch
 from quadratic_lr_bases import BASES, cross_entropy, steps
 from torch import nn
 
-from latephase import AdamQLR, QuadraticLearningRate
+from latephase import AdamQLR, Fixed, QuadraticLearningRate
 
 
 def through_a_file(optimizer, model, make):
@@ -26,7 +26,7 @@ def through_a_file(optimizer, model, make):
 def test_a_copy_continues_bit_for_bit(how, base, toy, flat):
     def make(model, damping=7.0):
         groups = [{"params": [p]} for p in model.parameters()]
-        return QuadraticLearningRate(BASES[base](groups), damping=damping, curvature_ema=0.5, lr_ema=0.5, lr_clip=1.0)
+        return QuadraticLearningRate(BASES[base](groups), damping=damping, lr_clip=1.0)
 
     # Loading, torch casts NAdam's product of momenta, which is float32, to the parameters' dtype.
     dtype = torch.float32 if base == "NAdam" else torch.float64
@@ -56,10 +56,10 @@ def test_the_moments_of_plain_adam_are_taken_over(toy, flat):
     for _ in range(3):
         adam.step(objective)
     twin = copy.deepcopy(model)
-    loaded = AdamQLR(twin.parameters(), lr_clip=1e-3, damping_factors=None)
+    loaded = AdamQLR(twin.parameters(), lr_clip=1e-3, damping=Fixed(1e-3))
     loaded.load_state_dict(adam.state_dict())
     assert loaded.damping == 1e-3
-    wrapped = QuadraticLearningRate(adam, lr_clip=1e-3, damping_factors=None)
+    wrapped = QuadraticLearningRate(adam, lr_clip=1e-3, damping=Fixed(1e-3))
     assert steps(loaded, cross_entropy(twin, data), 3) == steps(wrapped, objective, 3)
     assert torch.equal(flat(twin), flat(model))
     assert all(float(wrapped.state[p]["step"]) == 6 for p in model.parameters())
@@ -68,7 +68,7 @@ def test_the_moments_of_plain_adam_are_taken_over(toy, flat):
 def test_a_scheduler_scales_the_updates(toy, flat):
     model, data = toy.network(), toy.batch()
     groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters()), "lr": 0.5}]
-    optimizer = QuadraticLearningRate(torch.optim.Adam(groups, lr=0.1), damping_factors=None, lr_clip=0.1)
+    optimizer = QuadraticLearningRate(torch.optim.Adam(groups, lr=0.1), damping=Fixed(1e-3), lr_clip=0.1)
     factors = [lambda epoch: 0.5**epoch, lambda epoch: 1.0 if epoch < 2 else 0.0]
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     size = sum(p.numel() for p in model[0].parameters())

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from quadratic_lr_bases import cross_entropy, steps
 from torch import nn
 
-from latephase import AdamQLR
+from latephase import AdamQLR, DecreasingLoss
 from rank_processes import results_of_ranks
 
 
@@ -25,7 +25,7 @@ def ranks_data(rows):
 
 def ranks_run(rows, group=None):
     model = ranks_model()
-    optimizer = AdamQLR(model.parameters(), damping_rule="decreasing_loss", lr_clip=1.0)
+    optimizer = AdamQLR(model.parameters(), damping=DecreasingLoss(1e-3, factors=(0.5, 2.0)), lr_clip=1.0)
     reports = [report for _, report in steps(optimizer, cross_entropy(model, ranks_data(rows), process_group=group), 8)]
     return {"parameters": torch.cat([p.detach().reshape(-1) for p in model.parameters()]), "reports": reports}
 

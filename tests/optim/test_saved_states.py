@@ -16,8 +16,8 @@ from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kr
 
 SAVED = torch.load(Path(__file__).parent / "fixtures" / "saved_states.pt", weights_only=True)
 """Of commit 50008bc, which counted no versions; see make_saved_states.py beside it."""
-PARTS = ("curvature", "solver", "damping", "line_search", "blocks", "tolerance")
-"""Options of `HessianFree` that took the place of flat ones."""
+PARTS = ("curvature", "solver", "damping", "line_search", "blocks", "tolerance", "factors")
+"""Options that took the place of flat ones."""
 NAMELESS = ("EmpiricalFisher, kept", "GGNDiagonal, kept")
 """Cases whose estimate is in use, and does not tell by its form which of two methods made it."""
 
@@ -56,7 +56,8 @@ def test_a_state_without_an_option_has_the_optimizers_own(case):
             del group[name]
         model = model_of(case)
         optimizer = CASES[case](model)
-        here = [name] if name in optimizer.param_groups[0] else PARTS
+        own = optimizer.param_groups[0]
+        here = [name] if name in own else [part for part in PARTS if part in own]
         own = [[group[each] for each in here] for group in optimizer.param_groups]
         if case in NAMELESS:
             saved["state"] = {}
@@ -68,7 +69,7 @@ def test_a_pickle_without_an_option_has_its_default():
     for make in (HessianFree, KFAC, SGDQLR):
         model = model_of("KFAC")
         optimizer = make(model.parameters())
-        missing = {"HessianFree": "debias", "KFAC": "probes", "SGDQLR": "reduction_ratio"}[make.__name__]
+        missing = {"HessianFree": "debias", "KFAC": "factors", "SGDQLR": "lr_clip"}[make.__name__]
         state = optimizer.__getstate__()
         state = {**state, "defaults": dict(state["defaults"]), "param_groups": [dict(optimizer.param_groups[0])]}
         default = state["defaults"].pop(missing)
@@ -88,7 +89,7 @@ def test_a_state_dict_says_its_version_and_whose_it_is(case):
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    assert saved["version"] == 2
+    assert saved["version"] == 3
     twin, other = copy.deepcopy(model), CASES[case]
     other = other(twin)
     other.load_state_dict(saved)
@@ -140,7 +141,7 @@ DAMAGES = {
     "no groups": ("KFAC", drop("param_groups"), "has no 'param_groups'"),
     "a list of states": ("AdamQLR", put([], "state"), r"\['state'\] must be a dict, got list"),
     "groups of no list": ("HessianFree", put(3, "param_groups"), r"\['param_groups'\] must be a list, got int"),
-    "a later version": ("HessianFree", put(3, "version"), "has version 3, .* reads versions up to 2"),
+    "a later version": ("HessianFree", put(4, "version"), "has version 4, .* reads versions up to 3"),
     "a version in words": ("KFAC", put("new", "version"), "has version 'new'"),
     "another optimizer's": ("KFAC", put("HessianFree", "optimizer"), "is that of HessianFree, .* into KFAC"),
     "a group too many": ("SGDQLR", lambda s: s["param_groups"].append({}), "has 2 param groups, the optimizer has 1"),
@@ -151,8 +152,8 @@ DAMAGES = {
     "a state of nobody": ("AdamQLR", put({}, "state", 9), "has an entry 9"),
     "a state of no dict": ("HessianFree", put(1.0, "state", 1), r"\['state'\]\[1\] must be a dict, got float"),
     # Options
-    "an option not a number": ("HessianFree", put(math.nan, "param_groups", 0, "damping"), "initial must be a finite"),
-    "an option in words": ("KFAC", put("1", "param_groups", 0, "damping"), "damping must be a finite number"),
+    "an option not a number": ("HessianFree", put(math.nan, "param_groups", 0, "damping"), "damping must be a finite"),
+    "an option in words": ("KFAC", put("1", "param_groups", 0, "damping"), "damping must be a number >= 0, or a part"),
     "an unknown choice": ("AdamQLR", put("x", "param_groups", 0, "curvature"), "curvature must be one of"),
     "a range of one": ("HessianFree", put([1], "param_groups", 0, "damping", "range"), "range must be a pair"),
     "a cap of zero": ("HessianFree", put(0, "param_groups", 0, "solver", "max_iter"), "CG.max_iter must be an integer"),
@@ -161,7 +162,8 @@ DAMAGES = {
     "a part of no dict": ("HessianFree", put(3, "param_groups", 0, "solver"), "solver must be a part"),
     "betas in words": ("AdamQLR", put("ab", "param_groups", 0, "betas"), r"\['betas'\] must be 2 numbers, got 'ab'"),
     "a rate of NaN": ("momentum", put(math.nan, "param_groups", 0, "lr"), r"\['lr'\] must be a finite number"),
-    "an average of NaN": ("AdamQLR", put(math.nan, "param_groups", 0, "lr_average"), r"\['lr_average'\] must be"),
+    "a carried NaN": ("AdamQLR", put(math.nan, "param_groups", 0, "adapted_damping"), r"\['adapted_damping'\] must be"),
+    "a rule of another's": ("KFAC", put("decreasing_loss", "param_groups", 0, "damping", "kind"), "must be one of"),
     "forms in words": ("SGDQLR", put("abc", "param_groups", 0, "forms"), r"\['forms'\] must be a list of whole"),
     # What a step leaves
     "damping of NaN": ("HessianFree", put(math.nan, "state", 0, "damping"), r"\[0\]\['damping'\] must be a finite"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import CG, KFAC, SGDQLR, AdamQLR, HessianFree, Objective
+from latephase import CG, KFAC, SGDQLR, AdamQLR, Fixed, HessianFree, Objective
 from latephase.curvature.tracing import cache as traces
 
 
@@ -230,8 +230,8 @@ OVERFLOWING = {
     "HessianFree": lambda model: HessianFree(
         model.parameters(), damping=0.0, line_search=False, solver=CG(candidates="last")
     ),
-    "KFAC": lambda model: KFAC(model.parameters(), lr=1.0, momentum=0.0, damping=1e-6, adapt_period=0),
-    "SGDQLR": lambda model: SGDQLR(model.parameters(), damping=0.0, damping_factors=None),
+    "KFAC": lambda model: KFAC(model.parameters(), lr=1.0, momentum=0.0, damping=Fixed(1e-6)),
+    "SGDQLR": lambda model: SGDQLR(model.parameters(), damping=Fixed(0.0)),
 }
 
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latephase.solve import armijo, backtrack, levenberg_marquardt, reduction_ratio, resolution
+from latephase.solve import armijo, backtrack, levenberg_marquardt, quotient, reduction_ratio, resolution
 
 INF, NAN = math.inf, math.nan
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -189,6 +190,34 @@ def test_reduction_ratio(change, predicted, ratio):
 def test_a_prediction_within_the_rounding_of_the_loss_says_nothing(change, predicted, size, ratio):
     found = reduction_ratio(change, predicted, size)
     assert math.isnan(found) if math.isnan(ratio) else found == ratio
+
+
+@pytest.mark.parametrize(
+    ("change", "predicted", "size", "ratio"),
+    [
+        (-1.0, -2.0, 1.0, 0.5),
+        (3.0, 1.5, 1.0, 2.0),
+        (-3.0, 1.5, 1.0, -2.0),
+        (3.0, 0.5, 1.0, NAN),
+        (0.0, 0.0, None, NAN),
+        (1.0, 0.0, None, INF),
+        (1.0, -0.0, None, -INF),
+        (INF, -0.5, 1.0, -INF),
+        (NAN, -0.5, 1.0, NAN),
+    ],
+)
+def test_a_ratio_of_either_sign_is_a_quotient(change, predicted, size, ratio):
+    found = reduction_ratio(change, predicted, size, either_sign=True)
+    assert math.isnan(found) if math.isnan(ratio) else found == ratio
+
+
+@PROPERTY
+@given(st.floats(), st.floats() | st.sampled_from([0.0, -0.0, INF, -INF]))
+def test_quotients_are_numpys(x, y):
+    with np.errstate(all="ignore"):
+        expected = float(np.float64(x) / np.float64(y))
+    found = quotient(x, y)
+    assert repr(found) == repr(expected)  # which tells zeros apart, and not one NaN from another
 
 
 def test_the_resolution_of_a_loss_is_four_units_of_rounding():

@@ -38,7 +38,7 @@ TABLE = {
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"damping": -1.0}, "initial must be a finite number >= 0"),
+        ({"damping": -1.0}, "damping must be a finite number >= 0"),
         ({"curvature": "fisher"}, "curvature must be one of ggn, hessian"),
         ({"curvature_dtype": "float64"}, 'options.curvature_dtype is curvature.dtype = "float64"'),
         ({"solver": {"max_iter": 2.5}}, "CG.max_iter must be an integer"),

@@ -14,7 +14,12 @@ from latephase.study.strategies import start_strategy
 
 pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
 
-FIXED = {"lr": 0.1, "momentum": 0.9, "adapt_period": 0, "factor_period": 2, "probes": 3}
+FIXED = {
+    "lr": 0.1,
+    "momentum": 0.9,
+    "damping": {"kind": "fixed", "value": 1.0},
+    "factors": {"period": 2, "probes": 3},
+}
 
 
 def kfac(name="kfac", **changes):
@@ -85,8 +90,21 @@ def test_neither_warm_up_nor_evaluation_changes_its_trajectory(study, trained, t
 
 def test_unknown_options_are_named():
     with pytest.raises(
-        ConfigError, match=r"'inverse_periods' is no option of KFAC \(did you mean 'inverse_period'\?\)"
+        ConfigError, match=r"factors: KroneckerFactors has no 'inverse_periods' \(did you mean 'inverse_period'\?\)"
     ):
-        study_of(kfac(options={"inverse_periods": 3}))
-    with pytest.raises(ConfigError, match="adapt_period must be a whole number >= 0"):
+        study_of(kfac(options={"factors": {"inverse_periods": 3}}))
+    with pytest.raises(ConfigError, match=r"'adapt_periods' is no option of KFAC \(did you mean 'adapt_period'\?\)"):
+        study_of(kfac(options={"adapt_periods": 3}))
+    with pytest.raises(ConfigError, match="adapt_period must be a whole number >= 1"):
         study_of(kfac(options={"adapt_period": -1}))
+
+
+@pytest.mark.parametrize(("option", "value", "now"), [
+    ("inverse_period", 3, "options.inverse_period is factors.inverse_period = 3"),
+    ("weight_sharing", "reduce", 'options.weight_sharing is factors.weight_sharing = "reduce"'),
+    ("damping_range", [0.1, 1.0], r"options.damping_range is damping.range = \[0.1, 1.0\]"),
+    ("damping_decay", 0.9, r"options.damping_decay is damping.factors = \[x, 1 / x\] with x = 0.9 \*\* adapt_period"),
+])  # fmt: skip
+def test_options_of_a_former_release_are_named_as_a_file_has_them(option, value, now):
+    with pytest.raises(ConfigError, match=now):
+        study_of(kfac(options={option: value}))

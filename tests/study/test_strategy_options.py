@@ -1,6 +1,7 @@
 """Options of first-order strategies, presets, batches of epochs, and weights of each seed's own."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ from every_kind import context_at, strategy_named
 from small_problems import noisy
 from small_studies import custom, first_order, hessian_free, performed, rows_of, study_of
 
-from latephase.optim import KFAC, AdamQLR
+from latephase import Objective
+from latephase.optim import KFAC, AdamQLR, DecreasingLoss, Fixed, LevenbergMarquardt
 from latephase.problems import get
 from latephase.records.drawing import house_style
 from latephase.study.config import ConfigError
@@ -94,11 +96,44 @@ def test_quadratic_rates_see_every_row_once_in_an_epoch(study, context_of, monke
     assert seen == [None]
 
 
+FLOOR, TUNED = (1e-8, math.inf), (0.95, 1.0526)
+
+
+@pytest.mark.parametrize(("preset", "damping", "others"), [
+    ("default", LevenbergMarquardt(1e-3, factors=(0.5, 2.0), range=FLOOR, model="damped"), {}),
+    ("untuned", LevenbergMarquardt(1e-3, factors=(0.5, 2.0), range=FLOOR, model="damped"), {}),
+    ("tuned", LevenbergMarquardt(1.0, factors=TUNED, range=FLOOR, model="damped"), {}),
+    (
+        "untuned_clipped",
+        LevenbergMarquardt(1e-3, factors=(0.5, 2.0), range=FLOOR, model="damped"),
+        {"lr_clip": 0.1},
+    ),
+    ("undamped", Fixed(0.0), {}),
+    ("hessian", LevenbergMarquardt(1.0, factors=TUNED, range=FLOOR, model="damped"), {"curvature": "hessian"}),
+    ("hessian_untuned", DecreasingLoss(1e-4, factors=(0.75, 2.0)), {"curvature": "absolute_hessian"}),
+    ("amplified", DecreasingLoss(1.0, factors=(0.9, 2.0)), {"amplification": 0.5}),
+])  # fmt: skip
+def test_the_settings_of_the_paper_are_presets(preset, damping, others):
+    """Clarke and Hernandez-Lobato (2024), their ablations among them; options stand in place of a preset's."""
+    torch.manual_seed(0)
+    model, data = torch.nn.Linear(4, 3), (torch.randn(20, 4), torch.arange(20) % 3)
+    optimizer = study_of(qlr(preset=preset)).strategies[0].made(model.parameters())
+    assert type(optimizer) is AdamQLR
+    wanted = {"curvature": "ggn", "damping": damping, "lr_clip": None, "amplification": 1.0} | others
+    assert {name: optimizer.param_groups[0][name] for name in wanted} == wanted
+    losses = [float(optimizer.step(Objective(model, torch.nn.CrossEntropyLoss(), data))) for _ in range(20)]
+    assert losses[-1] < 0.9 * losses[0]
+    changed = study_of(qlr(preset=preset, options={"damping": 0.5, "eps": 1e-7})).strategies[0]
+    group = changed.made(model.parameters()).param_groups[0]
+    name = "value" if isinstance(damping, Fixed) else "initial"
+    assert (group["damping"], group["eps"]) == (damping.changed(**{name: 0.5}), 1e-7)
+
+
 def test_presets_are_those_of_the_optimizers(study, context_of):
     pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
     made = start_strategy(strategy_named(study, "undamped"), context_of())._optimizer
-    expected = AdamQLR.undamped([torch.zeros(1, requires_grad=True)], lr_clip=0.1)
-    names = ("damping", "damping_factors", "lr_clip", "curvature")
+    expected = AdamQLR([torch.zeros(1, requires_grad=True)], damping=Fixed(0.0), lr_clip=0.1)
+    names = ("damping", "lr_clip", "curvature")
     assert [made.param_groups[0][name] for name in names] == [expected.param_groups[0][name] for name in names]
     fixed = study_of(qlr(kind="kfac", preset="unadaptive")).strategies[0].made([torch.zeros(1, requires_grad=True)])
     expected = KFAC.unadaptive([torch.zeros(1, requires_grad=True)])
@@ -119,6 +154,10 @@ def test_presets_are_those_of_the_optimizers(study, context_of):
     (qlr(preset="undamed"), "no 'undamed' .did you mean 'undamped'"),
     (qlr(kind="sgdqlr", preset="undamped"), "SGDQLR has no 'undamped'; known: default"),
     (qlr(preset="step"), "AdamQLR has no 'step'"),
+    (qlr(options={"damping_factors": [0.5, 2.0]}), r"options.damping_factors is damping.factors = \[0.5, 2.0\]"),
+    (qlr(options={"damping_rule": "decreasing_loss"}), 'damping_rule is damping.kind = "decreasing_loss"'),
+    (qlr(kind="sgdqlr", options={"absolute_curvature": True}), 'absolute_curvature is curvature="absolute_hessian"'),
+    (qlr(options={"lr_ema": 0.5}), "options.lr_ema is there no more; nothing takes its place"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(strategy, said):
     with pytest.raises(ConfigError, match=said):

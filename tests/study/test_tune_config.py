@@ -30,7 +30,7 @@ def tuning_table(*strategies, tune=None, **changes):
 
 
 def adamqlr(**search):
-    factors = {"damping_factors": [0.9, 1.1]}
+    factors = {"damping": {"factors": [0.9, 1.1]}}
     return {"kind": "adamqlr", "name": "qlr", "label": "QLR", "options": factors, "search": search}
 
 
@@ -85,9 +85,9 @@ def test_accuracy_is_to_rise():
 
 def test_paths_lead_into_options_and_lists():
     table = adamqlr()
-    changed = with_value(with_value(table, "options.damping", 0.5), "options.damping_factors.1", 3.0)
-    assert changed["options"] == {"damping_factors": [0.9, 3.0], "damping": 0.5}
-    assert table["options"] == {"damping_factors": [0.9, 1.1]}
+    changed = with_value(with_value(table, "options.damping.initial", 0.5), "options.damping.factors.1", 3.0)
+    assert changed["options"] == {"damping": {"factors": [0.9, 3.0], "initial": 0.5}}
+    assert table["options"] == {"damping": {"factors": [0.9, 1.1]}}
 
 
 def test_one_minus_gives_the_complement():

@@ -102,7 +102,7 @@ def test_what_raises_dies_or_diverges_is_recorded_and_the_rest_goes_on(tmp_path)
 
 @pytest.mark.slow
 def test_a_search_feeds_a_study(tmp_path):
-    qlr = adamqlr(**{"batch_size": {"choices": [24, 48]}, "options.damping_factors.0": {"low": 0.5, "high": 1.0}})
+    qlr = adamqlr(**{"batch_size": {"choices": [24, 48]}, "options.damping.factors.0": {"low": 0.5, "high": 1.0}})
     fixed = first_order(name="fixed", search={})
     path, out = tmp_path / "small.toml", tmp_path / "out"
     adam = first_order(name="adam", optimizer="adam", search=LR)
@@ -127,7 +127,7 @@ def test_a_search_feeds_a_study(tmp_path):
         chosen = min(whole, key=lambda row: (float(row["value"]), int(row["trial"])))
         assert best[name][key] == float(chosen[key])
         assert f"# {name}: valid_loss {float(chosen['value']):.6g}, trial {chosen['trial']} of 10" in text
-    assert best["qlr"]["options"]["damping_factors"][1] == 1.1
+    assert best["qlr"]["options"]["damping"]["factors"][1] == 1.1
     assert best["fixed"] == tuning.table["strategies"][2]
     figures = {file.name for file in (out / "figures").iterdir()}
     names = ("sensitivity-adam", "sensitivity-qlr", "importance")

@@ -1,12 +1,19 @@
 """Optimizers."""
 
-from .kfac import KFAC, KFACStepReport
+from .former import in_a_table as in_a_table
+from .kfac import KFAC, KFACStepReport, KroneckerFactors
 from .newton import CG, GGN, Armijo, Blocks, Direct, GaussNewton, Hessian, HessianFree
-from .newton import in_a_table as in_a_table
-from .newton import is_former as is_former
-from .parts import Fixed, LevenbergMarquardt, StepReport, StepStatus, TargetRatio
+from .parts import (
+    DecreasingLoss,
+    Fixed,
+    LevenbergMarquardt,
+    SecondOrderReport,
+    StepReport,
+    StepStatus,
+    TargetRatio,
+)
 from .quadratic_lr import SGDQLR, AdamQLR, QuadraticLearningRate, QuadraticStepReport, QuadraticStepStatus
-from .quadratic_lr import QuadraticOptions as QuadraticOptions
+from .quadratic_lr import over as over
 
 __all__ = [
     "CG",
@@ -16,16 +23,19 @@ __all__ = [
     "AdamQLR",
     "Armijo",
     "Blocks",
+    "DecreasingLoss",
     "Direct",
     "Fixed",
     "GaussNewton",
     "Hessian",
     "HessianFree",
     "KFACStepReport",
+    "KroneckerFactors",
     "LevenbergMarquardt",
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",
+    "SecondOrderReport",
     "StepReport",
     "StepStatus",
     "TargetRatio",

@@ -9,6 +9,7 @@ from .conjugate_gradient import NONPOSITIVE_CURVATURE as NONPOSITIVE_CURVATURE
 from .conjugate_gradient import STOPPING as STOPPING
 from .conjugate_gradient import conjugate_gradient
 from .damping import levenberg_marquardt, reduction_ratio, resolution
+from .damping import quotient as quotient
 from .direct import FACTORIZATIONS as FACTORIZATIONS
 from .direct import SIDES as SIDES
 from .direct import DirectSolve, LeastSquares

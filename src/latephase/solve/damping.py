@@ -20,7 +20,9 @@ def resolution(loss: float, rounding: float) -> float:
     return ROUNDING * rounding * abs(loss)
 
 
-def reduction_ratio(change: float, predicted: float, resolution: float | None = None) -> float:
+def reduction_ratio(
+    change: float, predicted: float, resolution: float | None = None, either_sign: bool = False
+) -> float:
     """Actual change of the loss over the change that the quadratic model predicts, rho.
 
     Args:
@@ -28,6 +30,8 @@ def reduction_ratio(change: float, predicted: float, resolution: float | None = 
         predicted: q(p), the undamped model's change, which should be negative (the undamped model is that of Martens'
             program; other programs use the damped one).
         resolution: size up to which a predicted change says nothing, see `resolution`. Default none: every one counts.
+        either_sign: for steps to where the model is stationary, be it a maximum (Clarke and Hernandez-Lobato 2024): a
+            rise that is predicted counts like a decrease, and a loss that is not a number says nothing. Default False.
 
     Returns:
         change / predicted; not a number where the prediction says nothing; minus infinity where the model predicts no
@@ -35,10 +39,24 @@ def reduction_ratio(change: float, predicted: float, resolution: float | None = 
     """
     if resolution is not None and abs(predicted) <= resolution < math.inf and math.isfinite(change):
         return math.nan
+    if either_sign:
+        return quotient(change, predicted)
     if not (math.isfinite(change) and math.isfinite(predicted)) or predicted >= 0:
         return -math.inf
     ratio = change / predicted
     return ratio if math.isfinite(ratio) else -math.inf
+
+
+def quotient(x: float, y: float) -> float:
+    """Divide as IEEE 754 does, by zero as well.
+
+    Args:
+        x: the dividend.
+        y: the divisor.
+    """
+    if y != 0:
+        return x / y
+    return math.nan if x == 0 or math.isnan(x) else math.copysign(math.inf, x) * math.copysign(1.0, y)
 
 
 def levenberg_marquardt(

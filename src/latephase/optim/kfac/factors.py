@@ -1,7 +1,6 @@
 """The Kronecker factors of K-FAC over its steps: moving averages, and damped inverses that are kept for a while."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from ...curvature import Estimate, Kronecker, Linearization, blocks_of, diagonal_inverse, factored, floored
 from ...parameters import ParameterSpace
+from .options import KroneckerFactors
 
 YOUNG = 3
 """Averages of so few estimates are inverted whatever the period is (Martens and Grosse 2015, Algorithm 2)."""
@@ -19,26 +19,26 @@ Factors = dict[str, Any]
 
 
 def renewed(
-    kept: Factors | None, curved: Linearization, options: Mapping[str, Any], step: int, damping: float
+    kept: Factors | None, curved: Linearization, options: KroneckerFactors, step: int, damping: float
 ) -> tuple[Factors, bool]:
     """The factors that a step uses, and whether they were estimated anew; what was kept stays as it is.
 
     Args:
         kept: of the last step; none at first.
         curved: the curvature at the current parameters.
-        options: of the optimizer.
+        options: how they are kept.
         step: number of steps taken before.
         damping: lambda.
     """
     size = curved.space.size
     if kept is not None and len(kept["moments"]["diagonal"]) != size:
         kept = None
-    due = kept is None or step % options["factor_period"] == 0
+    due = kept is None or step % options.period == 0
     if due:
-        method = Kronecker(probes=options["probes"], weight_sharing=options["weight_sharing"])
-        kept = _averaged(kept, method.moments(curved, [size]), options["factor_decay"])
+        method = Kronecker(probes=options.probes, weight_sharing=options.weight_sharing)
+        kept = _averaged(kept, method.moments(curved, [size]), options.decay)
     assert kept is not None
-    wanted = kept["count"] <= YOUNG or step % options["inverse_period"] == 0
+    wanted = kept["count"] <= YOUNG or step % options.inverse_period == 0
     if not kept["inverses"] or (kept["stale"] and wanted):
         kept = kept | {"stale": 0, "inverses": _inverses(kept["moments"], damping)}
     return kept, due

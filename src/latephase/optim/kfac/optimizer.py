@@ -13,20 +13,25 @@ from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import reduction_ratio, resolution
 from ..parts import (
-    LevenbergMarquardt,
+    Damping,
+    Fixed,
     SecondOrder,
     StepStatus,
     Transaction,
     check_entries,
+    check_names,
     compare,
     defaults_of,
     the_objective,
 )
 from .carried import CHECKS, KFACCarried
 from .factors import Factors, diagonal_layers, finite, renewed
-from .options import ADAPTIVE, UNADAPTIVE, check_options
+from .former import FORMER, now, with_parts
+from .options import OPTIONS, UNADAPTIVE, KroneckerFactors, adaptive, check_options, over, part, rule_for
 from .report import KFACStepReport, nothing_done
 from .trial import Trial, propose
+
+DEFAULT_FACTORS = KroneckerFactors()
 
 
 class KFAC(SecondOrder):
@@ -62,29 +67,22 @@ class KFAC(SecondOrder):
             schedulers. A number fixes it.
         momentum: mu. Default None, the minimiser of step 4. A number fixes it, and 0 turns momentum off, which saves
             two tangent passes.
-        damping: initial lambda. Default 1.0 (Clarke and Hernandez-Lobato 2024); Martens and Grosse took 150 for losses
-            that are sums over hundreds of outputs.
-        adapt_period: T1: steps after which lambda is multiplied by omega = damping_decay ** adapt_period where the
-            reduction ratio is above 3/4, and divided by it below 1/4. Default 5 (Section 6.5); 0 keeps it constant.
-        damping_decay: omega per step. Default 19/20, from the same source.
-        damping_range: adapted damping stays in here. Default at least 1e-8 (Clarke and Hernandez-Lobato 2024).
-        reduction_ratio: which quadratic predicts the change: "undamped" (default, as in kfac-jax) or "damped", with
-            lambda, which predicts less, so that the damping falls sooner.
-        factor_period: steps after which the factors are estimated anew. Default 1 (Martens and Grosse 2015).
-        inverse_period: T3: steps after which the factors are inverted anew; the first three estimates are at once.
-            Default 5, as in kfac-jax; 20 in the paper.
-        factor_decay: of the moving averages. Default 0.95 (Section 5).
-        probes: random vectors per estimate of B, and of the diagonal. Default 1, as one sample per example in the
-            paper: the moving average takes the mean over steps.
-        weight_sharing: what a layer makes of several positions of one example, as a convolution has them: "expand"
-            (default; Grosse and Martens 2016 for convolutions) or "reduce" (Eschenhagen et al. 2023), see
-            `curvature.preconditioners.Kronecker`.
+        damping: lambda: `LevenbergMarquardt` adapts it, `Fixed` keeps it. A number is the initial one, and a dict
+            changes fields, of the rule of Section 6.5: times (19/20) ** adapt_period where the reduction ratio is
+            above 3/4, divided by it below 1/4, and at least 1e-8 (Clarke and Hernandez-Lobato 2024). Default 1.0, from
+            the last source; Martens and Grosse took 150 for losses that are sums over hundreds of outputs.
+        adapt_period: T1: steps after which the damping is adapted. Default 5 (Section 6.5).
+        factors: how the factors are kept. Default `KroneckerFactors()`.
+        **former: nothing; an option of a former release is an error that says how it is written now.
+
+    A part may also be given as a dict of its fields, as it stands in a file.
 
     Attributes:
         report: `KFACStepReport` of the last step; None before the first.
 
     Raises:
         ValueError: an unknown option value, or a global option that differs between groups.
+        TypeError: an unknown option.
     """
 
     _kind = "KFAC"
@@ -95,23 +93,28 @@ class KFAC(SecondOrder):
         params: Iterable[Any],
         lr: float | None = None,
         momentum: float | None = None,
-        damping: float = 1.0,
+        damping: float | Damping | Mapping[str, Any] = 1.0,
         adapt_period: int = 5,
-        damping_decay: float = 19 / 20,
-        damping_range: tuple[float, float] = (1e-8, math.inf),
-        reduction_ratio: str = "undamped",
-        factor_period: int = 1,
-        inverse_period: int = 5,
-        factor_decay: float = 0.95,
-        probes: int = 1,
-        weight_sharing: str = "expand",
+        factors: KroneckerFactors | Mapping[str, Any] = DEFAULT_FACTORS,
+        **former: Any,
     ):
-        options = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
-        super().__init__(
-            params,
-            options | {"lr": 1.0 if lr is None else lr, "exact_lr": lr is None, "exact_momentum": momentum is None},
-        )
+        check_names(former, OPTIONS, type(self).__name__, now)
+        options = {
+            "lr": 1.0 if lr is None else lr,
+            "momentum": momentum,
+            "damping": part("damping", damping, rule_for(adapt_period)),
+            "adapt_period": adapt_period,
+            "factors": part("factors", factors, DEFAULT_FACTORS),
+        }
+        super().__init__(params, options | {"exact_lr": lr is None, "exact_momentum": momentum is None})
         check_options(self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; see `torch.optim.Optimizer.add_param_group`."""
+        if isinstance(param_group, dict):
+            former = {name: value for name, value in param_group.items() if name in FORMER}
+            check_names(former, (), f"param group {len(self.param_groups)} of {type(self).__name__}", now)
+        super().add_param_group(param_group)
 
     @classmethod
     def adaptive(cls, params: Iterable[Any], **overrides: Any) -> Self:
@@ -123,12 +126,14 @@ class KFAC(SecondOrder):
             params: parameters or param groups.
             **overrides: options in place of these, or beside them; so in both named settings.
         """
-        return cls(params, **(ADAPTIVE | overrides))
+        check_names(overrides, OPTIONS, f"{cls.__name__}.adaptive", now)
+        return cls(params, **over(adaptive(overrides.get("adapt_period", 1)), overrides))
 
     @classmethod
     def unadaptive(cls, params: Iterable[Any], **overrides: Any) -> Self:
         """The ablation of the same paper: rate 1e-3, momentum 0.9 and damping 1.0 stay as they are."""
-        return cls(params, **(UNADAPTIVE | overrides))
+        check_names(overrides, OPTIONS, f"{cls.__name__}.unadaptive", now)
+        return cls(params, **over(UNADAPTIVE, overrides))
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -142,6 +147,7 @@ class KFAC(SecondOrder):
         Args:
             objective: gives loss, gradient, factors and the exact quadratic model.
             evaluation: gives the actual change of the loss, by which the damping is adapted. Default: the objective.
+                Not with `LevenbergMarquardt(data="objective")`, which takes that of the objective.
             closure: the objective, by the name that wrappers of torch optimizers use.
 
         Returns:
@@ -161,6 +167,11 @@ class KFAC(SecondOrder):
         evaluation = objective if evaluation is None else evaluation
         with Transaction(self, (objective, evaluation)) as transaction:
             check_options(self.param_groups)
+            if evaluation is not objective and self.param_groups[0]["damping"].data == "objective":
+                raise ValueError(
+                    'LevenbergMarquardt(data="objective") looks at the objective alone, and an evaluation objective is '
+                    "given: leave one of them out"
+                )
             space = objective.space([p for group in self.param_groups for p in group["params"]])
             self._compare_ranks([objective, evaluation], space)
             for each in transaction.objectives:
@@ -174,9 +185,8 @@ class KFAC(SecondOrder):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Take the step, or leave everything as it was; the loss, and what the report says of it."""
         options, carried, damping = self.param_groups[0], self._carried, self.damping
-        period = options["adapt_period"]
-        adapt = period > 0 and damping > 0
-        judged = adapt and (carried.steps + 1) % period == 0
+        adapt = damping > 0 and not isinstance(options["damping"], Fixed)
+        judged = adapt and (carried.steps + 1) % options["adapt_period"] == 0
         modelled = options["exact_lr"] or options["momentum"] is None or judged
         method = "auto" if modelled else "double_backward"
         linear = linearize(
@@ -188,7 +198,7 @@ class KFAC(SecondOrder):
             objective.check_data()
             self._adapt(damping, -math.inf if adapt else math.nan)
             return linear.loss, stayed
-        factors, updated = renewed(carried.factors, linear, options, carried.steps, damping)
+        factors, updated = renewed(carried.factors, linear, options["factors"], carried.steps, damping)
         stayed |= {"factors_updated": updated, "diagonal_layers": diagonal_layers(factors, objective.model, space)}
         if not objective.reduce.share(finite(factors)):
             self._adapt(damping, -math.inf if adapt else math.nan)
@@ -248,11 +258,10 @@ class KFAC(SecondOrder):
         return before, float(evaluation.value(linear.space.named(vector)))
 
     def _adapt(self, damping: float, ratio: float) -> None:
-        """Set the damping of the next step by Levenberg and Marquardt's rule."""
-        options = self.param_groups[0]
-        omega = options["damping_decay"] ** options["adapt_period"]
-        rule = LevenbergMarquardt(options["damping"], factors=(omega, 1 / omega), range=options["damping_range"])
-        self._carried.damping = rule.next(damping, ratio)
+        """Set the damping of the next step."""
+        rule = self.param_groups[0]["damping"]
+        if not isinstance(rule, Fixed):
+            self._carried.damping = rule.next(damping, ratio)
 
     def _compare_ranks(self, objectives: Sequence[Objective], space: ParameterSpace) -> None:
         """Every rank must take the same step; the first, and the first after loading, from the same numbers."""
@@ -261,7 +270,7 @@ class KFAC(SecondOrder):
 
     @property
     def _carried(self) -> KFACCarried:
-        return KFACCarried(self.state, self.param_groups, self.param_groups[0]["damping"])
+        return KFACCarried(self.state, self.param_groups, self.param_groups[0]["damping"].initial)
 
     def _checked(
         self, state: Mapping[Any, Any], own: Mapping[Any, Tensor], groups: Sequence[Mapping[str, Any]]
@@ -270,23 +279,19 @@ class KFAC(SecondOrder):
         check_entries(state, own, CHECKS)
         return dict(state)
 
-    def _completed(self, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-        """A saved param group with the options that it lacks; whether momentum is exact follows from the momentum."""
-        exact = {"exact_momentum": saved["momentum"] is None} if "momentum" in saved else {}
-        return super()._completed({**exact, **saved}, kept)
+    def _read(self, group: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+        """A param group as it was saved, with parts, dicts of them, or flat options; `like` gives what it lacks."""
+        exact = {"exact_momentum": group["momentum"] is None} if "momentum" in group else {}
+        group = {**exact, **group}
+        return with_parts(group, like) if any(name in FORMER for name in group) else over(like, group)
 
     def _check_groups(self) -> None:
         check_options(self.param_groups)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state that was pickled or loaded; options that it lacks have their defaults."""
-        for group in state.get("param_groups", ()):
-            group.setdefault("exact_momentum", group.get("momentum") is None)
-        super().__setstate__(state)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report."""
         return super().__getstate__() | {"report": self.report}
 
 
-KFAC._OPTIONS = {"exact_lr": True, "exact_momentum": True, **defaults_of(KFAC), "lr": 1.0}
+_DEFAULTS = {**defaults_of(KFAC, "former"), "lr": 1.0, "damping": rule_for(5)}
+KFAC._OPTIONS = {"exact_lr": True, "exact_momentum": True, **_DEFAULTS}

@@ -82,7 +82,7 @@ def propose(
     if plane is None and (predict or options["exact_lr"]) and math.isfinite(step_norm):
         plane, weights = plane_of(linear, [update]), [1.0]
         forms += plane.forms
-    counted = damping if options["reduction_ratio"] == "damped" else 0.0
+    counted = damping if options["damping"].model == "damped" else 0.0
     return Trial(
         update=update,
         step_norm=step_norm,

@@ -17,7 +17,8 @@ from .settings import PARTS, PER_GROUP, part
 
 NAMES = ("lr", "curvature", "solver", "damping", "line_search", "blocks", "momentum")
 DEFAULT_SOLVER = Direct()
-DEFAULT_DAMPING = LevenbergMarquardt()
+DEFAULT_DAMPING = LevenbergMarquardt(range=(1e-24, 1e12))
+"""As everywhere, but for a range that goes as far down as residuals of nearly zero want it."""
 
 
 class GaussNewton(Newton):
@@ -40,7 +41,9 @@ class GaussNewton(Newton):
         curvature: "ggn" (default), or `GGN(...)` with settings of its own.
         solver: `Direct()`.
         damping: lambda, and the rule by which it follows the reduction ratio: `LevenbergMarquardt`, `TargetRatio` or
-            `Fixed`; a number is the first one's initial value. Default `LevenbergMarquardt()`.
+            `Fixed`; a number is the first one's initial value. Default `LevenbergMarquardt(range=(1e-24, 1e12))`: with
+            factors as small as these the damping stays above what each single step would like best, and ends lower than
+            with larger factors or `TargetRatio` on the three equations that were tried.
         line_search: True for `Armijo()`, a part with settings of its own, or False (default): the damping is searched.
         blocks: True for `Blocks()`: curvature only within each param group. Default none, the whole matrix.
         momentum: mu of SPRING (Goldshlager, Abrahamsen and Lin 2024, arXiv:2401.10190): the damping pulls towards mu
@@ -75,7 +78,7 @@ class GaussNewton(Newton):
         momentum: float = 0.0,
         **others: Any,
     ):
-        given = locals()
+        given = locals() | {"damping": part("damping", damping, DEFAULT_DAMPING)}
         super().__init__(params, {name: given[name] for name in NAMES}, others)
 
     def _check_groups(self) -> None:

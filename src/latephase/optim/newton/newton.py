@@ -37,7 +37,7 @@ from .outcome import Outcome
 from .path import DampingPath, Path
 from .quadratic import Quadratic, linearized, quadratic_of
 from .report import report_of
-from .settings import OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part, plain
+from .settings import OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part
 
 
 class Newton(SecondOrder):
@@ -240,17 +240,9 @@ class Newton(SecondOrder):
     def _check_groups(self) -> None:
         check_groups(self.param_groups)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state as torch's optimizers have it, the parts as dicts, with "version" and "optimizer", whose it is.
-
-        Preconditioner and ranks are not in it: they are those of the optimizer that loads it.
-        """
-        state = super().state_dict()
-        return {**state, "param_groups": [plain(group) for group in state["param_groups"]]}
-
-    def _completed(self, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-        """A saved param group with the options that it lacks, its parts as dicts; it may have flat options."""
-        return plain(_read(saved, {**self.defaults, **kept}))
+    def _read(self, group: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+        """A param group as it was saved, with parts, dicts of them, or flat options; `like` gives what it lacks."""
+        return with_parts(group, like) if any(map(is_former, group)) else over(like, group)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report."""
@@ -258,26 +250,13 @@ class Newton(SecondOrder):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state that was pickled or loaded, with parts, dicts of them, or flat options."""
-        kept = vars(self).get("param_groups", [])
-        state = dict(state)
-        former = {name: state.pop(name) for name in ("_preconditioner", "_block_group") if name in state}
-        method = {"preconditioner": former["_preconditioner"]} if former.get("_preconditioner") is not None else {}
-        likes = [dict(group) for group in kept] or [{}] * len(state["param_groups"])
-        state["param_groups"] = [
-            _read({**group, **method}, {**self._OPTIONS, **like})
-            for group, like in zip(state["param_groups"], likes, strict=True)
-        ]
-        if "defaults" in state:
-            state["defaults"] = _read({**state["defaults"], **method}, self._OPTIONS)
+        former = {name: state[name] for name in ("_preconditioner", "_block_group") if name in state}
+        state = {name: value for name, value in state.items() if name not in former}
+        if former.get("_preconditioner") is not None:  # an attribute, when options were flat
+            method = {"preconditioner": former["_preconditioner"]}
+            state["param_groups"] = [{**group, **method} for group in state["param_groups"]]
+            state["defaults"] = {**state["defaults"], **method}
         super().__setstate__(state)
-
-
-def _read(group: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """A param group as it was saved, with parts; `like` gives what it lacks, and what a file does not hold."""
-    others = {name: value for name, value in like.items() if name not in ("params", "param_names", "initial_lr")}
-    if any(map(is_former, group)):
-        return with_parts(group, others)
-    return over(others, group)
 
 
 def _group_of(groups: Sequence[Mapping[str, Any]]) -> dist.ProcessGroup | None:

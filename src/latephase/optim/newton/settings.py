@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from ...parameters import ParameterSpace
 from ..parts import (
     DAMPINGS,
@@ -13,7 +11,7 @@ from ..parts import (
     Part,
     TargetRatio,
     check_number,
-    is_number,
+    damping_of,
     part_of,
     trainable_size,
 )
@@ -23,6 +21,7 @@ from .direct import Direct
 
 CURVATURES: dict[str, type[Part]] = {each.kind: each for each in (GGN, Hessian)}
 SOLVERS: dict[str, type[Part]] = {each.kind: each for each in (CG, Direct)}
+RULES: dict[str, type[Part]] = {**DAMPINGS, TargetRatio.kind: TargetRatio}
 SEARCHES: dict[str, type[Part]] = {each.kind: each for each in (Armijo,)}
 BLOCKS: dict[str, type[Part]] = {each.kind: each for each in (Blocks,)}
 
@@ -50,16 +49,6 @@ def _curvature(given: Any, like: Part | None) -> Part | None:
     return CURVATURES[given]() if isinstance(given, str) and given in CURVATURES else None
 
 
-def _damping(given: Any, like: Part | None) -> Part | None:
-    scalar = isinstance(given, Tensor) and given.numel() == 1
-    if not (scalar or is_number(given) or isinstance(given, float)):
-        return None
-    number = float(given)
-    if isinstance(like, LevenbergMarquardt | TargetRatio):
-        return like.changed(initial=number)
-    return LevenbergMarquardt(number) if like is None else Fixed(number)
-
-
 def _switch(part: type[Part], off: Any) -> Callable[[Any, Part | None], Any]:
     def switched(given: Any, like: Part | None) -> Any:
         return off if given is False else part() if given is True else None
@@ -70,11 +59,6 @@ def _switch(part: type[Part], off: Any) -> Callable[[Any, Part | None], Any]:
 _SLOTS: dict[str, tuple[Mapping[str, type[Part]], Callable[[Any, Part | None], Any], str]] = {
     "curvature": (CURVATURES, _curvature, "one of ggn, hessian, or a part: GGN(...) or Hessian(...)"),
     "solver": (SOLVERS, lambda given, like: None, "a part: CG(...) or Direct(...)"),
-    "damping": (
-        DAMPINGS,
-        _damping,
-        "a number >= 0, or a part: LevenbergMarquardt, TargetRatio or Fixed",
-    ),
     "line_search": (SEARCHES, _switch(Armijo, False), "True or False, or a part: Armijo(...)"),
     "blocks": (BLOCKS, _switch(Blocks, None), "None, True or False, or a part: Blocks(...)"),
 }
@@ -93,10 +77,12 @@ def part(name: str, given: Any, like: Any = None) -> Any:
         ValueError: none of these, or a field with a value that will not do.
         TypeError: a preconditioner that is none.
     """
+    like = like if isinstance(like, Part) else None
+    if name == "damping":
+        return damping_of(given, RULES, like)
     kinds, shorthand, choices = _SLOTS[name]
     if isinstance(given, tuple(kinds.values())) or (name == "blocks" and given is None):
         return given
-    like = like if isinstance(like, Part) else None
     if isinstance(given, Mapping):
         return part_of(given, kinds, like, name)
     found = shorthand(given, like)
@@ -107,12 +93,7 @@ def part(name: str, given: Any, like: Any = None) -> Any:
 
 def over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a preset with others in place of them; a shorthand or a table changes what it says of a part."""
-    return {**preset, **{name: part(name, x, preset.get(name)) if name in _SLOTS else x for name, x in given.items()}}
-
-
-def plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A param group with its parts as dicts, for a file."""
-    return {name: value.as_dict() if isinstance(value, Part) else value for name, value in group.items()}
+    return {**preset, **{name: part(name, x, preset.get(name)) if name in PARTS else x for name, x in given.items()}}
 
 
 def check_groups(groups: Sequence[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """What every second-order optimizer is made of: checks, state with a version, transaction, ranks, report, damping."""
 
+from .arguments import check_names as check_names
 from .arguments import check_number as check_number
 from .arguments import defaults_of as defaults_of
 from .arguments import per_parameter as per_parameter
@@ -7,9 +8,11 @@ from .arguments import the_objective as the_objective
 from .arguments import trainable_size as trainable_size
 from .damping import DAMPINGS as DAMPINGS
 from .damping import Damping as Damping
+from .damping import DecreasingLoss as DecreasingLoss
 from .damping import Fixed as Fixed
 from .damping import LevenbergMarquardt as LevenbergMarquardt
 from .damping import adapt_damping as adapt_damping
+from .damping import damping_of as damping_of
 from .estimates import check_estimate as check_estimate
 from .estimates import layout as layout
 from .estimates import size_of as size_of
@@ -21,6 +24,7 @@ from .ranks import check_same_data as check_same_data
 from .ranks import compare as compare
 from .ranks import one_seed as one_seed
 from .ranks import state_of as state_of
+from .report import SecondOrderReport as SecondOrderReport
 from .report import StepReport as StepReport
 from .report import StepStatus as StepStatus
 from .saved import Check as Check

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,27 @@ def check_number(name: str, value: Any) -> None:
     number = number and not (isinstance(value, torch.Tensor) and value.numel() != 1)
     if not number or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def check_names(
+    given: Mapping[str, Any], known: Iterable[str], where: str, now: Callable[[str, Any], str | None]
+) -> None:
+    """Check that none of these is an option of a former release, or none at all.
+
+    Args:
+        given: names and values.
+        known: names that there are.
+        where: named in errors, such as "KFAC".
+        now: (name, value) -> what became of an option of a former release, in words; None for other names.
+
+    Raises:
+        TypeError: says how the option is written now.
+    """
+    for name, value in given.items():
+        if (said := now(name, value)) is not None:
+            raise TypeError(f"{where}: {name} {said}")
+        if name not in known:
+            raise TypeError(f"{where} has no option {name!r}; there are {', '.join(known)}")
 
 
 def trainable_size(group: Mapping[str, Any]) -> int:

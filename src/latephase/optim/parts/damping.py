@@ -1,23 +1,60 @@
-"""The damping of the next step: the rules there are, and what to say when adaptation has stopped to help."""
+"""The damping of the next step: the rules there are, and what to say when adaptation has stopped to help.
+
+What is common to all optimizers: a reduction ratio that is not a number says nothing and leaves the damping, a step
+that something not finite spoilt has the ratio minus infinity, adapted damping stays in its range, and a damping of
+zero, where none is wanted, stays.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ...solve import levenberg_marquardt
-from .part import Part
+from .arguments import check_number
+from .part import Part, is_number, part_of
 from .state import Carried
 from .target_ratio import TargetRatio
 
 TRIES = 8
 """Dampings that one step tries at most, where the solver has a candidate for each."""
+MODELS = ("undamped", "damped")
+"""Which quadratic model may predict the change."""
 RISES = 20
 """So many rises of the damping in a row, by 3/2 each a factor of 3,000, are no search for a better one any more."""
 
 
+class _Adapted(Part):
+    """What rules that adapt the damping by factors have in common."""
+
+    initial: float
+    factors: tuple[float, float]
+    range: tuple[float, float]
+
+    def _check_adaptation(self) -> None:
+        self._check_number("initial")
+        for name in ("factors", "range"):
+            self._check_pair(name)
+        fall, rise = self.factors
+        self._check(0 < fall <= 1 <= rise < math.inf, "factors", "(fall, rise) with 0 < fall <= 1 <= rise, finite")
+        low, high = self.range
+        self._check(0 <= low <= high and low < math.inf, "range", "(low, high) with 0 <= low <= high")
+        if not (low <= self.initial <= high or self.initial == 0):
+            raise ValueError(
+                f"{type(self).__name__}.initial must be in its range {self.range} (or 0, where none is wanted), "
+                f"got {self.initial!r}"
+            )
+
+    def _next(self, used: float, ratio: float, thresholds: tuple[float, float]) -> float:
+        if used == 0:
+            return used
+        return levenberg_marquardt(used, ratio, thresholds=thresholds, factors=self.factors, bounds=self.range)
+
+
 @dataclass(frozen=True)
-class LevenbergMarquardt(Part):
+class LevenbergMarquardt(_Adapted):
     """Damping that follows the reduction ratio (Martens 2010, Section 4.1).
 
     A ratio that is not a number says nothing and leaves the damping; so does a damping of zero, where none is wanted.
@@ -51,22 +88,12 @@ class LevenbergMarquardt(Part):
     data: str = "evaluation"
 
     def __post_init__(self):
-        self._check_number("initial")
-        for name in ("thresholds", "factors", "range"):
-            self._check_pair(name)
+        self._check_adaptation()
+        self._check_pair("thresholds")
         low, high = self.thresholds
         ordered = math.isfinite(low) and math.isfinite(high) and low <= high
         self._check(ordered, "thresholds", "finite and in rising order")
-        fall, rise = self.factors
-        self._check(0 < fall <= 1 <= rise < math.inf, "factors", "(fall, rise) with 0 < fall <= 1 <= rise, finite")
-        low, high = self.range
-        self._check(0 <= low <= high and low < math.inf, "range", "(low, high) with 0 <= low <= high")
-        if not (low <= self.initial <= high or self.initial == 0):
-            raise ValueError(
-                f"LevenbergMarquardt.initial must be in its range {self.range} (or 0, where none is wanted), "
-                f"got {self.initial!r}"
-            )
-        self._check_choice("model", ("undamped", "damped"))
+        self._check_choice("model", MODELS)
         self._check_choice("data", ("evaluation", "objective"))
 
     def walk(self, start: float, ratio: Callable[[float], float]) -> float | None:
@@ -93,9 +120,46 @@ class LevenbergMarquardt(Part):
             used: lambda of this step.
             ratio: its reduction ratio.
         """
-        if used == 0:
-            return used
-        return levenberg_marquardt(used, ratio, thresholds=self.thresholds, factors=self.factors, bounds=self.range)
+        return self._next(used, ratio, self.thresholds)
+
+
+@dataclass(frozen=True)
+class DecreasingLoss(_Adapted):
+    """Damping that falls where the loss did not rise; otherwise the step is rejected, and the damping rises.
+
+    For `QuadraticLearningRate` and its kin. A loss that is not a number is a rejection.
+
+    Args:
+        initial: lambda of the first step. Default 1.0, as SGDQLR of Clarke and Hernandez-Lobato (2024).
+        factors: on the damping where it falls and where it rises. Default 0.9 and 2, from the same source.
+        range: adapted damping stays in here. Default: all, from the same source.
+        model: "damped" (default, from the same source) or "undamped": which quadratic model predicts the change of the
+            reduction ratio, which is only reported.
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    kind: ClassVar[str] = "decreasing_loss"
+    data: ClassVar[str] = "objective"
+
+    initial: float = 1.0
+    factors: tuple[float, float] = (0.9, 2.0)
+    range: tuple[float, float] = (0.0, math.inf)
+    model: str = "damped"
+
+    def __post_init__(self):
+        self._check_adaptation()
+        self._check_choice("model", MODELS)
+
+    def next(self, used: float, ratio: float) -> float:
+        """The damping of the next step.
+
+        Args:
+            used: lambda of this step.
+            ratio: infinite where the step is accepted, minus infinite where it is rejected.
+        """
+        return self._next(used, ratio, (0.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -104,19 +168,21 @@ class Fixed(Part):
 
     Args:
         value: lambda.
+        model: "undamped" (default) or "damped": which quadratic model predicts the change that is reported.
 
     Raises:
-        ValueError: not a finite number >= 0.
+        ValueError: naming the field.
     """
 
     kind: ClassVar[str] = "fixed"
-    model: ClassVar[str] = "undamped"
     data: ClassVar[str] = "evaluation"
 
     value: float
+    model: str = "undamped"
 
     def __post_init__(self):
         self._check_number("value")
+        self._check_choice("model", MODELS)
 
     @property
     def initial(self) -> float:
@@ -139,8 +205,36 @@ class Fixed(Part):
 
 
 Damping = LevenbergMarquardt | TargetRatio | Fixed
-DAMPINGS: dict[str, type[Part]] = {each.kind: each for each in (LevenbergMarquardt, TargetRatio, Fixed)}
-"""What there is, by kind."""
+DAMPINGS: dict[str, type[Part]] = {each.kind: each for each in (LevenbergMarquardt, Fixed)}
+"""What every optimizer takes, by kind."""
+
+
+def damping_of(given: Any, kinds: Mapping[str, type[Part]], like: Part | None) -> Any:
+    """The rule that is meant: itself, or what a number or a table of its fields says.
+
+    Args:
+        given: rule, initial damping, or table.
+        kinds: the rules that the optimizer takes, by kind.
+        like: gives what a number or a table leaves open. Default: `LevenbergMarquardt` with its defaults.
+
+    Raises:
+        ValueError: none of these, or a field with a value that will not do.
+    """
+    if isinstance(given, tuple(kinds.values())):
+        return given
+    if isinstance(given, Mapping):
+        return part_of(given, kinds, like, "damping")
+    scalar = isinstance(given, Tensor) and given.numel() == 1
+    if not (scalar or is_number(given) or isinstance(given, float)):
+        names = [kind.__name__ + "(...)" for kind in kinds.values()]
+        raise ValueError(
+            f"damping must be a number >= 0, or a part: {', '.join(names[:-1])} or {names[-1]}; got {given!r}"
+        )
+    check_number("damping", given)
+    number = float(given)
+    if like is None:
+        return LevenbergMarquardt(number)
+    return like.changed(value=number) if isinstance(like, Fixed) else like.changed(initial=number)
 
 
 def adapt_damping(carried: Carried, used: float, ratio: float, rule: Damping) -> str | None:

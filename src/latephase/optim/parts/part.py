@@ -56,6 +56,11 @@ class Part:
         object.__setattr__(self, field, tuple(pair))
 
 
+def plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A param group with its parts as dicts, for a file."""
+    return {name: value.as_dict() if isinstance(value, Part) else value for name, value in group.items()}
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is an int or float, infinity included."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)

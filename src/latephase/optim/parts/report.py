@@ -7,7 +7,7 @@ from typing import Any
 
 from ...solve import CGStatus
 
-__all__ = ["CGStatus", "StepReport", "StepStatus"]
+__all__ = ["CGStatus", "SecondOrderReport", "StepReport", "StepStatus"]
 
 
 class StepStatus(StrEnum):
@@ -28,35 +28,25 @@ class StepStatus(StrEnum):
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What one second-order step saw and did; losses are those of the objective f with its L2 term.
+class SecondOrderReport:
+    """What one step of any second-order optimizer saw and did; losses are those of the objective f with its L2 term.
 
     Attributes:
         loss: f on the objective's data before the step.
-        new_loss: f on the objective's data after the step; None where the evaluation objective is another, since it
-            would cost one more forward pass.
-        evaluation_loss: f on the evaluation objective's data before the step; not a number where the step ended before
-            it was needed, the objective's loss or gradient not being finite.
-        new_evaluation_loss: the same after the step.
+        new_loss: f on the objective's data after the step, `loss` where the step was not taken; None where it was not
+            computed, since it would cost one more forward pass: another objective judges the step, or none does.
         gradient_norm: Euclidean norm of the gradient.
-        step_norm: Euclidean norm of the change of the parameters as they are stored; 0.0 where the step was rejected.
+        step_norm: Euclidean norm of the change of the parameters as they are stored; 0.0 where the step was not taken.
         damping: lambda used in this step.
-        predicted_change: change of the evaluation loss that the quadratic model predicts for the chosen candidate; not
-            a number where something was not finite.
-        reduction_ratio: actual over predicted change for that candidate; minus infinity where the model predicted no
-            decrease or something was not finite; not a number where the predicted change is within the rounding of the
-            loss, which leaves the damping as it is.
-        lr: step size taken, line search included (the first param group's where they differ); 0.0 where the step was
-            rejected, or where a schedule has set it to that.
-        cg_iterations: iterations of conjugate gradients, one entry per block.
-        cg_status: why they stopped, one entry per block.
-        cg_chosen: iteration of the chosen candidate.
-        products: products with the curvature matrix.
-        method: how they were computed: "traced", "linearize" or "double_backward" (`curvature.linearize`).
-        block_methods: with several blocks how the product of each was computed: "pruned", "jacobian", "bottleneck",
-            "sampled" (an estimate) or "products" (`curvature.OverBlocks`); None with one block.
-        recomputed: chunks of the data that were linearised anew at every product, since what they need did not fit the
-            objective's `memory_limit`.
+        predicted_change: change that the quadratic model predicts, of the loss that judges the step that was tried; not
+            a number where something was not finite, None where it was not computed.
+        reduction_ratio: actual over predicted change; minus infinity where something was not finite, not a number where
+            the predicted change is within the rounding of the loss, which leaves the damping as it is; None where the
+            damping is not adapted in this step.
+        lr: step size or learning rate taken (the first param group's where they differ); 0.0 where the step was not
+            taken, or where a schedule has set it to that.
+        method: how products with the curvature matrix were computed: "traced", "linearize" or "double_backward"
+            (`curvature.linearize`); "none" where there were none.
         status: what became of the step.
         accepted: whether it was taken.
         seconds: wall-clock time of the step, in seconds.
@@ -64,31 +54,57 @@ class StepReport:
 
     loss: float
     new_loss: float | None
-    evaluation_loss: float
-    new_evaluation_loss: float
     gradient_norm: float
     step_norm: float
     damping: float
-    predicted_change: float
-    reduction_ratio: float
+    predicted_change: float | None
+    reduction_ratio: float | None
     lr: float
-    cg_iterations: tuple[int, ...]
-    cg_status: tuple[CGStatus, ...]
-    cg_chosen: int
-    products: int
     method: str
-    block_methods: tuple[str, ...] | None
-    recomputed: int
-    status: StepStatus
+    status: StrEnum
     accepted: bool
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as numbers, strings and lists, ready for JSON (which has no infinity: those stay floats)."""
-        fields = dataclasses.asdict(self)
-        return fields | {
-            "status": str(self.status),
-            "cg_iterations": list(self.cg_iterations),
-            "cg_status": [str(status) for status in self.cg_status],
-            "block_methods": None if self.block_methods is None else list(self.block_methods),
-        }
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return str(value)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class StepReport(SecondOrderReport):
+    """What one step of `HessianFree` saw and did: beside the fields of `SecondOrderReport` these.
+
+    The evaluation objective judges the step: `predicted_change` and `reduction_ratio` are those of its loss and of the
+    chosen candidate. They are always there; the ratio is minus infinity also where the model predicted no decrease.
+
+    Attributes:
+        evaluation_loss: f on the evaluation objective's data before the step; not a number where the step ended before
+            it was needed, the objective's loss or gradient not being finite.
+        new_evaluation_loss: the same after the step.
+        cg_iterations: iterations of conjugate gradients, one entry per block.
+        cg_status: why they stopped, one entry per block.
+        cg_chosen: iteration of the chosen candidate.
+        products: products with the curvature matrix.
+        block_methods: with several blocks how the product of each was computed: "pruned", "jacobian", "bottleneck",
+            "sampled" (an estimate) or "products" (`curvature.OverBlocks`); None with one block.
+        recomputed: chunks of the data that were linearised anew at every product, since what they need did not fit the
+            objective's `memory_limit`.
+    """
+
+    predicted_change: float
+    reduction_ratio: float
+    status: StepStatus
+    evaluation_loss: float
+    new_evaluation_loss: float
+    cg_iterations: tuple[int, ...]
+    cg_status: tuple[CGStatus, ...]
+    cg_chosen: int
+    products: int
+    block_methods: tuple[str, ...] | None
+    recomputed: int

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, is_tensor
 from torch.utils._pytree import tree_map
 
-VERSION = 2
-"""Of state dicts. Before 2 the options of `HessianFree` were flat, and before 1 there was no version; all are read."""
+VERSION = 3
+"""Of state dicts; earlier ones are read. Before 3 the options of K-FAC and quadratic learning rates were flat, before 2
+those of `HessianFree`, and before 1 there was no version."""
 
 Check = Callable[[str, Any, Tensor], None]
 """(where, value, the parameter) -> ValueError, saying where, where it is not what it should be."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .arguments import check_number
+from .part import plain
 from .saved import VERSION, check_frame, restored
 from .state import Carried
 
@@ -68,9 +69,26 @@ class SecondOrder(Optimizer):
         """This optimizer, and what it wraps: what loading may change."""
         return [self]
 
+    def _read(self, group: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+        """A param group as it was saved, by this release or an earlier one, with parts and with nothing missing.
+
+        Args:
+            group: what was saved; its parts may be dicts, or flat options.
+            like: options that give what it lacks.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        raise NotImplementedError
+
     def state_dict(self) -> dict[str, Any]:
-        """The state as torch's optimizers have it, with "version" and "optimizer", whose it is."""
-        return {**super().state_dict(), "version": VERSION, "optimizer": self._kind}
+        """The state as torch's optimizers have it, the parts as dicts, with "version" and "optimizer", whose it is.
+
+        A preconditioner and ranks are not in it: they are those of the optimizer that loads it.
+        """
+        state = super().state_dict()
+        groups = [plain(group) for group in state["param_groups"]]
+        return {**state, "param_groups": groups, "version": VERSION, "optimizer": self._kind}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; its tensors keep their dtype, which may be wider than the parameters'.
@@ -106,13 +124,27 @@ class SecondOrder(Optimizer):
         self._ranks_compared = False
 
     def _completed(self, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-        """A saved param group with the options that it lacks."""
-        return {**{name: kept.get(name, default) for name, default in self.defaults.items()}, **saved}
+        """A saved param group with the options that it lacks, its parts as dicts."""
+        return plain(self._read(saved, {**self.defaults, **_options_of(kept)}))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state that was pickled or loaded; options that it lacks have their defaults."""
+        """Take over a state that was pickled or loaded; options that it lacks are the group's own, or the defaults."""
+        kept = vars(self).get("param_groups", [])
+        likes = [_options_of(group) for group in kept] or [{}] * len(state["param_groups"])
+        groups = [
+            self._read(group, {**self._OPTIONS, **like})
+            for group, like in zip(state["param_groups"], likes, strict=True)
+        ]
+        state = {**state, "param_groups": groups}
+        if "defaults" in state:
+            state["defaults"] = self._read(state["defaults"], self._OPTIONS)
         super().__setstate__(state)
         self.defaults = {**self._OPTIONS, **self.defaults}
         for group in self.param_groups:
-            for name, default in self.defaults.items():
+            for name, default in self.defaults.items():  # torch's own among them
                 group.setdefault(name, default)
+
+
+def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A param group without what says whose it is."""
+    return {name: value for name, value in group.items() if name not in ("params", "param_names", "initial_lr")}

@@ -14,6 +14,10 @@ from ...objective import Objective
 from ...parameters import ParameterSpace
 from ..parts import Carried, per_parameter
 from .base import Proposal, propose
+from .options import CURVATURES
+
+SANE_CHANGE = 10.0
+"""Root mean square change of a parameter in one step from which a learning rate without a limit is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Line:
 
     Attributes:
         loss: f(theta).
-        gradient_norm: Euclidean norm of the gradient, before any clipping.
+        gradient_norm: Euclidean norm of the gradient.
         buffers: the model's buffers as an ordinary forward pass leaves them.
         proposal: the direction; None where loss or gradient are not finite.
         slope: g'd; this and the next two are not a number where there is no direction.
@@ -51,18 +55,15 @@ def line_of(base: Optimizer, objective: Objective, space: ParameterSpace, option
         options: of the optimizer.
     """
     at_once = _forms(space, options)[0].saw(objective)
-    linear = linearize(objective, options["curvature"], space.parameters, at_once=at_once).unwatched()
+    curvature = CURVATURES[options["curvature"]]
+    linear = linearize(objective, curvature, space.parameters, at_once=at_once).unwatched()
     gradient, share = linear.gradient, objective.reduce.share
     norm = float(share(gradient.norm()))
     if not (math.isfinite(norm) and bool(linear.loss.isfinite())):
         objective.check_data()
         return Line(linear.loss, norm, linear.buffers)
-    if options["gradient_clip"] is not None and norm > options["gradient_clip"]:
-        gradient = gradient * (options["gradient_clip"] / norm)
     proposal = propose(base, space, gradient)
     d = proposal.direction
-    if options["direction_clip"] is not None:
-        d.clamp_(-options["direction_clip"], options["direction_clip"])
     numbers = [torch.dot(gradient, d), linear.quadratic_form(d), torch.dot(d, d)]
     slope, bend, square = share(torch.stack([number.double() for number in numbers])).tolist()
     return Line(linear.loss, norm, linear.buffers, proposal, slope, bend, square, linear.method)
@@ -77,7 +78,7 @@ def forms_with(objective: Objective, space: ParameterSpace, options: Mapping[str
 
 def _forms(space: ParameterSpace, options: Mapping[str, Any]) -> tuple[Carried, dict[str, Any]]:
     p, entry = space.parameters[0], {"forms": options["forms"]}
-    return Carried({p: entry}, [{"params": [p]}], options["damping"]), entry
+    return Carried({p: entry}, [{"params": [p]}], 0.0), entry
 
 
 def moved(
@@ -94,23 +95,40 @@ def moved(
     """
     if line.proposal is None or not math.isfinite(lr):
         return None, math.nan
-    options, theta, share = groups[0], space.values(), objective.reduce.share
     update = line.proposal.direction.mul_(lr)
-    if options["decay_per_step"] > 0:
-        update.add_(theta, alpha=options["decay_per_step"])
-    if options["step_clip"] is not None:
-        norm = float(share(update.norm()))
-        if norm > options["step_clip"]:
-            update.mul_(options["step_clip"] / norm)
     factor = per_parameter(
         [{"schedule": schedule(group), "params": group["params"]} for group in groups], "schedule", space
     )
     if isinstance(factor, Tensor) or factor != 1:
         update.mul_(factor)
-    norm = float(share(update.norm()))
-    return (theta.sub_(update) if math.isfinite(norm) else None), norm
+    norm = float(objective.reduce.share(update.norm()))
+    return (space.values().sub_(update) if math.isfinite(norm) else None), norm
 
 
 def schedule(group: Mapping[str, Any]) -> float:
     """By what a scheduler has changed the `lr` of a param group."""
     return float(group["lr"]) / group["unit_lr"]
+
+
+def out_of_hand(lr: float, line: Line, size: int) -> str | None:
+    """What to say of a learning rate without a limit that the curvature does not hold; None where it does.
+
+    Args:
+        lr: learning rate.
+        line: of the step.
+        size: number of parameters.
+    """
+    if line.bend == 0:
+        return (
+            "the loss has no curvature along the direction, so that the damping alone decides on the rate: "
+            "it is linear in the outputs, as the absolute error is, or the batch is fitted to the last digit. Take "
+            "a smooth loss (nn.HuberLoss for the absolute error), or an optimizer with a learning rate of its own"
+        )
+    change = abs(lr) * math.sqrt(line.square / size)
+    if change > SANE_CHANGE:
+        return (
+            f"the learning rate {lr:.3g} moves the parameters by {change:.3g} each, in the root mean square: the "
+            "curvature along the direction has all but vanished, as that of cross-entropy does on a small batch "
+            "that is fitted. Set lr_clip (0.1 is usual with Adam), raise the damping, or enlarge the batch"
+        )
+    return None

@@ -1,23 +1,12 @@
-"""AdamQLR and SGDQLR, with the named settings of their paper."""
+"""AdamQLR and SGDQLR: quadratic learning rates on Adam and on gradient descent."""
 
-from collections.abc import Iterable
-from typing import Any, Self, Unpack
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from .optimizer import QuadraticLearningRate
-from .options import (
-    AMPLIFIED,
-    HESSIAN,
-    HESSIAN_UNTUNED,
-    SGD_QLR,
-    TUNED,
-    UNDAMPED,
-    UNTUNED,
-    UNTUNED_CLIPPED,
-    QuadraticOptions,
-    Settings,
-)
+from .options import REJECTING, UNTUNED, AnyDamping
 
 
 class AdamQLR(QuadraticLearningRate):
@@ -31,7 +20,11 @@ class AdamQLR(QuadraticLearningRate):
         params: parameters or param groups.
         betas: decays of Adam's moments. Default 0.9 and 0.999 (Kingma and Ba 2015).
         eps: added to the root of the second moment. Default 1e-8, from the same source.
-        **options: of `QuadraticLearningRate`, with its defaults.
+        curvature: as in `QuadraticLearningRate`, like the next three.
+        damping: lambda; see there.
+        lr_clip: bound on the learning rate.
+        amplification: factor on it.
+        **former: nothing; an option of a former release is an error that says how it is written now.
 
     Raises:
         TypeError: an unknown option.
@@ -43,58 +36,14 @@ class AdamQLR(QuadraticLearningRate):
         params: Iterable[Any],
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        **options: Unpack[QuadraticOptions],
+        curvature: str = "ggn",
+        damping: float | AnyDamping | Mapping[str, Any] = UNTUNED.initial,
+        lr_clip: float | None = None,
+        amplification: float = 1.0,
+        **former: Any,
     ):
-        super().__init__(torch.optim.Adam(params, lr=1.0, betas=betas, eps=eps), **options)
-
-    @classmethod
-    def untuned(cls, params: Iterable[Any], **overrides: Any) -> Self:
-        """The paper's "AdamQLR (Untuned)": damping 1e-3, factors 1/2 and 2; batches of 3200 rows.
-
-        Args:
-            params: parameters or param groups.
-            **overrides: options in place of these, or beside them; so in every named setting.
-        """
-        return cls(params, **(UNTUNED | overrides))
-
-    @classmethod
-    def tuned(cls, params: Iterable[Any], **overrides: Any) -> Self:
-        """The paper's "AdamQLR (Tuned)" where its search starts: damping 1, factors 0.95 and 1.0526.
-
-        Batch size, damping and both factors are what is searched for.
-        """
-        return cls(params, **(TUNED | overrides))
-
-    @classmethod
-    def untuned_clipped(cls, params: Iterable[Any], **overrides: Any) -> Self:
-        """The paper's "Untuned" with learning rates of at most 0.1."""
-        return cls(params, **(UNTUNED_CLIPPED | overrides))
-
-    @classmethod
-    def undamped(cls, params: Iterable[Any], **overrides: Any) -> Self:
-        """The paper's ablation without damping; one forward pass less in each step."""
-        return cls(params, **(UNDAMPED | overrides))
-
-    @classmethod
-    def hessian(cls, params: Iterable[Any], **overrides: Any) -> Self:
-        """The paper's "Tuned" with the Hessian in place of the Fisher matrix."""
-        return cls(params, **(HESSIAN | overrides))
-
-    @classmethod
-    def hessian_untuned(cls, params: Iterable[Any], **overrides: Any) -> Self:
-        """The paper's untuned setting with the absolute curvature of the Hessian.
-
-        Damping 1e-4, factors 0.75 and 2, and a step that would raise the loss is rejected; batches of 3200 rows.
-        """
-        return cls(params, **(HESSIAN_UNTUNED | overrides))
-
-    @classmethod
-    def amplified(cls, params: Iterable[Any], **overrides: Any) -> Self:
-        """The paper's ablation with learning rates times 0.5.
-
-        Damping 1, factors 0.9 and 2, and a step that would raise the loss is rejected.
-        """
-        return cls(params, **(AMPLIFIED | overrides))
+        base = torch.optim.Adam(params, lr=1.0, betas=betas, eps=eps)
+        super().__init__(base, curvature, damping, lr_clip, amplification, **former)
 
 
 class SGDQLR(QuadraticLearningRate):
@@ -105,14 +54,30 @@ class SGDQLR(QuadraticLearningRate):
 
     Args:
         params: parameters or param groups.
-        **options: of `QuadraticLearningRate`. Default as in the paper: damping 1, factors 0.9 and 2 without bounds, and
-            a step that would raise the loss is rejected.
+        curvature: as in `QuadraticLearningRate`, like the next three.
+        damping: lambda; a number or a dict changes `DecreasingLoss()`, the paper's rule: 1.0, factors 0.9 and 2 without
+            bounds, and a step that would raise the loss is rejected.
+        lr_clip: bound on the learning rate.
+        amplification: factor on it.
+        **former: nothing; an option of a former release is an error that says how it is written now.
 
     Raises:
         TypeError: an unknown option.
         ValueError: an option with a value that will not do.
     """
 
-    def __init__(self, params: Iterable[Any], **options: Unpack[QuadraticOptions]):
-        settings: Settings = {**SGD_QLR, **options}
-        super().__init__(torch.optim.SGD(params, lr=1.0), **settings)
+    _RULE: ClassVar[AnyDamping] = REJECTING
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        curvature: str = "ggn",
+        damping: float | AnyDamping | Mapping[str, Any] = REJECTING.initial,
+        lr_clip: float | None = None,
+        amplification: float = 1.0,
+        **former: Any,
+    ):
+        super().__init__(torch.optim.SGD(params, lr=1.0), curvature, damping, lr_clip, amplification, **former)
+
+
+SGDQLR._OPTIONS = {**QuadraticLearningRate._OPTIONS, "damping": REJECTING}

@@ -1,9 +1,10 @@
 """What a step of a quadratic learning rate did."""
 
-import dataclasses
+import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+
+from ..parts import SecondOrderReport
 
 
 class QuadraticStepStatus(StrEnum):
@@ -16,13 +17,14 @@ class QuadraticStepStatus(StrEnum):
     curvature is as well), so that the step goes against what the base optimizer proposed."""
     NEGATIVE_CURVATURE = "negative_curvature"
     """The parameters moved, and the damped curvature along the direction is negative: the model has a maximum there, to
-    which the learning rate leads, unless `absolute_curvature` turned its sign."""
+    which the learning rate leads, unless "absolute_hessian" turned its sign."""
     DIVERGED = "diverged"
-    """The parameters moved, and the loss there is infinite or not a number; the rule "ratio" accepts every step."""
+    """The parameters moved, and the loss there is infinite or not a number; only `DecreasingLoss` rejects."""
     REJECTED = "rejected"
-    """The loss would have risen; only the rule "decreasing_loss" rejects. The damping rises."""
+    """The loss would have risen; only `DecreasingLoss` rejects. The damping rises."""
     NONFINITE = "nonfinite"
-    """The loss, the gradient, the direction or the learning rate was infinite or not a number."""
+    """The loss, the gradient, the direction or the learning rate was infinite or not a number; the damping rises where
+    it is adapted."""
     STATIONARY = "stationary"
     """The direction is zero in every parameter, or the step within the parameters' rounding, or a schedule has set the
     rate to zero. The base optimizer keeps what it learned of the gradient."""
@@ -41,46 +43,34 @@ _MOVED = (
 )
 
 
+def status_of(slope: float, curvature: float, new_loss: float | None) -> QuadraticStepStatus:
+    """The status of a step that moved the parameters.
+
+    Args:
+        slope: g'd.
+        curvature: d'Md + lambda d'd, with its sign.
+        new_loss: f where it leads, where that is known.
+    """
+    if new_loss is not None and not math.isfinite(new_loss):
+        return QuadraticStepStatus.DIVERGED
+    if curvature < 0:
+        return QuadraticStepStatus.NEGATIVE_CURVATURE
+    return QuadraticStepStatus.NEGATIVE_SLOPE if slope < 0 else QuadraticStepStatus.TAKEN
+
+
 @dataclass(frozen=True)
-class QuadraticStepReport:
-    """What one step saw and did; losses are those of the objective f with its L2 term.
+class QuadraticStepReport(SecondOrderReport):
+    """What one step saw and did: beside the fields of `SecondOrderReport` these.
+
+    The objective itself judges the step, where the damping is adapted; the ratio may be of a predicted rise. The
+    learning rate is that after clipping, amplification and schedule.
 
     Attributes:
-        loss: f before the step.
-        new_loss: f after the step: `loss` where the step was not taken, None where the damping is constant, since it
-            would cost one more forward pass.
-        gradient_norm: Euclidean norm of the gradient g, before any clipping.
-        step_norm: Euclidean norm of the change of the parameters; 0.0 where the step was not taken.
-        slope: g'd, with the direction d in ascent sign, both clipped where that was asked for; not a number where the
-            step ended before.
-        curvature: d'Md + lambda d'd, averaged where that was asked for, with its sign; not a number as `slope`.
-        damping: lambda used in this step.
-        predicted_change: change of f that the quadratic model predicts, see `reduction_ratio`; not a number as `slope`.
-        reduction_ratio: actual over predicted change, of the step that was tried; None where the damping is constant or
-            nothing was tried.
-        method: how the curvature along d was computed, see `curvature.linearize`; "none" where the step ended before.
-        lr: learning rate taken, after clipping, amplification, average and schedule (the first param group's where
-            they differ); 0.0 where the step was not taken.
-        status: what became of the step.
-        accepted: whether it was taken.
-        seconds: wall-clock time of the step, in seconds.
+        slope: g'd, with the direction d in ascent sign; not a number where the step ended before.
+        curvature: d'Md + lambda d'd, with its sign; not a number as `slope`.
     """
 
-    loss: float
-    new_loss: float | None
-    gradient_norm: float
-    step_norm: float
+    predicted_change: float
+    status: QuadraticStepStatus
     slope: float
     curvature: float
-    damping: float
-    predicted_change: float
-    reduction_ratio: float | None
-    method: str
-    lr: float
-    status: QuadraticStepStatus
-    accepted: bool
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as numbers and strings, ready for JSON (which has no infinity: those stay floats)."""
-        return dataclasses.asdict(self) | {"status": str(self.status)}

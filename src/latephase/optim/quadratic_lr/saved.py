@@ -10,7 +10,7 @@ from torch import Tensor, is_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from ..parts import array, fields, wholes
+from ..parts import array, fields, number, wholes
 
 
 def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -25,9 +25,8 @@ def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any
         ValueError: naming the entry.
     """
     wholes(f"{where}['forms']", group["forms"])
-    for name in ("curvature_average", "lr_average"):
-        if group[name] is not None:
-            _number(f"{where}[{name!r}]", group[name])
+    if group["adapted_damping"] is not None:
+        number(f"{where}['adapted_damping']", group["adapted_damping"])
     for name in ("lr", "unit_lr"):
         _number(f"{where}[{name!r}]", group.get(name, 1.0))
     if not float(group.get("unit_lr", 1.0)) > 0:
@@ -47,8 +46,8 @@ def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any
 
 
 def _number(where: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) or (is_tensor(value) and value.numel() == 1)
-    if not number or isinstance(value, bool) or not math.isfinite(value):
+    single = isinstance(value, (int, float)) or (is_tensor(value) and value.numel() == 1)
+    if not single or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{where} must be a finite number, got {value!r}")
 
 
@@ -66,16 +65,16 @@ def check_state(
     Raises:
         ValueError: naming entry and key, and what was expected.
     """
-    for number, entry in state.items():
+    for index, entry in state.items():
         for key, value in entry.items():
             for leaf in tree_leaves(value):
                 if (is_tensor(leaf) and bool(leaf.isnan().any())) or (isinstance(leaf, float) and math.isnan(leaf)):
-                    raise ValueError(f"state_dict['state'][{number!r}][{key!r}] holds values that are not a number")
+                    raise ValueError(f"state_dict['state'][{index!r}][{key!r}] holds values that are not a number")
     if not type(base).__module__.startswith("torch.optim"):
         return
     expected = _first_state(base, own, groups)
-    for number, entry in state.items():
-        where, needed = f"state_dict['state'][{number!r}]", expected[number]
+    for index, entry in state.items():
+        where, needed = f"state_dict['state'][{index!r}]", expected[index]
         if entry and needed:
             fields(where, entry, tuple(needed), tuple(entry))
             for key, example in needed.items():

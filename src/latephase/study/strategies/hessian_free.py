@@ -36,7 +36,7 @@ class HessianFreeSteps(StrategyTable):
     @field_validator("options")
     @classmethod
     def _known(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        return checked(HessianFree, options, info.data.get("preset", "default"))
+        return checked(HessianFree, options, made_by(HessianFree, info.data.get("preset", "default")))
 
     @model_validator(mode="after")
     def _part(self) -> "HessianFreeSteps":

@@ -28,4 +28,4 @@ class KFACStrategy(QuadraticRateStrategy):
         self.context.work.forms += report.products * rows
         if report.factors_updated:
             estimates = 1 + bool(report.diagonal_layers)
-            self.context.work.gradients += estimates * self._optimizer.param_groups[0]["probes"] * rows
+            self.context.work.gradients += estimates * self._optimizer.param_groups[0]["factors"].probes * rows

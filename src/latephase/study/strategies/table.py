@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import Field
 
-from ...optim import SGDQLR, AdamQLR, HessianFree, QuadraticOptions, in_a_table, is_former
+from ...optim import in_a_table
 from ..outline import NAME as NAME_ALONE
 from ..outline import About, Table, hint
 from .base import Strategy
@@ -86,23 +86,26 @@ def made_by(optimizer: type, preset: str) -> Callable[..., Any]:
     return optimizer if preset == "default" else getattr(optimizer, preset)
 
 
-def checked(optimizer: Any, options: dict[str, Any], preset: str = "default") -> dict[str, Any]:
-    """Options of an optimizer beside a preset's, names and values tried out.
+def checked(optimizer: type, options: dict[str, Any], make: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Options of an optimizer, names and values tried out.
+
+    Args:
+        optimizer: the class.
+        options: beside a preset's.
+        make: makes it with the preset. Default: the class.
 
     Raises:
         ValueError: it does not take them.
     """
     parameters = inspect.signature(optimizer).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in NOT_IN_TOML]
-    if optimizer in (AdamQLR, SGDQLR):
-        known += QuadraticOptions.__annotations__
     for name, value in options.items():
-        if optimizer is HessianFree and is_former(name):
-            raise ValueError(f"options.{name} is {in_a_table(name, value)}")
+        if (now := in_a_table(optimizer, name, value)) is not None:
+            raise ValueError(f"options.{name} is {now}")
         if name not in known:
             raise ValueError(f"{name!r} is no option of {optimizer.__name__}{hint(name, known)}")
     try:
-        made_by(optimizer, preset)([torch.zeros(1, requires_grad=True)], **options)
+        (make or optimizer)([torch.zeros(1, requires_grad=True)], **options)
     except ValueError:
         raise
     except Exception as error:  # of torch's optimizers, for values of the wrong kind

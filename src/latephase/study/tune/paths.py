@@ -1,4 +1,4 @@
-"""Paths in a strategy's table, such as "lr", "options.damping" or "options.damping_factors.0"."""
+"""Paths in a strategy's table, such as "lr", "options.damping" or "options.damping.factors.0"."""
 
 import copy
 from typing import Any
@@ -26,6 +26,6 @@ def _key(place: Any, part: str, path: str) -> Any:
     if isinstance(place, list) and part.isdigit() and int(part) < len(place):
         return int(part)
     raise ValueError(
-        f"{path} leads nowhere at {part!r}; for an item of a list, such as options.damping_factors.0, the strategy's "
+        f"{path} leads nowhere at {part!r}; for an item of a list, such as options.damping.factors.0, the strategy's "
         "own table must hold the list"
     )
