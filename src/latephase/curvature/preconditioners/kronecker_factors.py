@@ -178,15 +178,17 @@ def kronecker_factors(
     objective, space = curved.objective, curved.space
     if not isinstance(objective.program, LossOfOutputs):
         raise ValueError(f"K-FAC does not know the loss of an objective made by from_forward; {OTHERWISE}")
-    several = len(objective.chunks) * objective.reduce.size > 1
+    several = len(objective.chunks) * objective.reduce.size > 1 or objective.weights != [1.0]
     summed = several and loss_reduction(objective.program.loss) == "sum"
-    rows = torch.tensor(float(sum(chunk.rows for chunk in objective.chunks)), device=space.device)
-    rows = int(objective.reduce.sum([rows])[0])
+    weighed = sum(weight * chunk.rows for weight, chunk in zip(objective.weights, objective.chunks, strict=True))
+    wide = torch.float32 if space.device.type == "mps" else torch.float64
+    rows = float(objective.reduce.sum([torch.tensor(weighed, dtype=wide, device=space.device)])[0])
     sizes = [size for layer in layers for size in (layer.columns, layer.outputs) if size]
 
     def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
         run = _Probed(objective, chunk, index, seed_of_chunk(seed, index, objective.reduce.rank))
-        # With a sum over the examples the slopes are summed; the inputs are averaged over all data in any case.
+        # With a sum over the examples the slopes are summed; the inputs are averaged over all data in any case, each
+        # example's with the weight that it has in the sum.
         found = _of_chunk(run, curved, layers, probes, probes * (rows if summed else chunk.rows), weight_sharing)
         factors = found or [torch.zeros(size, size, dtype=space.dtype, device=space.device) for size in sizes]
         return torch.tensor(float(found is None), device=space.device), *factors
@@ -204,9 +206,9 @@ def kronecker_factors(
 
 
 def _of_chunk(
-    run: "_Probed", curved: Linearization, layers: list[Layer], probes: int, count: int, weight_sharing: str
+    run: "_Probed", curved: Linearization, layers: list[Layer], probes: int, count: float, weight_sharing: str
 ) -> list[Tensor] | None:
-    """The factors of one chunk; None where its loss has no root."""
+    """The factors of one chunk, the inputs' divided by `count`; None where its loss has no root."""
     starts = {start for layer in layers for start in (layer.weight, layer.bias)}
     space, objective = curved.space, curved.objective
     begins = accumulate([0, *space.sizes[:-1]])
