@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .data import Chunk, cut
+from .data import Chunk, check_size, cut
 from .memory import available
 from .microbatch import PROBE, largest_microbatch, recut
 from .over_chunks import OverChunks
@@ -79,6 +79,8 @@ class OverTerms(OverChunks):
             TypeError: as `from_residuals`.
             ValueError: as `from_residuals`; or points of another kind than before.
         """
+        if self._microbatch_size != "auto":
+            check_size(self._microbatch_size)
         chunks: dict[str, list[Chunk]] = {name: [] for name in self.program.weights}
         for chunk in self.chunks:
             chunks[term_of(chunk)].append(chunk)

@@ -28,6 +28,7 @@ from ...objective import (
 from ..linearization import Linearization
 from ..loss import MOST_COLUMNS, Product, root_of_any
 from .base import owners
+from .layer_calls import called_once
 from .layer_uses import LayerUses
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -85,12 +86,13 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
         named = bool(own) and set(own) <= {"weight", "bias"} and module._parameters.get("weight") is not None
         if isinstance(module, LAYERS) and named and not any(holders[id(p)] > 1 for p in own.values()):
             candidates[name] = module
-    calls, uses = _calls(curved.objective, candidates)
+    once = called_once(curved.objective, candidates, lambda chunk: _calls(curved.objective, chunk, candidates))
     found, without = [], {}
-    for name, module in candidates.items():
-        if calls[name] != 1 or not _padded_evenly(module):
+    for name, in_the_way in once.items():
+        module = candidates[name]
+        if not _padded_evenly(module):
             continue
-        if obstacle := _several_groups(module) or uses.obstacle(module):
+        if obstacle := _several_groups(module) or in_the_way:
             without[name] = obstacle
             continue
         weight, bias = (starts.get(id(module._parameters[key]), -1) for key in ("weight", "bias"))
@@ -118,13 +120,13 @@ def _padded_evenly(module: nn.Module) -> bool:
     return module.padding_mode == "zeros" and (module.padding != "same" or all(n % 2 == 0 for n in extents))
 
 
-def _calls(objective: Objective, layers: Mapping[str, nn.Module]) -> tuple[Counter[str], LayerUses]:
+def _calls(objective: Objective, chunk: Chunk, layers: Mapping[str, nn.Module]) -> tuple[Counter[str], LayerUses]:
     """How often each layer is called in a pass, and what becomes of its parameters before the loss.
 
     Calls with more than a tensor count twice.
     """
     calls: Counter[str] = Counter()
-    model, chunk = objective.model, objective.chunks[0]
+    model = objective.model
     point = {name: p.detach().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
     uses = LayerUses(layers, point, model)
 
