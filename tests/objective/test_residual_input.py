@@ -168,12 +168,21 @@ def test_a_function_that_mixes_rows_has_products_and_no_rows():
         linearize(objective).rows()
 
 
-def test_a_function_that_holds_values_of_all_points_has_products_and_no_rows():
-    source = uniform(9, seed=3)
-    objective = Objective.from_residuals(network(), {"a": (lambda m, x: m(x)[:, 0] - source, INTERIOR)})
-    assert linearize(objective).gradient.isfinite().all()
-    with pytest.raises(ValueError, match=r"term 'a' returns .*\(function, \(points, values\)\)"):
-        linearize(objective).rows()
+def test_a_function_that_holds_values_of_all_points():
+    source, model = uniform(9, seed=3), network()
+    objective = Objective.from_residuals(model, {"a": (lambda m, x: m(x)[:, 0] - source, INTERIOR)})
+    same = Objective.from_residuals(model, {"a": (lambda m, x: m(x[0])[:, 0] - x[1], (INTERIOR, source))})
+    v = uniform(44, seed=4)
+    torch.testing.assert_close(linearize(objective).matvec(v), linearize(same).matvec(v), rtol=1e-12, atol=1e-12)
+    try:
+        rows = linearize(objective).rows()
+    except ValueError as error:  # where they are computed point by point
+        assert re.search(r"term 'a' returns .*\(function, \(points, values\)\)", str(error))  # noqa: PT017
+    else:
+        torch.testing.assert_close(rows, linearize(same).rows(), rtol=1e-12, atol=1e-12)
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        Objective.from_residuals(model, {"a": (lambda m, x: m(x)[:, 0] - source, INTERIOR)}, microbatch_size=4)
+    assert "in the residuals of term 'a'" in caught.value.__notes__[0]
 
 
 def first_tensor(model: nn.Module, points: Any) -> Tensor:

@@ -32,12 +32,12 @@ def matrix_of(curved: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["autograd", "transforms"])
-@pytest.mark.parametrize("size", [None, 1, 4])
+@pytest.mark.parametrize("size", [None, 2, 4])
 def test_loss_gradient_products_and_rows_are_the_dense_ones(form, size):
     model = network()
     exact = dense(model, WEIGHTS)
     objective = objective_of(form, model, microbatch_size=size)
-    assert len(objective.chunks) == {None: 2, 1: 13, 4: 4}[size]
+    assert len(objective.chunks) == {None: 2, 2: 7, 4: 4}[size]
     torch.testing.assert_close(objective.value(), exact.loss, **EXACT)
     torch.testing.assert_close(objective(), exact.loss, **EXACT)
     gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -137,8 +137,11 @@ def test_points_that_a_function_writes_are_copies():
     def writes(model: nn.Module, x: Tensor) -> Tensor:
         return model(x.mul_(2))
 
-    objective = Objective.from_residuals(network(), {"a": (writes, points)})
-    expected = network()(2 * INTERIOR).detach().square().mean()
+    def reads(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x)
+
+    objective = Objective.from_residuals(network(), {"b": (reads, points), "a": (writes, points)})
+    expected = network()(INTERIOR).detach().square().mean() + network()(2 * INTERIOR).detach().square().mean()
     for _ in range(3):
         torch.testing.assert_close(objective.value(), expected, **EXACT)
     torch.testing.assert_close(linearize(objective).loss, expected, **EXACT)
@@ -207,6 +210,39 @@ def test_memory_limits_change_nothing():
         torch.testing.assert_close(matrix_of(curved), exact.ggn, **EXACT)
     again = objective_of("autograd", model, microbatch_size="auto", memory_limit=3_000).on({"interior": INTERIOR})
     torch.testing.assert_close(again.value(), exact.loss, **EXACT)
+
+
+def test_evaluation_and_curvature_on_parts():
+    model = network()
+    objective, held_out = objective_of("autograd", model).split(7, 6)
+    optimizer, first = HessianFree(model.parameters()), float(objective.value())
+    for _ in range(4):
+        optimizer.step(objective, evaluation=held_out, curvature_objective=objective.subsample(4))
+    assert float(objective.value()) < 0.5 * first
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "dropout", "compiled", "half"])
+def test_kinds_of_models(mode):
+    model: nn.Module = network()
+    if mode == "no_grad":
+        with torch.no_grad():
+            objective = objective_of("autograd", model)
+            torch.testing.assert_close(objective.value(), dense(model, WEIGHTS).loss, **EXACT)
+            torch.testing.assert_close(linearize(objective).gradient, dense(model, WEIGHTS).gradient, **EXACT)
+    elif mode == "dropout":
+        model = nn.Sequential(model, nn.Linear(1, 3), nn.Dropout(0.5), nn.Linear(3, 1)).double()
+        curved = linearize(objective_of("autograd", model))
+        assert curved.loss == curved.source.value()  # of the same masks
+        torch.testing.assert_close(rows_of(curved.source).mT @ rows_of(curved.source), matrix_of(curved), **EXACT)
+    elif mode == "compiled":
+        objective = objective_of("autograd", torch.compile(model, backend="eager"))
+        torch.testing.assert_close(objective.value(), dense(model, WEIGHTS).loss, **EXACT)
+    else:
+        x, y = (each.bfloat16() for each in EDGE)
+        objective = Objective.from_residuals(model.bfloat16(), {"edge": (edge, (x, y))})
+        curved = linearize(objective)
+        assert curved.loss.dtype == torch.float32
+        assert curved.loss == pytest.approx(float(objective.terms()["edge"]))
 
 
 @pytest.mark.parametrize("optimizer", [HessianFree, KFAC, AdamQLR])

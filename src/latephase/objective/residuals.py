@@ -52,6 +52,9 @@ class Residuals(LossOfOutputs):
             )
             raise
 
+    def _taking_part(self, chunk: Chunk) -> tuple[Any, ...]:
+        return self.loss, self.functions.functions[term_of(chunk)]
+
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:
         """The sum of squares; without targets also where the shape of a row's residuals is not known yet."""
         return super().loss_of(outputs, torch.zeros_like(outputs) if targets is None else targets)
