@@ -11,6 +11,8 @@ from torch.func import functional_call, jacrev, vmap
 
 from latephase import Objective
 
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+"""Sums of some dozen float64 terms in another order; entries are of order one to a thousand."""
 WEIGHTS = {"interior": 0.7, "boundary": 100.0}
 
 

@@ -1,7 +1,6 @@
 """Residual objectives: loss, gradient, curvature and rows are those of dense matrices, in any cut and form."""
 
 import copy
-import functools
 import warnings
 from typing import Any
 
@@ -9,15 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual_cases import EDGE, INTERIOR, WEIGHTS, dense, edge, network, objective_of, poisson, uniform
+from residual_cases import EDGE, EXACT, INTERIOR, WEIGHTS, dense, edge, network, objective_of, poisson, uniform
 from torch import Tensor, nn
 
-import latephase
-from latephase import KFAC, AdamQLR, HessianFree, Objective
+from latephase import Objective
 from latephase.curvature import linearize
 
-EXACT = {"rtol": 1e-12, "atol": 1e-12}
-"""Sums of some dozen float64 terms in another order; entries are of order one to a thousand."""
 METHODS = ("traced", "double_backward", "auto")
 
 
@@ -212,15 +208,6 @@ def test_memory_limits_change_nothing():
     torch.testing.assert_close(again.value(), exact.loss, **EXACT)
 
 
-def test_evaluation_and_curvature_on_parts():
-    model = network()
-    objective, held_out = objective_of("autograd", model).split(7, 6)
-    optimizer, first = HessianFree(model.parameters()), float(objective.value())
-    for _ in range(4):
-        optimizer.step(objective, evaluation=held_out, curvature_objective=objective.subsample(4))
-    assert float(objective.value()) < 0.5 * first
-
-
 @pytest.mark.parametrize("mode", ["no_grad", "dropout", "compiled", "half"])
 def test_kinds_of_models(mode):
     model: nn.Module = network()
@@ -243,148 +230,6 @@ def test_kinds_of_models(mode):
         curved = linearize(objective)
         assert curved.loss.dtype == torch.float32
         assert curved.loss == pytest.approx(float(objective.terms()["edge"]))
-
-
-@pytest.mark.parametrize("optimizer", [HessianFree, KFAC, AdamQLR])
-def test_optimizers_go_down(optimizer):
-    model = network()
-    objective = objective_of("autograd", model)
-    chosen = optimizer(model.parameters())
-    first = float(objective.value())
-    for step in range(6):
-        chosen.step(objective.on({"interior": uniform(9 + step % 2, 2, seed=20 + step)}))
-    assert float(objective.value()) < 0.5 * first
-
-
-def test_kfac_on_two_terms_of_one_function_is_kfac_on_their_union():
-    """With weights by the terms' rows the objective is the mean over all rows, in two chunks of unequal size."""
-
-    def values(model: nn.Module, points: tuple[Tensor, Tensor]) -> Tensor:
-        return model(points[0]) - points[1]
-
-    x, y = uniform(12, 2, seed=5), uniform(12, 1, seed=6)
-    first, second = network(), network()
-    terms = {"a": (values, (x[:9], y[:9])), "b": (values, (x[9:], y[9:]))}
-    objective = Objective.from_residuals(first, terms, weights={"a": 0.75, "b": 0.25})
-    other = Objective(second, nn.MSELoss(), (x, y))
-    optimizers = [KFAC(model.parameters()) for model in (first, second)]
-    for _ in range(3):
-        losses = [float(o.step(f)) for o, f in zip(optimizers, (objective, other), strict=True)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-
-
-def test_kfac_knows_the_scale_of_weights():
-    """The same function, once as two terms of large weights and once as one."""
-
-    def values(model: nn.Module, points: tuple[Tensor, Tensor]) -> Tensor:
-        return model(points[0]) - points[1]
-
-    x, y = uniform(12, 2, seed=5), uniform(12, 1, seed=6)
-    parted = {"a": (values, (x[:9], y[:9])), "b": (values, (x[9:], y[9:]))}
-    losses = []
-    for terms, weights in ((parted, {"a": 7.5, "b": 2.5}), ({"a": (values, (x, y))}, {"a": 10.0})):
-        model = network()
-        objective, optimizer = Objective.from_residuals(model, terms, weights=weights), KFAC(model.parameters())
-        losses.append([float(optimizer.step(objective)) for _ in range(4)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-    assert losses[0][-1] < 0.5 * losses[0][0]
-
-
-@pytest.mark.parametrize("count", [2, 5, 12])
-def test_a_subsample_has_rows_of_each_term(count):
-    objective = objective_of("autograd", microbatch_size=4)
-    part = objective.subsample(count, torch.Generator().manual_seed(1))
-    assert sum(chunk.rows for chunk in part.chunks) == count
-    assert set(part.terms()) == {"interior", "boundary"}
-    drawn = torch.cat([chunk.inputs["interior"] for chunk in part.chunks if "interior" in chunk.inputs])
-    values = poisson(objective.model, drawn.clone()).detach()
-    torch.testing.assert_close(part.terms()["interior"], values.square().mean(), **EXACT)
-    assert linearize(part).loss == pytest.approx(float(part.value()))
-
-
-def test_split_gives_each_part_its_share_of_each_term():
-    objective = objective_of("autograd")
-    first, second = objective.split(6, 7)
-    counts = [[chunk.rows for chunk in each.chunks] for each in (first, second)]
-    assert counts == [[4, 2], [5, 2]]
-    whole = objective.terms()
-    parts = [first.terms(), second.terms()]
-    for name, rows in {"interior": (4, 5), "boundary": (2, 2)}.items():
-        mean = sum(n * part[name] for n, part in zip(rows, parts, strict=True)) / sum(rows)
-        torch.testing.assert_close(mean, whole[name], **EXACT)
-    with pytest.raises(ValueError, match="a share of each of 2 terms"):
-        objective.subsample(1)
-    with pytest.raises(ValueError, match="cannot draw 14 of 13"):
-        objective.subsample(14)
-    with pytest.raises(ValueError, match="a share of each of 2 terms"):
-        objective.split(2, 2, 2, 2, 2)
-
-
-def test_check_finds_nothing_wrong(capsys):
-    report = latephase.check(objective_of("autograd"))
-    assert not [finding for finding in report.findings if finding.severity in ("defect", "warning")]
-
-
-class Source:
-    """A function of points as an object."""
-
-    def __init__(self):
-        self.factor, self.shift = 2.0, uniform(9, seed=4)
-
-    def __call__(self, model: nn.Module, points: Tensor) -> Tensor:
-        return self.factor * poisson(model, points) + self.shift
-
-    def method(self, model: nn.Module, points: Tensor) -> Tensor:
-        return self(model, points)
-
-
-def times(model: nn.Module, points: Tensor, factor: float) -> Tensor:
-    return factor * poisson(model, points)
-
-
-def over(factor: float, shift: Tensor) -> Any:
-    return lambda model, points: factor * poisson(model, points) + shift
-
-
-FUNCTIONS = {
-    "module-level": lambda: poisson,
-    "lambda": lambda: lambda model, points: model(points) - 1,
-    "closure": lambda: over(2.0, uniform(9, seed=4)),
-    "partial": lambda: functools.partial(times, factor=3.0),
-    "object": Source,
-    "method": lambda: Source().method,
-}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_of_every_kind_are_traced(name):
-    objective = Objective.from_residuals(network(), {"a": (FUNCTIONS[name](), INTERIOR)})
-    curved = linearize(objective, method="traced")
-    plain = linearize(objective, method="double_backward")
-    v = uniform(curved.space.size, seed=9)
-    torch.testing.assert_close(curved.matvec(v), plain.matvec(v), **EXACT)
-    torch.testing.assert_close(curved.gradient, plain.gradient, **EXACT)
-
-
-def test_a_trace_follows_what_a_function_reads():
-    source = Source()
-    objective = Objective.from_residuals(network(), {"a": (source, INTERIOR)})
-    v = uniform(sum(p.numel() for p in objective.model.parameters()), seed=9)
-
-    def agree() -> Tensor:
-        curved, plain = (linearize(objective, method=method) for method in ("traced", "double_backward"))
-        torch.testing.assert_close(curved.loss, plain.loss, **EXACT)
-        torch.testing.assert_close(curved.matvec(v), plain.matvec(v), **EXACT)
-        return curved.loss
-
-    seen = [agree()]
-    source.factor = 5.0
-    seen.append(agree())
-    source.shift = uniform(9, seed=8)
-    seen.append(agree())
-    source.shift.mul_(3)
-    seen.append(agree())
-    assert len({float(loss) for loss in seen}) == 4
 
 
 SIZES = st.integers(1, 6)
