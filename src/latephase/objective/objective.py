@@ -184,7 +184,7 @@ class Objective(Parts):
         with self.reduce.together():
             self._configure(microbatch_size, memory_limit, weight_decay)
             self.chunks = []
-            self.cut_terms(points)
+            self._cut_terms(points)
         return self
 
     @as_one_rank
@@ -212,7 +212,7 @@ class Objective(Parts):
         if isinstance(self.program, Residuals):
             points = check_redrawn(data, list(self.program.weights))
             other = self._renewed()
-            other.cut_terms(points)
+            other._cut_terms(points)
         else:
             other = self._renewed()
             other._cut(data)

@@ -72,7 +72,7 @@ class OverTerms(OverChunks):
         function = self.program.functions.functions[term_of(chunk)]
         return self.model.training, term_of(chunk), getattr(function, "__code__", type(function))
 
-    def cut_terms(self, points: Mapping[str, Any]) -> None:
+    def _cut_terms(self, points: Mapping[str, Any]) -> None:
         """Make points of some terms this objective's chunks, where they take the place of those there are.
 
         Raises:
