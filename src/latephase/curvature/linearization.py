@@ -175,8 +175,9 @@ class Linearization:
         the data; of all chunks, and of all ranks on every rank. In the parameters' own dtype, whatever the products'.
 
         Raises:
-            ValueError: the curvature is the Hessian; the loss has no known root (see `GGNDiagonal`), as that of
-                `from_forward`; or examples depend on each other, as with batch norm in training mode.
+            ValueError: the curvature is the Hessian; the loss has no known root (see `GGNDiagonal`; of `from_forward`,
+                it is no sum of convex functions of single numbers of the outputs); or examples depend on each other, as
+                with batch norm in training mode.
             RuntimeError: as `matvec`.
             MemoryError: there is no room for so many numbers: `row_pieces` has a part of them at a time.
         """

@@ -39,6 +39,8 @@ from .reduction import normalizer_is_known as normalizer_is_known
 from .reduction import row_normalizers as row_normalizers
 from .reduction import row_terms as row_terms
 from .reduction import setting as setting
+from .residuals import Residuals as Residuals
+from .residuals import term_of as term_of
 from .substitutes import kept_kinds as kept_kinds
 from .substitutes import put_back_kinds as put_back_kinds
 from .weight_decay import Decay as Decay

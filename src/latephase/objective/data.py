@@ -55,8 +55,7 @@ def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
         TypeError: the data is neither.
         ValueError: an empty batch, inputs and targets of different length, or a microbatch_size below 1.
     """
-    if microbatch_size is not None and not (isinstance(microbatch_size, int) and microbatch_size >= 1):
-        raise ValueError(f"microbatch_size must be an integer >= 1 or 'auto', got {microbatch_size!r}")
+    check_size(microbatch_size)
     if _is_pair(data):
         batches = [data]
     elif isinstance(data, (tuple, list)) and data and not isinstance(data[0], (tuple, list)):
@@ -81,6 +80,16 @@ def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
         for chunk in chunks
         for start in range(0, chunk.rows, microbatch_size)
     ]
+
+
+def check_size(microbatch_size: Any) -> None:
+    """Refuse what is no number of examples.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if microbatch_size is not None and not (isinstance(microbatch_size, int) and microbatch_size >= 1):
+        raise ValueError(f"microbatch_size must be an integer >= 1 or 'auto', got {microbatch_size!r}")
 
 
 def _is_pair(data: Any) -> bool:

@@ -35,7 +35,7 @@ def largest_microbatch(objective: Any, limit: int) -> int:
     """Rows of the largest chunk whose step needs no more than `limit` bytes beside parameters and data; at least 1.
 
     Memory is measured on gradients of 8, 16, 32, ... rows while the next fits for certain, and the last two are
-    extrapolated; once for each model and shape of the data.
+    extrapolated; once for each model, shape of the data and kind of pass.
 
     Args:
         objective: with the batches whole.
@@ -43,7 +43,7 @@ def largest_microbatch(objective: Any, limit: int) -> int:
     """
     chunk = max(objective.chunks, key=lambda each: each.rows)
     form = [(tuple(leaf.shape[1:]), leaf.dtype) for leaf in tree_leaves(chunk.inputs) if isinstance(leaf, Tensor)]
-    measured = _measured.setdefault(objective.model, {}).setdefault((repr(form), objective.model.training), {})
+    measured = _measured.setdefault(objective.model, {}).setdefault((repr(form), objective.kind_of(chunk)), {})
 
     def needed(rows: int) -> int:
         if rows not in measured:

@@ -1,26 +1,25 @@
 """The objective: a sum over chunks of data and over ranks, as one closure-like object."""
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .data import Chunk, read_chunks, take
+from .data import Chunk, read_chunks
 from .memory import available
 from .microbatch import largest_microbatch, recut
-from .over_chunks import OverChunks
+from .parts import Parts
 from .program import FreeForm, LossOfOutputs, call_model, unwrap
-from .randomness import cuda_devices, draw_seed, forked, peek_seed, seed_of_chunk
 from .ranks import Local, ProcessGroup, Reduce, as_one_rank
+from .reading_terms import check_redrawn, read_terms, read_weights
+from .residuals import Function, Residuals
 from .weight_decay import Decay, WeightDecay
 
 
-class Objective(OverChunks):
+class Objective(Parts):
     """f(theta) = sum over chunks c and ranks of w_c f_c(theta), plus an L2 term.
 
     Calling it is the ordinary torch closure: it sets `.grad` and returns the loss, so the same object drives
@@ -86,12 +85,15 @@ class Objective(OverChunks):
             raise TypeError(f"forward must be a callable (model, inputs) -> outputs, got {type(forward).__name__}")
         self._set_up(model, LossOfOutputs(loss, forward or call_model), process_group)
         with self.reduce.together():
-            if memory_limit is not None and not (isinstance(memory_limit, int) and memory_limit >= 0):
-                raise ValueError(f"memory_limit must be None or a number of bytes >= 0, got {memory_limit!r}")
-            self._microbatch_size: int | Literal["auto"] | None = microbatch_size
-            self.memory_limit = memory_limit
-            self.weight_decay = WeightDecay(self.model, weight_decay)
+            self._configure(microbatch_size, memory_limit, weight_decay)
             self._cut(data)
+
+    def _configure(self, microbatch_size: int | Literal["auto"] | None, memory_limit: int | None, decay: Decay) -> None:
+        if memory_limit is not None and not (isinstance(memory_limit, int) and memory_limit >= 0):
+            raise ValueError(f"memory_limit must be None or a number of bytes >= 0, got {memory_limit!r}")
+        self._microbatch_size = microbatch_size
+        self.memory_limit = memory_limit
+        self.weight_decay = WeightDecay(self.model, decay)
 
     def _cut(self, data: Any) -> None:
         """Make the data this objective's chunks."""
@@ -135,9 +137,54 @@ class Objective(OverChunks):
                 "ranks' losses"
             )
         self.chunks = [Chunk(None, None, 0)]
-        self.weight_decay = WeightDecay(self.model, weight_decay)
-        self._microbatch_size = None
-        self.memory_limit = None
+        self._configure(None, None, weight_decay)
+        return self
+
+    @classmethod
+    def from_residuals(
+        cls,
+        model: nn.Module,
+        terms: Mapping[str, tuple[Function, Any]],
+        *,
+        weights: Mapping[str, float] | None = None,
+        microbatch_size: int | Literal["auto"] | None = None,
+        memory_limit: int | None = None,
+        weight_decay: Decay = 0.0,
+        process_group: dist.ProcessGroup | int | None = None,
+    ) -> "Objective":
+        """An objective of residuals: f = sum over terms m of w_m / n_m * sum_i |r_mi|^2, plus the L2 term.
+
+        That is, of each term the mean over its points of the squared norm of the residuals at a point, without a factor
+        1/2. For physics-informed networks and other least squares: the Gauss-Newton matrix is 2 J'J exactly, J holding
+        the residuals' rows times sqrt(w_m / n_m), and `linearize(objective).rows()` has sqrt(2) J. Every term is cut
+        into chunks of its own. Each function is called once on its first chunk here, to see what it returns.
+
+        Args:
+            model: the module whose parameters are trained; put several networks into one `nn.ModuleDict`.
+            terms: (function, points) by name. Points are a tensor [N, d], or a tuple or dict of tensors with N rows
+                each (coordinates and the values there, say); function(model, points) gives residuals [N, k] or [N],
+                those of a point from this point alone. It may take derivatives, by `torch.func` or by
+                `torch.autograd.grad(..., create_graph=True)` after `points.requires_grad_()`.
+            weights: w_m >= 0 by name. Default 1, which is that of the terms without.
+            microbatch_size: most points of a chunk, as in the constructor; "auto" measures each term by itself.
+            memory_limit: as in the constructor.
+            weight_decay: as in the constructor.
+            process_group: as in the constructor; each rank gives its part of each term's points, for some terms perhaps
+                none (a tensor [0, d]), and n_m counts the points of all ranks.
+
+        Raises:
+            TypeError: terms, functions, points, weights or what a function returns are of the wrong kind; says which.
+            ValueError: a term without points, points of unequal rows or that are not finite, residuals without a row
+                for each point or that do not depend on the model, an unknown, negative or infinite weight.
+            RankError: as in the constructor.
+        """
+        functions, points = read_terms(terms)
+        self = cls.__new__(cls)
+        self._set_up(model, Residuals(functions, read_weights(weights, list(functions))), process_group)
+        with self.reduce.together():
+            self._configure(microbatch_size, memory_limit, weight_decay)
+            self.chunks = []
+            self._cut_terms(points)
         return self
 
     @as_one_rank
@@ -148,23 +195,27 @@ class Objective(OverChunks):
         the batches of a training loop.
 
         Args:
-            data: as in the constructor, one batch or a sequence of batches; under a process group this rank's part.
+            data: as in the constructor, one batch or a sequence of batches; under a process group this rank's part. Of
+                an objective made by `from_residuals` the points of some terms by name, {"interior": points}; the other
+                terms keep theirs.
 
         Raises:
-            TypeError: the data is neither batch nor batches.
-            ValueError: an empty batch, inputs and targets of different length, or an objective made by `from_forward`.
+            TypeError: the data is neither batch nor batches; or not points as `from_residuals` takes them.
+            ValueError: an empty batch, an unknown term, points of another kind than before, inputs and targets of
+                different length, or an objective made by `from_forward`.
         """
         if isinstance(self.program, FreeForm):
             raise ValueError(
                 "an objective made by from_forward has no data to exchange: its function reads its own; let forward "
                 "read what changes from a variable, or write Objective(model, loss, data, forward=...)"
             )
-        other, kind = copy.copy(self), type(self)
-        for name in [name for name in vars(self) if isinstance(getattr(kind, name, None), cached_property)]:
-            del vars(other)[name]  # what was read of data or model
-        other.program, other.seed, other.value_calls = copy.copy(self.program), None, 0
-        other.program.several = False
-        other._cut(data)
+        if isinstance(self.program, Residuals):
+            points = check_redrawn(data, list(self.program.weights))
+            other = self._renewed()
+            other._cut_terms(points)
+        else:
+            other = self._renewed()
+            other._cut(data)
         return other
 
     def _set_up(self, model: nn.Module, program: LossOfOutputs | FreeForm, process_group: Any) -> None:
@@ -239,47 +290,3 @@ class Objective(OverChunks):
         other.program, other.chunks, other.weights = program, list(chunks), list(weights)
         vars(other)["_plain"] = self.plain
         return other
-
-    def reseed(self) -> None:
-        """Draw the random numbers of the coming passes anew; each second-order step does so once."""
-        seed = draw_seed()
-        self.seed = draw_seed() if seed == self.seed else seed  # the first seed was only peeked at
-
-    def random_numbers(self, index: int) -> contextlib.AbstractContextManager[None]:
-        """Within, torch's generators stand where chunk `index` of this step begins; afterwards, where they stood."""
-        if self.seed is None:
-            self.seed = peek_seed()
-        return forked(seed_of_chunk(self.seed, index, self.reduce.rank), cuda_devices(self.model))
-
-    @as_one_rank
-    def split(self, *sizes: int) -> tuple["Objective", ...]:
-        """Disjoint parts of the given numbers of rows, in order; of this rank's rows under a process group.
-
-        Raises:
-            ValueError: the sizes are not positive or exceed the rows there are.
-        """
-        rows = self._rows()
-        if any(size < 1 for size in sizes) or sum(sizes) > rows:
-            raise ValueError(f"cannot split {rows} rows into parts of {', '.join(map(str, sizes))}")
-        return tuple(self._part(part) for part in torch.arange(sum(sizes)).split(list(sizes)))
-
-    @as_one_rank
-    def subsample(self, n: int, generator: torch.Generator | None = None) -> "Objective":
-        """An objective on n rows drawn without replacement; of this rank's rows under a process group.
-
-        Args:
-            n: number of rows.
-            generator: CPU generator to draw with. Default: torch's own.
-        """
-        rows = self._rows()
-        if not 1 <= n <= rows:
-            raise ValueError(f"cannot draw {n} of {rows} rows")
-        return self._part(torch.randperm(rows, generator=generator)[:n].sort().values)
-
-    def _rows(self) -> int:
-        if isinstance(self.program, FreeForm):
-            raise ValueError("an objective made by from_forward has no rows to split or draw from")
-        return sum(chunk.rows for chunk in self.chunks)
-
-    def _part(self, rows: Tensor) -> "Objective":
-        return self.on([(chunk.inputs, chunk.targets) for chunk in take(self.chunks, rows)])

@@ -1,7 +1,10 @@
 """The one loop over chunks and ranks."""
 
+import contextlib
+import copy
 from collections.abc import Callable
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch import Tensor
 from .data import Chunk, nonfinite_entries
 from .functional import FunctionalModel
 from .program import dtypes_in_words
+from .randomness import cuda_devices, draw_seed, forked, peek_seed, seed_of_chunk
 from .rank_tensors import form_of_rows
 from .ranks import Reduce, as_one_rank
 from .weights import weights_of
@@ -20,10 +24,34 @@ class OverChunks(FunctionalModel):
     Attributes:
         chunks: this rank's data.
         reduce: the ranks.
+        seed: of the random numbers of the step's passes; None before the first.
+        value_calls: how often `value` was computed, so that work can be counted.
     """
 
     chunks: list[Chunk]
     reduce: Reduce
+    seed: int | None
+    value_calls: int
+
+    def _renewed(self) -> Self:
+        """This objective, of which nothing is known yet that was read of data or model."""
+        other, kind = copy.copy(self), type(self)
+        for name in [name for name in vars(self) if isinstance(getattr(kind, name, None), cached_property)]:
+            del vars(other)[name]
+        other.program, other.seed, other.value_calls = copy.copy(self.program), None, 0
+        other.program.several = False
+        return other
+
+    def reseed(self) -> None:
+        """Draw the random numbers of the coming passes anew; each second-order step does so once."""
+        seed = draw_seed()
+        self.seed = draw_seed() if seed == self.seed else seed  # the first seed was only peeked at
+
+    def random_numbers(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Within, torch's generators stand where chunk `index` of this step begins; afterwards, where they stood."""
+        if self.seed is None:
+            self.seed = peek_seed()
+        return forked(seed_of_chunk(self.seed, index, self.reduce.rank), cuda_devices(self.model))
 
     @as_one_rank
     def sum(self, term: Callable[[Chunk, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -31,7 +59,8 @@ class OverChunks(FunctionalModel):
         totals: list[Tensor] = []
         for index, weight in enumerate(self.weights):
             parts = self._of_chunk(term, index)
-            if len(self.chunks) * self.reduce.size > 1:  # where no target counts, a mean over them is 0/0
+            if len(self.chunks) * self.reduce.size > 1 or weight != 1:
+                # Where no target counts, a mean over them is 0/0.
                 parts = [part * weight if weight else torch.zeros_like(part) for part in parts]
             totals = [total.add_(part) for total, part in zip(totals, parts, strict=True)] if totals else list(parts)
         return self.reduce.sum(totals, "the sum over chunks and ranks")
@@ -83,11 +112,15 @@ class OverChunks(FunctionalModel):
         Raises:
             ValueError: the data of any rank holds such values; says where. On all ranks alike.
         """
-        found = nonfinite_entries(self.chunks)
+        found = self._nonfinite()
         device = next(self.model.parameters()).device
         (count,) = self.reduce.sum([torch.tensor(float(found is not None), device=device)])
         if count > 0:
             raise ValueError(f"{found or 'the data of another rank holds values that are not finite'}; clean the data")
+
+    def _nonfinite(self) -> str | None:
+        """Where this rank's data is not finite, in words; None where it is."""
+        return nonfinite_entries(self.chunks)
 
 
 def _checked(tensors: tuple[Tensor, ...], index: int) -> tuple[Tensor, ...]:

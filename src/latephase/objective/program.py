@@ -101,7 +101,7 @@ class LossOfOutputs:
             precision: the dtypes of model and loss. Default: as they are.
             between: applied to the outputs; the loss gets its result, which is also what is returned. Default none.
         """
-        copies = Copies(model, (self.loss, self.forward), (chunk.inputs, chunk.targets))
+        copies = Copies(model, self._taking_part(chunk), (chunk.inputs, chunk.targets))
         inputs, targets = copies.trees
         try:
             result = self._pass(model, inputs, targets, precision, between)
@@ -126,6 +126,10 @@ class LossOfOutputs:
         if between is not None:
             outputs = between(outputs)
         return scalar(self.loss_of(outputs, targets)), outputs
+
+    def _taking_part(self, chunk: Chunk) -> tuple[Any, ...]:
+        """What works on the data of a chunk, beside the model."""
+        return self.loss, self.forward
 
     def _seen(self, outputs: Any) -> Any:
         """What counts as outputs of what the model returned."""

@@ -45,7 +45,15 @@ def unrooted(
             return None
         _, roots, weights, _ = factors
         diagonal = [(roots * weights).to(outputs[0].dtype)]
-    else:
-        diagonal = root([torch.ones_like(x) for x in outputs])
-    found = [torch.where(g == 0, 0.0, g / s) for g, s in zip(slopes, diagonal, strict=True)]
+        return _divided(slopes, [(roots * weights).to(outputs[0].dtype)])
+    return over_diagonal(root, outputs, slopes)
+
+
+def over_diagonal(root: Product, outputs: Sequence[Tensor], slopes: Sequence[Tensor]) -> list[Tensor] | None:
+    """As `unrooted`, where S is diagonal."""
+    return _divided(slopes, root([torch.ones_like(x) for x in outputs]))
+
+
+def _divided(slopes: Sequence[Tensor], diagonal: Sequence[Tensor]) -> list[Tensor] | None:
+    found = [torch.where(g == 0, 0.0, g / s).detach() for g, s in zip(slopes, diagonal, strict=True)]
     return found if all(bool(each.isfinite().all()) for each in found) else None

@@ -1,7 +1,7 @@
 """Square roots of the Hessian of a loss in the outputs: of torch's own in closed form, of others example by example."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,30 @@ def root_of_any(loss: Any, outputs: Sequence[Tensor], targets: Any, is_alone: bo
         return None
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
     return lambda u: [(root @ u[0].to(root.dtype).reshape(*root.shape[:2], 1)).reshape(u[0].shape).to(u[0].dtype)]
+
+
+def diagonal_root(
+    curvature: Callable[[Sequence[Tensor]], Sequence[Tensor]], outputs: Sequence[Tensor]
+) -> Product | None:
+    """As `hessian_root`, of products u -> H_L u with a diagonal H_L; None where it is not, or has a negative entry.
+
+    The diagonal is H_L 1; that there is nothing beside it is tried with a random vector.
+
+    Args:
+        curvature: the products.
+        outputs: the tensors that H_L is about.
+    """
+    second = [each.detach() for each in curvature([torch.ones_like(x) for x in outputs])]
+    generator = torch.Generator().manual_seed(0)
+    tried = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in outputs]
+    beside = [found - own * u for found, own, u in zip(curvature(tried), second, tried, strict=True)]
+    eps = max((torch.finfo(x.dtype).eps for x in outputs), default=0.0)
+    largest = max((float(each.abs().max()) for each in second if each.numel()), default=0.0)
+    allowed = 3 * eps**0.5 * largest
+    if any(bool((each.abs() > allowed).any()) for each in beside) or any(bool((d < -allowed).any()) for d in second):
+        return None
+    roots = [each.clamp(min=0).sqrt() for each in second]
+    return lambda u: [root * v for root, v in zip(roots, u, strict=True)]
 
 
 MOST_COLUMNS = 64

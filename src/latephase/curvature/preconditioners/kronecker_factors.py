@@ -28,6 +28,7 @@ from ...objective import (
 from ..linearization import Linearization
 from ..loss import MOST_COLUMNS, Product, root_of_any
 from .base import owners
+from .layer_calls import called_once
 from .layer_uses import LayerUses
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -85,12 +86,13 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
         named = bool(own) and set(own) <= {"weight", "bias"} and module._parameters.get("weight") is not None
         if isinstance(module, LAYERS) and named and not any(holders[id(p)] > 1 for p in own.values()):
             candidates[name] = module
-    calls, uses = _calls(curved.objective, candidates)
+    once = called_once(curved.objective, candidates, lambda chunk: _calls(curved.objective, chunk, candidates))
     found, without = [], {}
-    for name, module in candidates.items():
-        if calls[name] != 1 or not _padded_evenly(module):
+    for name, in_the_way in once.items():
+        module = candidates[name]
+        if not _padded_evenly(module):
             continue
-        if obstacle := _several_groups(module) or uses.obstacle(module):
+        if obstacle := _several_groups(module) or in_the_way:
             without[name] = obstacle
             continue
         weight, bias = (starts.get(id(module._parameters[key]), -1) for key in ("weight", "bias"))
@@ -118,13 +120,13 @@ def _padded_evenly(module: nn.Module) -> bool:
     return module.padding_mode == "zeros" and (module.padding != "same" or all(n % 2 == 0 for n in extents))
 
 
-def _calls(objective: Objective, layers: Mapping[str, nn.Module]) -> tuple[Counter[str], LayerUses]:
+def _calls(objective: Objective, chunk: Chunk, layers: Mapping[str, nn.Module]) -> tuple[Counter[str], LayerUses]:
     """How often each layer is called in a pass, and what becomes of its parameters before the loss.
 
     Calls with more than a tensor count twice.
     """
     calls: Counter[str] = Counter()
-    model, chunk = objective.model, objective.chunks[0]
+    model = objective.model
     point = {name: p.detach().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
     uses = LayerUses(layers, point, model)
 
@@ -178,15 +180,17 @@ def kronecker_factors(
     objective, space = curved.objective, curved.space
     if not isinstance(objective.program, LossOfOutputs):
         raise ValueError(f"K-FAC does not know the loss of an objective made by from_forward; {OTHERWISE}")
-    several = len(objective.chunks) * objective.reduce.size > 1
+    several = len(objective.chunks) * objective.reduce.size > 1 or objective.weights != [1.0]
     summed = several and loss_reduction(objective.program.loss) == "sum"
-    rows = torch.tensor(float(sum(chunk.rows for chunk in objective.chunks)), device=space.device)
-    rows = int(objective.reduce.sum([rows])[0])
+    weighed = sum(weight * chunk.rows for weight, chunk in zip(objective.weights, objective.chunks, strict=True))
+    wide = torch.float32 if space.device.type == "mps" else torch.float64
+    rows = float(objective.reduce.sum([torch.tensor(weighed, dtype=wide, device=space.device)])[0])
     sizes = [size for layer in layers for size in (layer.columns, layer.outputs) if size]
 
     def term(chunk: Chunk, index: int) -> tuple[Tensor, ...]:
         run = _Probed(objective, chunk, index, seed_of_chunk(seed, index, objective.reduce.rank))
-        # With a sum over the examples the slopes are summed; the inputs are averaged over all data in any case.
+        # With a sum over the examples the slopes are summed; the inputs are averaged over all data in any case, each
+        # example's with the weight that it has in the sum.
         found = _of_chunk(run, curved, layers, probes, probes * (rows if summed else chunk.rows), weight_sharing)
         factors = found or [torch.zeros(size, size, dtype=space.dtype, device=space.device) for size in sizes]
         return torch.tensor(float(found is None), device=space.device), *factors
@@ -204,9 +208,9 @@ def kronecker_factors(
 
 
 def _of_chunk(
-    run: "_Probed", curved: Linearization, layers: list[Layer], probes: int, count: int, weight_sharing: str
+    run: "_Probed", curved: Linearization, layers: list[Layer], probes: int, count: float, weight_sharing: str
 ) -> list[Tensor] | None:
-    """The factors of one chunk; None where its loss has no root."""
+    """The factors of one chunk, the inputs' divided by `count`; None where its loss has no root."""
     starts = {start for layer in layers for start in (layer.weight, layer.bias)}
     space, objective = curved.space, curved.objective
     begins = accumulate([0, *space.sizes[:-1]])

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...objective import LossOfOutputs, available, name_of, random_signs
+from ...objective import LossOfOutputs, Residuals, available, name_of, random_signs, term_of
 from ..eager import ForwardPass, Retained
-from ..loss import Product, root_of_any, unrooted
+from ..loss import Product, diagonal_root, loss_curvature, over_diagonal, root_of_any, unrooted
 from .pulling import Pull, Tensors, pull_examples, pull_whole
 
 COPIES = 4
@@ -99,8 +99,11 @@ class ChunkRows:
         if self._root is None:
             return torch.zeros(0, dtype=self._space.dtype, device=self._space.device)
         slopes = torch.autograd.grad(forward.loss, forward.outputs, retain_graph=True, materialize_grads=True)
-        program: LossOfOutputs = forward.objective.program  # pyright: ignore[reportAssignmentType]
-        found = unrooted(program.loss, self._root, forward.outputs, forward.chunk.targets, slopes)
+        program = forward.objective.program
+        if isinstance(program, LossOfOutputs):
+            found = unrooted(program.loss, self._root, forward.outputs, forward.chunk.targets, slopes)
+        else:
+            found = over_diagonal(self._root, forward.outputs, slopes)
         if found is None:
             return None
         if self._has_examples:
@@ -158,11 +161,21 @@ class _Comparison:
         eps = max(torch.finfo(p.dtype).eps for p in self._forward.space.parameters)
         difference = float((self._found - self._expected).norm())
         if difference > 3 * eps**0.5 * float(self._squares.sqrt()):
-            raise ValueError(
-                "the model's outputs for an example depend on other examples (as those of batch norm in training mode "
-                "do), or dimension 0 of inputs and targets does not count the examples: there is no row for each; "
-                "rewrite the model, put it into eval mode, or use products (matvec)"
-            )
+            _refuse_mixed(self._forward)
+
+
+def _refuse_mixed(forward: ForwardPass) -> None:
+    if isinstance(forward.objective.program, Residuals):
+        raise ValueError(
+            f"the residuals of term {term_of(forward.chunk)!r} at a point depend on other points (by a mean or a "
+            "difference over them, say), so that there is no row for each; let the function compute those of a point "
+            "from this point alone, put several points into one as a tuple (lower, upper), or use products (matvec)"
+        )
+    raise ValueError(
+        "the model's outputs for an example depend on other examples (as those of batch norm in training mode "
+        "do), or dimension 0 of inputs and targets does not count the examples: there is no row for each; "
+        "rewrite the model, put it into eval mode, or use products (matvec)"
+    )
 
 
 def _refuse_batch_norm(model: nn.Module) -> None:
@@ -177,10 +190,14 @@ def _refuse_batch_norm(model: nn.Module) -> None:
 def _root_of(forward: ForwardPass) -> Product:
     program, chunk = forward.objective.program, forward.chunk
     if not isinstance(program, LossOfOutputs):
-        raise ValueError(
-            "an objective made by from_forward has no rows: its loss is not known as a function of outputs and "
-            "targets, so that its Hessian has no known root; write Objective(model, loss, data, forward=...)"
-        )
+        root = diagonal_root(loss_curvature(program, None, forward.loss, forward.outputs), forward.outputs)
+        if root is None:
+            raise ValueError(
+                "an objective made by from_forward has rows where its loss is a sum of convex functions of single "
+                "numbers of the outputs, as that of squared residuals is, and this one is not: return the residuals "
+                "as outputs, or write Objective(model, loss, data, forward=...) or Objective.from_residuals"
+            )
+        return root
     root = root_of_any(program.loss, forward.outputs, chunk.targets, forward.has_one_tensor)
     if root is None:
         raise ValueError(

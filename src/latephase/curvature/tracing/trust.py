@@ -51,7 +51,7 @@ _TRUSTED = frozenset(
 
 _OF_PASSES = frozenset(
     f"{__name__.split('.')[0]}.objective.{name}"
-    for name in ("copies", "data", "program", "stand_ins", "substitutes", "unwritten", "weights")
+    for name in ("copies", "data", "program", "residuals", "stand_ins", "substitutes", "unwritten", "weights")
 )
 """Our own modules that call the user's code in each pass: what they keep decides how, and not what it gives."""
 
