@@ -2,21 +2,29 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...objective import LossOfOutputs, available, name_of, random_signs
+from ...parameters import ParameterSpace
 from ..eager import ForwardPass, Retained
 from ..loss import Product, root_of_any
-from .pulling import Pull, Tensors, pull_examples, pull_whole
+from .followed import FollowedRows
+from .pulling import Tensors, pull_examples, pull_whole
 
 COPIES = 4
 """Copies of a row that are alive at once: as gradients, in one tensor, and two to spare."""
 MOST_BYTES = 2**28
 """Memory of a piece from which larger ones gain no more speed."""
+
+Write = Callable[[Tensor, range, range], None]
+"""Writes the rows of some examples, each in some columns, to [examples, columns, P]."""
+SMALL = 2**27
+"""Memory of all rows, copies included, below which they are one piece."""
 
 
 class ChunkRows:
@@ -44,7 +52,7 @@ class ChunkRows:
         self._root = _root_of(forward) if self.count else None
         counted = forward.chunk.counted
         self._has_examples = bool(self.count) and all(x.dim() > 0 and x.shape[0] == counted for x in forward.outputs)
-        self._apart = self._has_examples and not forward.random and not isinstance(counted, str)
+        self._apart = self._has_examples and not forward.random
 
     def whole(self) -> Tensor:
         """All rows, [R, P].
@@ -53,18 +61,19 @@ class ChunkRows:
             MemoryError: there is no room for so many numbers.
             ValueError: the examples do not stand apart.
         """
-        space, rows = self._space, self.count
-        size = rows * space.size * space.dtype.itemsize
-        if size > (free := available(space.device)):
-            raise MemoryError(
-                f"{rows:,} rows of {space.size:,} parameters are {size / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are "
-                "free; take the rows in pieces (row_pieces), or fewer examples (objective.subsample)"
-            )
-        found, start = torch.empty(rows, space.size, dtype=space.dtype, device=space.device), 0
-        for piece in self.pieces():
-            found[start : start + len(piece)] = piece
-            start += len(piece)
+        _refuse_excess(self.count, self._space)
+        found = self._empty(self.count)
+        self.write(found)
         return found
+
+    def write(self, out: Tensor) -> None:
+        """Write all rows into a tensor [R, P].
+
+        Raises:
+            ValueError: the examples do not stand apart.
+        """
+        for _ in self._written(None, out):
+            pass
 
     def pieces(self, most: int | None = None) -> Iterator[Tensor]:
         """The rows in order, [r, P] at a time.
@@ -76,33 +85,65 @@ class ChunkRows:
         Raises:
             ValueError: the examples do not stand apart; said after the last piece.
         """
+        return self._written(most, None)
+
+    def _empty(self, rows: int) -> Tensor:
+        return torch.empty(rows, self._space.size, dtype=self._space.dtype, device=self._space.device)
+
+    def _written(self, most: int | None, into: Tensor | None) -> Iterator[Tensor]:
+        """The pieces, each in memory of its own or in its place in a tensor of all rows."""
         if self._root is None:
             return
-        examples = self._forward.outputs[0].shape[0] if self._apart else 1
-        most = self._fitting(examples) if most is None else most
+        most, write, examples, is_checked = self._way(self._root, most)
         columns = self.count // examples
-        pull, check = pull_examples(self._forward) if self._apart else pull_whole(self._forward), None
-        if self._apart:
-            check = _Comparison(self._forward, self._root)
+        check = _Comparison(self._forward, self._root, math.sqrt(self._weight)) if is_checked else None
+        start = 0
         for some in _ranges(examples, max(most // columns, 1)):
             for those in _ranges(columns, min(most, columns)):
-                piece = self._piece(self._root, pull, some, those)
+                rows = len(some) * len(those)
+                piece = self._empty(rows) if into is None else into[start : start + rows]
+                start += rows
+                if self._weight:
+                    write(piece.view(len(some), len(those), -1), some, those)
+                else:
+                    piece.zero_()
                 if check is not None:
                     check.add(piece, some, those)
-                yield piece.mul_(math.sqrt(self._weight)) if self._weight else torch.zeros_like(piece)
+                yield piece
         if check is not None:
             check.judge()
 
-    def _piece(self, root: Product, pull: Pull, examples: range, columns: range) -> Tensor:
-        """Rows of some examples, each in some columns, [examples * columns, P]."""
-        outputs = self._forward.outputs
-        units = _units(outputs, columns) if self._apart else _units_of_whole(outputs, columns, self._has_examples)
-        cotangents = [
-            torch.stack(each) for each in zip(*(root(list(u)) for u in zip(*units, strict=True)), strict=True)
-        ]
-        gradients = pull(cotangents, examples)
-        rows = len(examples) * len(columns)
-        return torch.cat([g.reshape(rows, -1).to(self._space.dtype) for g in gradients], dim=1)
+    def _way(self, root: Product, most: int | None) -> tuple[int, Write, int, bool]:
+        """How many rows are written at a time, how, of how many examples, and whether to try them with a vector."""
+        scale, model = math.sqrt(self._weight), self._forward.objective.model
+        followed = FollowedRows(self._forward, root, scale) if self._has_examples else None
+        if followed is not None and most is None and self._is_small() and followed.works(followed.examples):
+            return self.count, followed.write, followed.examples, _is_due(model)
+        alone = self._forward.outputs[0].shape[0] if self._apart else 1
+        most = self._fitting(alone) if most is None else most
+        if followed is not None and followed.works(max(most * followed.examples // self.count, 1)):
+            return most, followed.write, followed.examples, _is_due(model)
+        pull = pull_examples(self._forward) if self._apart else pull_whole(self._forward)
+
+        def write(out: Tensor, examples: range, columns: range) -> None:
+            outputs = self._forward.outputs
+            units = _units(outputs, columns) if self._apart else _units_of_whole(outputs, columns, self._has_examples)
+            cotangents = [
+                torch.stack(each).mul_(scale)
+                for each in zip(*(root(list(u)) for u in zip(*units, strict=True)), strict=True)
+            ]
+            start = 0
+            for gradient in pull(cotangents, examples):
+                own = gradient.reshape(*out.shape[:2], -1)
+                out[..., start : start + own.shape[2]] = own
+                start += own.shape[2]
+
+        return most, write, alone, self._apart
+
+    def _is_small(self) -> bool:
+        """Whether all rows take so little memory that looking for what there is would take longer."""
+        limit, size = self._forward.objective.memory_limit, self._space.size * self._space.dtype.itemsize
+        return COPIES * self.count * size <= SMALL if limit is None else False
 
     def _fitting(self, examples: int) -> int:
         """Rows in a piece, each with its share of what the pass keeps: a backward pass has as much again for each."""
@@ -114,6 +155,25 @@ class ChunkRows:
         return max(limit // (COPIES * space.size * space.dtype.itemsize + kept), 1)
 
 
+def _is_due(model: nn.Module) -> bool:
+    """Whether rows that were followed are compared: use number 1, 2, 4, 8, ... of a model are."""
+    _uses[model] = uses = _uses.get(model, 0) + 1
+    return uses & (uses - 1) == 0
+
+
+_uses: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
+
+
+def _refuse_excess(rows: int, space: ParameterSpace) -> None:
+    """Refuse rows for which there is no room."""
+    size = rows * space.size * space.dtype.itemsize
+    if size > SMALL // COPIES and size > (free := available(space.device)):
+        raise MemoryError(
+            f"{rows:,} rows of {space.size:,} parameters are {size / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are "
+            "free; take the rows in pieces (row_pieces), or fewer examples (objective.subsample)"
+        )
+
+
 class _Comparison:
     """Whether rows u'J~ of a random vector u of signs are what a pull-back of the whole chunk makes of it.
 
@@ -121,18 +181,18 @@ class _Comparison:
     examples.
     """
 
-    def __init__(self, forward: ForwardPass, root: Product):
+    def __init__(self, forward: ForwardPass, root: Product, scale: float):
         self._forward = forward
         generator = torch.Generator(forward.space.device).manual_seed(0)
         self._signs = [random_signs(output, generator) for output in forward.outputs]
-        self._expected = forward.space.flatten(forward.pull(root(self._signs)))
+        self._expected = forward.space.flatten(forward.pull(root([scale * u for u in self._signs])))
         self._found = torch.zeros_like(self._expected)
         self._squares = torch.zeros_like(self._expected[0])
         examples = len(self._signs[0])
         self._by_example = torch.cat([each.reshape(examples, -1) for each in self._signs], dim=1)
 
     def add(self, piece: Tensor, examples: range, columns: range) -> None:
-        """Count rows in, without their weight."""
+        """Count rows in."""
         u = self._by_example[examples.start : examples.stop, columns.start : columns.stop].reshape(-1)
         self._found += u.to(piece.dtype) @ piece
         self._squares += torch.linalg.vector_norm(piece).square()

@@ -1,0 +1,121 @@
+"""The rows of examples by backward passes of many of them at once, a pass for each number of an output."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...objective import cut, is_exhaustion
+from ..eager import ForwardPass
+from ..loss import Product
+from .following import follow
+from .pulling import outputs_alone
+from .terms import Terms
+
+Tensors = Sequence[Tensor]
+
+
+class FollowedRows:
+    """Rows by backward passes that are followed example by example (`follow`).
+
+    A part of the examples has a forward pass of its own, as a chunk, where that gives the same outputs; otherwise the
+    whole chunk's backward pass is theirs.
+
+    Args:
+        forward: the pass over the whole chunk.
+        root: of the loss's Hessian in the outputs.
+        scale: of the rows.
+    """
+
+    def __init__(self, forward: ForwardPass, root: Product, scale: float):
+        self._forward, self._root, self._scale = forward, root, scale
+        self.examples = len(forward.outputs[0])
+        self._widths = [output[:1].numel() for output in forward.outputs]
+        self._may_cut = not forward.random
+        self._part: tuple[range, ForwardPass] = range(self.examples), forward
+        self._last: tuple[range, int, list[Terms | None]] | None = None
+
+    def works(self, examples: int) -> bool:
+        """Whether the backward pass of so many examples can be followed."""
+        try:
+            self._terms(*self._pass(range(min(examples, self.examples))), 0)
+        except Exception as error:  # whatever an unknown layer may raise: other ways tell whether the model is wrong
+            if is_exhaustion(error):
+                raise
+            self._last = None
+            return False
+        return True
+
+    def write(self, out: Tensor, examples: range, columns: range) -> None:
+        """Write the rows of some examples, each in some columns, to [examples, columns, P].
+
+        Raises:
+            CannotFollow: an operation of the backward pass may mix examples, or is not known.
+        """
+        within, forward = self._pass(examples)
+        some = slice(examples.start - within.start, examples.stop - within.start)
+        for position, column in enumerate(columns):
+            terms = self._terms(within, forward, column)
+            for part, own in zip(out[:, position].split(forward.space.sizes, dim=1), terms, strict=True):
+                if own is None:
+                    part.zero_()
+                else:
+                    own.write(part, some)
+
+    def _terms(self, within: range, forward: ForwardPass, column: int) -> list[Terms | None]:
+        if self._last is not None and self._last[:2] == (within, column):
+            return self._last[2]
+        self._last = None
+        cotangents = [u[within.start : within.stop] for u in self._root(self._units(column))]
+        used = [i for i, u in enumerate(cotangents) if len(cotangents) == 1 or bool(u.any())]
+        terms: list[Terms | None] = [None] * len(forward.leaves)
+        if used:
+            terms = follow([forward.outputs[i] for i in used], forward.leaves, [cotangents[i] for i in used])
+        self._last = within, column, terms
+        return terms
+
+    def _units(self, column: int) -> list[Tensor]:
+        """Of every example the same unit vector, times the scale, in the shapes of the outputs."""
+        found, start = [], 0
+        for output, width in zip(self._forward.outputs, self._widths, strict=True):
+            unit = output.new_zeros(width)
+            if start <= column < start + width:
+                unit[column - start] = self._scale
+            found.append(unit.view(1, *output.shape[1:]).expand(output.shape))
+            start += width
+        return found
+
+    def _pass(self, examples: range) -> tuple[range, ForwardPass]:
+        """A pass with a graph over at least these examples, and which it is over."""
+        whole = range(self.examples), self._forward
+        if examples == whole[0] or not self._may_cut:
+            return whole
+        wide = self._wide(examples)
+        if self._part[0] != wide:
+            self._part = wide, self._pass_over(wide)
+            if not self._is_same(*self._part):
+                self._may_cut, self._part = False, whole
+        return self._part
+
+    def _wide(self, examples: range) -> range:
+        """At least two examples: one alone has no dimension to follow."""
+        if len(examples) > 1 or self.examples == 1:
+            return examples
+        start = min(examples.start, self.examples - 2)
+        return range(start, start + 2)
+
+    def _pass_over(self, examples: range) -> ForwardPass:
+        all = outputs_alone(self._forward)
+        chunk = cut(all.chunk, examples.start, examples.stop)
+        return ForwardPass(all.objective, chunk, all.index, all.space, all.buffers_before)
+
+    def _is_same(self, examples: range, part: ForwardPass) -> bool:
+        """Whether a part by itself has the outputs that it has in the whole chunk."""
+        if len(part.outputs) != len(self._forward.outputs):
+            return False
+        for own, whole in zip(part.outputs, self._forward.outputs, strict=True):
+            expected = whole.detach()[examples.start : examples.stop]
+            tolerance = 3 * torch.finfo(whole.dtype).eps ** 0.5 * float(expected.abs().max())
+            if own.shape != expected.shape or bool(((own.detach() - expected).abs() > tolerance).any()):
+                return False
+        return True

@@ -1,0 +1,178 @@
+"""Sums over examples, kept as their terms: what each example adds to a parameter's gradient."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .places import Place
+
+aten = torch.ops.aten
+
+SCRATCH = 2**19
+"""Bytes of a block of products: as many as stay in a core's cache until they are copied to their place."""
+DIRECT = 2**12
+"""Entries of one example's product from which it is worth to write it where it belongs, one by one."""
+
+
+class Factor(Protocol):
+    """A factor of products, [examples, ...], of which a slice of the examples can be had."""
+
+    def __getitem__(self, examples: slice, /) -> Tensor:
+        """The factor of some examples."""
+        ...
+
+
+@dataclass
+class Terms:
+    """What each example adds to a sum, as a sum of products of matrices and of values.
+
+    Attributes:
+        products: pairs of factors, [examples, m, k] and [examples, k, n], m n being the number of entries.
+        values: [examples, ...], each with the entries in the order of the sum's.
+        sizes: m and n of the products.
+    """
+
+    products: list[tuple[Factor, Factor]] = field(default_factory=list)
+    values: list[Factor] = field(default_factory=list)
+    sizes: tuple[int, int] = (0, 0)
+
+    def joined(self, other: "Terms") -> "Terms | None":
+        """The terms of both sums; None where their products are of different sizes."""
+        if self.products and other.products and self.sizes != other.sizes:
+            return None
+        sizes = self.sizes if self.products else other.sizes
+        return Terms([*self.products, *other.products], [*self.values, *other.values], sizes)
+
+    def transposed(self) -> "Terms":
+        """Of a matrix, with products of its sizes, the terms of the transposed sum."""
+        pairs: list[tuple[Factor, Factor]] = [(_Transposed(b), _Transposed(a)) for a, b in self.products]
+        return Terms(pairs, [_Transposed(value) for value in self.values], (self.sizes[1], self.sizes[0]))
+
+    def write(self, out: Tensor, examples: slice) -> None:
+        """Write the terms of some examples to [some, entries], whose entries are adjacent in memory."""
+        if self.products:
+            self._write_products(out.unflatten(1, self.sizes), examples)
+        for position, value in enumerate(self.values):
+            part = value[examples].reshape(out.shape)
+            if position or self.products:
+                out.add_(part)
+            else:
+                out.copy_(part)
+
+    def _write_products(self, out: Tensor, examples: slice) -> None:
+        entries = self.sizes[0] * self.sizes[1]
+        size = max(SCRATCH // (entries * out.itemsize), 1)
+        factors = self.products if len(self.products) == 1 else [_side_by_side(self.products, examples)]
+        for start in range(0, len(out), size):
+            block = out[start : start + size]
+            some = slice(start, start + len(block))
+            if len(self.products) == 1:
+                some = slice(examples.start + some.start, examples.start + some.stop)
+            left, right = (factor[some] for factor in factors[0])
+            if left.shape[2] == 1:
+                torch.mul(left, right, out=block)
+            elif entries >= DIRECT:
+                torch.bmm(left, right, out=block)
+            else:
+                block.copy_(torch.bmm(left, right))
+
+    def of(self, examples: slice, shape: Sequence[int]) -> Tensor:
+        """The terms of some examples, [some, *shape]."""
+        like = self.values[0][examples] if self.values else self.products[0][0][examples]
+        found = like.new_empty(len(like), torch.Size(shape).numel())
+        self.write(found, examples)
+        return found.view(len(like), *shape)
+
+
+def _side_by_side(products: Sequence[tuple[Factor, Factor]], examples: slice) -> tuple[Tensor, Tensor]:
+    """The factors of one product that is the sum of several."""
+    left = torch.cat([left[examples].mT for left, _ in products], dim=1)
+    return left.mT, torch.cat([right[examples] for _, right in products], dim=1)
+
+
+class _Transposed:
+    def __init__(self, factor: Factor):
+        self.factor = factor
+
+    def __getitem__(self, examples: slice, /) -> Tensor:
+        return self.factor[examples].mT
+
+
+class _Patches:
+    """Patches of images that a convolution's kernel sees, [examples, places, entries of the kernel]."""
+
+    def __init__(self, images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any):
+        self.images, self.kernel, self.settings = images, tuple(kernel), (dilation, padding, stride)
+
+    def __getitem__(self, examples: slice, /) -> Tensor:
+        return F.unfold(self.images[examples], self.kernel, *self.settings).mT
+
+
+def examples_first(x: Tensor, place: Place, examples: int) -> Tensor:
+    """[examples, ...], the other entries of the examples' dimension left in its place."""
+    outer = x.shape[place.dim] // (examples * place.inner)
+    split = x.unflatten(place.dim, (outer, examples, place.inner)).movedim(place.dim + 1, 0)
+    return split.flatten(place.dim + 1, place.dim + 2)
+
+
+def of_product(first: Tensor, second: Tensor, place: Place, examples: int) -> Terms:
+    """Of a product of matrices, in a batch or not, that sums over examples; their place is that in the first."""
+    left = examples_first(first, place, examples)
+    right = examples_first(second, Place(place.dim - 1, place.inner), examples)
+    if first.dim() == 3:
+        return Terms(values=[torch.matmul(left, right)])
+    return Terms([(left, right)], sizes=(first.shape[0], second.shape[1]))
+
+
+def of_sum(x: Tensor, place: Place, dims: Sequence[int], examples: int) -> Terms:
+    """Of a sum over the dimension of the examples, and others."""
+    split = examples_first(x, place, examples)
+    others = [dim + 1 for dim in dims if split.shape[dim + 1] > 1]
+    return Terms(values=[split.sum(others) if others else split])
+
+
+def of_convolution(slopes: Tensor, images: Tensor, weight: Tensor, args: Sequence[Any]) -> Terms | None:
+    """Of the gradient of a convolution's weight, from the arguments of aten's convolution_backward."""
+    stride, padding, dilation, transposed, _, groups = args[4:10]
+    if transposed or groups != 1 or weight.dim() not in (3, 4):
+        return None
+    if weight.dim() == 3:  # of sequences, as of images of height 1
+        slopes, images, weight = (x.unsqueeze(2) for x in (slopes, images, weight))
+        stride, padding, dilation = ((first, *each) for first, each in ((1, stride), (0, padding), (1, dilation)))
+    patches = _Patches(images, weight.shape[2:], tuple(stride), tuple(padding), tuple(dilation))
+    return Terms([(slopes.flatten(2), patches)], sizes=(weight.shape[0], weight[0].numel()))
+
+
+def of_embedding(slopes: Tensor, indices: Tensor, rows: int, padding: int, place: Place, examples: int) -> Terms | None:
+    """Of the gradient of an embedding."""
+    if place.dim >= indices.dim():
+        return None
+    first = examples_first(slopes, place, examples).flatten(1, -2)
+    which = examples_first(indices, place, examples).flatten(1)
+    first = first * (which != padding).unsqueeze(2)
+    found = first.new_zeros(examples, rows, first.shape[2])
+    return Terms(values=[found.scatter_add_(1, which.unsqueeze(2).expand_as(first), first)])
+
+
+class ByExample:
+    """Of an operation on sums, what each example's terms make by themselves.
+
+    Args:
+        func: the operation.
+        args: its arguments, sums among them with their terms.
+        kwargs: those by name.
+        terms: of each argument; None for what is no sum.
+    """
+
+    def __init__(self, func: Callable[..., Any], args: Any, kwargs: Any, terms: Sequence[Terms | None]):
+        self.func, self.kwargs, self.terms = func, kwargs, terms
+        self.args = [arg if own is None else arg.shape for arg, own in zip(args, terms, strict=True)]
+
+    def __getitem__(self, examples: slice, /) -> Tensor:
+        args = [arg if own is None else own.of(examples, arg) for arg, own in zip(self.args, self.terms, strict=True)]
+        dims = tuple(None if own is None else 0 for own in self.terms)
+        return torch.func.vmap(lambda *own: self.func(*own, **self.kwargs), in_dims=dims)(*args)
