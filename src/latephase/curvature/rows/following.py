@@ -6,7 +6,7 @@ sum is made, its terms are kept instead (`terms`). The idea is that of Goodfello
 Computations"), for whatever the pass consists of.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from .places import CONSTANT, RULES, CannotFollow, Place, broadcast, is_entrywise, joined
-from .terms import ByExample, Terms, of_convolution, of_embedding, of_product, of_sum
+from .sums import SUMS
+from .terms import ByExample, Terms, mark, tag_of
 
 aten = torch.ops.aten
-
-Tag = Place | Terms
-"""What is known of a tensor that depends on the cotangents."""
 
 HIDDEN = ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage")
 """Functions of a tensor that hand out its values or its memory."""
@@ -43,7 +41,7 @@ def follow(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequ
     examples = len(outputs[0])
     own = [u.detach().clone() for u in cotangents]
     for u in own:
-        _set(u, Place(0))
+        mark(u, Place(0))
     mode = _Following(examples)
     with _NothingHidden(), mode:
         found = torch.autograd.grad(outputs, leaves, own, retain_graph=True, allow_unused=True)
@@ -51,20 +49,12 @@ def follow(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequ
 
 
 def _terms_of(gradient: Tensor | None) -> Terms | None:
-    tag = None if gradient is None else _tag(gradient)
+    tag = None if gradient is None else tag_of(gradient)
     if isinstance(tag, Place):
         raise CannotFollow("a parameter's gradient is no sum over examples")
     if tag is None and gradient is not None and bool(gradient.any()):
         raise CannotFollow("a parameter's gradient does not come from the cotangents")
     return tag
-
-
-def _tag(tensor: Tensor) -> Tag | None:
-    return tensor.__dict__.get("_examples")
-
-
-def _set(tensor: Tensor, tag: Tag) -> None:
-    vars(tensor)["_examples"] = tag
 
 
 class _Following(TorchDispatchMode):
@@ -77,8 +67,8 @@ class _Following(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tags = [(leaf, tag) for leaf in _tensors(args) if (tag := _tag(leaf)) is not None]
-        if kwargs and any(_tag(leaf) is not None for leaf in tree_flatten(kwargs)[0] if isinstance(leaf, Tensor)):
+        tags = [(leaf, tag) for leaf in _tensors(args) if (tag := tag_of(leaf)) is not None]
+        if kwargs and any(tag_of(leaf) is not None for leaf in tree_flatten(kwargs)[0] if isinstance(leaf, Tensor)):
             raise CannotFollow(f"{func} has an argument by name that comes from the cotangents")
         if func._schema.is_mutable:
             self._check_writing(func, args, bool(tags))
@@ -97,7 +87,7 @@ class _Following(TorchDispatchMode):
         if place is None:
             raise CannotFollow(f"{func} may mix examples")
         for part in (result,) if isinstance(result, Tensor) else result:
-            _set(part, place)
+            mark(part, place)
         return result
 
     def _place(self, func: Any, args: Any, tags: list[tuple[Tensor, Any]], result: Any) -> Place | None:
@@ -117,7 +107,7 @@ class _Following(TorchDispatchMode):
         result = func(*args, **kwargs)
         if not isinstance(result, Tensor):
             raise CannotFollow(f"{func} has several results")
-        _set(result, self._moved(func, args, kwargs, [tag for _, tag in tags]))
+        mark(result, self._moved(func, args, kwargs, [tag for _, tag in tags]))
         return result
 
     def _moved(self, func: Any, args: Any, kwargs: Any, terms: list[Terms]) -> Terms:
@@ -133,7 +123,7 @@ class _Following(TorchDispatchMode):
                 return both
         if func._schema.is_mutable:
             raise CannotFollow(f"{func} writes into a sum over examples")
-        own: Any = [_tag(arg) if isinstance(arg, Tensor) else None for arg in args]
+        own: Any = [tag_of(arg) if isinstance(arg, Tensor) else None for arg in args]
         if sum(tag is not None for tag in own) != len(terms):
             raise CannotFollow(f"{func} takes sums over examples in a list")
         return Terms(values=[ByExample(func, args, kwargs, own)])
@@ -143,7 +133,7 @@ class _Following(TorchDispatchMode):
         own = args[0] if args and isinstance(args[0], Tensor) else None
         if own is None or own.untyped_storage().data_ptr() in self.held:
             raise CannotFollow(f"{func} writes into a tensor of which a sum over examples was made")
-        if marked and not (is_entrywise(func) and _tag(own) is not None):
+        if marked and not (is_entrywise(func) and tag_of(own) is not None):
             raise CannotFollow(f"{func} writes into a tensor")
 
 
@@ -171,88 +161,3 @@ def _fits(terms: Terms, sum: Tensor) -> bool:
     """Whether the terms' products and values have the two dimensions of their sum."""
     products = not terms.products or terms.sizes == tuple(sum.shape)
     return products and all(isinstance(x, Tensor) and x.shape[1:] == sum.shape for x in terms.values)
-
-
-Sums = Callable[[int, Any, Any, Any], Any]
-
-
-def _product(examples: int, func: Any, args: Any, kwargs: Any) -> Any:
-    """Of a product of matrices: either it sums over examples, or they are in its rows, columns or batch."""
-    added = func in (aten.addmm.default, aten.baddbmm.default)
-    first, second = args[1:3] if added else args[:2]
-    one, other = _tag(first), _tag(second)
-    place = one or other
-    if not isinstance(place, Place) or (one and other):
-        raise CannotFollow(f"{func} is not linear in the cotangents")
-    if not added and (second if one else first)._is_zerotensor():
-        return func(*args, **kwargs)
-    batched = first.dim() - 2
-    if place.dim == batched + (one is not None):
-        if added:
-            raise CannotFollow(f"{func} adds a sum over examples to something")
-        of_first = Place(batched + 1, place.inner)
-        result = first.new_empty(*first.shape[:-1], second.shape[-1])
-        _set(result, of_product(first, second, of_first, examples))
-        return result
-    result = func(*args, **kwargs)
-    if added and _tag(args[0]) not in (None, place):
-        raise CannotFollow(f"{func} joins examples of different places")
-    if added and _tag(args[0]) is not None and args[0].shape != result.shape:
-        raise CannotFollow(f"{func} joins examples of different places")
-    _set(result, place)
-    return result
-
-
-def _sum(examples: int, func: Any, args: Any, kwargs: Any) -> Any:
-    place: Any = _tag(args[0])
-    dims = args[0].dim()
-    gone = sorted(dim % dims for dim in args[1]) if len(args) > 1 and args[1] else list(range(dims))
-    result = func(*args, **kwargs)
-    if place.dim in gone:
-        _set(result, of_sum(args[0], place, gone, examples))
-    else:
-        moved: Any = RULES[aten.sum.dim_IntList](examples, place, args, result)
-        _set(result, moved)
-    return result
-
-
-def _convolution_backward(examples: int, func: Any, args: Any, kwargs: Any) -> Any:
-    slopes, images, weight = args[:3]
-    mask = args[10]
-    if _tag(images) is not None or _tag(weight) is not None or _tag(slopes) != Place(0) or len(slopes) != examples:
-        raise CannotFollow(f"{func} may mix examples")
-    of_weight = of_convolution(slopes, images, weight, args) if mask[1] else None
-    if mask[1] and of_weight is None:
-        raise CannotFollow("a transposed or grouped convolution, or one in three dimensions")
-    image = func(*args[:10], [mask[0], False, False], **kwargs)[0]
-    if image is not None:
-        _set(image, Place(0))
-    gradients = [torch.empty_like(weight) if mask[1] else None, None]
-    if gradients[0] is not None and of_weight is not None:
-        _set(gradients[0], of_weight)
-    if mask[2]:
-        gradients[1] = slopes.new_empty(slopes.shape[1])
-        dims = [0, *range(2, slopes.dim())]
-        _set(gradients[1], of_sum(slopes, Place(0), dims, examples))
-    return image, *gradients
-
-
-def _embedding(examples: int, func: Any, args: Any, kwargs: Any) -> Any:
-    slopes, indices, rows, padding, by_frequency = args
-    place = _tag(slopes)
-    terms = None
-    if isinstance(place, Place) and not by_frequency:
-        terms = of_embedding(slopes, indices, rows, padding, place, examples)
-    if terms is None:
-        raise CannotFollow(f"{func} may mix examples")
-    result = slopes.new_empty(rows, slopes.shape[-1])
-    _set(result, terms)
-    return result
-
-
-SUMS: dict[Any, Sums] = {
-    **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default), _product),
-    **dict.fromkeys((aten.sum.dim_IntList, aten.sum.default), _sum),
-    aten.convolution_backward.default: _convolution_backward,
-    aten.embedding_dense_backward.default: _embedding,
-}

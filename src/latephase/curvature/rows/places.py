@@ -183,6 +183,7 @@ RULES: dict[Any, Rule] = {
         (aten.slice.Tensor, aten.cumsum.default, aten.gather.default, aten.index_select.default), _along(1)
     ),
     **dict.fromkeys((aten._softmax_backward_data.default, aten._log_softmax_backward_data.default), _along(2)),
+    aten.glu_backward.default: _along(2),
     **dict.fromkeys((aten.sum.dim_IntList, aten.mean.dim), _reduced),
     **dict.fromkeys(
         (
@@ -191,6 +192,7 @@ RULES: dict[Any, Rule] = {
             aten.max_pool2d_with_indices_backward.default,
             aten.upsample_nearest2d_backward.default,
             aten.upsample_bilinear2d_backward.default,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
         ),
         _of_images,
     ),

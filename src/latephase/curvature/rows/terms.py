@@ -5,12 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .places import Place
-
-aten = torch.ops.aten
 
 SCRATCH = 2**19
 """Bytes of a block of products: as many as stay in a core's cache until they are copied to their place."""
@@ -34,23 +31,26 @@ class Terms:
         products: pairs of factors, [examples, m, k] and [examples, k, n], m n being the number of entries.
         values: [examples, ...], each with the entries in the order of the sum's.
         sizes: m and n of the products.
+        room: numbers that a product takes for each example, its factors included.
     """
 
     products: list[tuple[Factor, Factor]] = field(default_factory=list)
     values: list[Factor] = field(default_factory=list)
     sizes: tuple[int, int] = (0, 0)
+    room: int = 0
 
     def joined(self, other: "Terms") -> "Terms | None":
         """The terms of both sums; None where their products are of different sizes."""
         if self.products and other.products and self.sizes != other.sizes:
             return None
         sizes = self.sizes if self.products else other.sizes
-        return Terms([*self.products, *other.products], [*self.values, *other.values], sizes)
+        room = max(self.room, other.room)
+        return Terms([*self.products, *other.products], [*self.values, *other.values], sizes, room)
 
     def transposed(self) -> "Terms":
         """Of a matrix, with products of its sizes, the terms of the transposed sum."""
         pairs: list[tuple[Factor, Factor]] = [(_Transposed(b), _Transposed(a)) for a, b in self.products]
-        return Terms(pairs, [_Transposed(value) for value in self.values], (self.sizes[1], self.sizes[0]))
+        return Terms(pairs, [_Transposed(value) for value in self.values], (self.sizes[1], self.sizes[0]), self.room)
 
     def write(self, out: Tensor, examples: slice) -> None:
         """Write the terms of some examples to [some, entries], whose entries are adjacent in memory."""
@@ -65,7 +65,7 @@ class Terms:
 
     def _write_products(self, out: Tensor, examples: slice) -> None:
         entries = self.sizes[0] * self.sizes[1]
-        size = max(SCRATCH // (entries * out.itemsize), 1)
+        size = max(SCRATCH // (max(entries, self.room) * out.itemsize), 1)
         factors = self.products if len(self.products) == 1 else [_side_by_side(self.products, examples)]
         for start in range(0, len(out), size):
             block = out[start : start + size]
@@ -102,14 +102,18 @@ class _Transposed:
         return self.factor[examples].mT
 
 
-class _Patches:
-    """Patches of images that a convolution's kernel sees, [examples, places, entries of the kernel]."""
+Tag = Place | Terms
+"""What is known of a tensor that depends on the cotangents."""
 
-    def __init__(self, images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any):
-        self.images, self.kernel, self.settings = images, tuple(kernel), (dilation, padding, stride)
 
-    def __getitem__(self, examples: slice, /) -> Tensor:
-        return F.unfold(self.images[examples], self.kernel, *self.settings).mT
+def tag_of(tensor: Tensor) -> Tag | None:
+    """What a tensor was marked with."""
+    return tensor.__dict__.get("_examples")
+
+
+def mark(tensor: Tensor, tag: Tag) -> None:
+    """Mark a tensor, which keeps the mark as long as there is anything of it."""
+    vars(tensor)["_examples"] = tag
 
 
 def examples_first(x: Tensor, place: Place, examples: int) -> Tensor:
@@ -133,29 +137,6 @@ def of_sum(x: Tensor, place: Place, dims: Sequence[int], examples: int) -> Terms
     split = examples_first(x, place, examples)
     others = [dim + 1 for dim in dims if split.shape[dim + 1] > 1]
     return Terms(values=[split.sum(others) if others else split])
-
-
-def of_convolution(slopes: Tensor, images: Tensor, weight: Tensor, args: Sequence[Any]) -> Terms | None:
-    """Of the gradient of a convolution's weight, from the arguments of aten's convolution_backward."""
-    stride, padding, dilation, transposed, _, groups = args[4:10]
-    if transposed or groups != 1 or weight.dim() not in (3, 4):
-        return None
-    if weight.dim() == 3:  # of sequences, as of images of height 1
-        slopes, images, weight = (x.unsqueeze(2) for x in (slopes, images, weight))
-        stride, padding, dilation = ((first, *each) for first, each in ((1, stride), (0, padding), (1, dilation)))
-    patches = _Patches(images, weight.shape[2:], tuple(stride), tuple(padding), tuple(dilation))
-    return Terms([(slopes.flatten(2), patches)], sizes=(weight.shape[0], weight[0].numel()))
-
-
-def of_embedding(slopes: Tensor, indices: Tensor, rows: int, padding: int, place: Place, examples: int) -> Terms | None:
-    """Of the gradient of an embedding."""
-    if place.dim >= indices.dim():
-        return None
-    first = examples_first(slopes, place, examples).flatten(1, -2)
-    which = examples_first(indices, place, examples).flatten(1)
-    first = first * (which != padding).unsqueeze(2)
-    found = first.new_zeros(examples, rows, first.shape[2])
-    return Terms(values=[found.scatter_add_(1, which.unsqueeze(2).expand_as(first), first)])
 
 
 class ByExample:
