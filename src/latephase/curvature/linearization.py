@@ -12,7 +12,7 @@ from ..objective import Objective, available
 from ..parameters import Versions
 from .chunk import METHODS, ChunkCurvature
 from .eager import ForwardPass
-from .rows import ChunkRows
+from .rows import ChunkRows, together
 
 Term = Callable[[ChunkCurvature, bool], Tensor]
 """(a chunk, whether it is kept for further products) -> its share."""
@@ -179,6 +179,8 @@ class Linearization:
             MemoryError: there is no room for so many numbers: `row_pieces` has a part of them at a time.
         """
         self._check_rows()
+        if self.objective.reduce.size == 1 and self._keeps_graphs():
+            return together([self._rows_of(index) for index in range(len(self._parts))])
         return self.objective.rows(lambda chunk, index: (self._rows_of(index).whole(),))[0]
 
     def row_pieces(self, most: int | None = None) -> Iterator[Tensor]:
@@ -202,6 +204,11 @@ class Linearization:
             raise ValueError("the Hessian is no product J~'J~ and has no rows; linearize with curvature='ggn'")
         self._check_unchanged()
         self._check_parts()
+
+    def _keeps_graphs(self) -> bool:
+        """Whether the rows of any number of chunks take no more passes than are kept."""
+        kept = [part.has_graph for part in self._parts if isinstance(part, ChunkCurvature)]
+        return len(self._parts) == 1 or (len(kept) == len(self._parts) and all(kept))
 
     def _rows_of(self, index: int) -> ChunkRows:
         part, chunk = self._parts[index], self.objective.chunks[index]

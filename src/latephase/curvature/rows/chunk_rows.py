@@ -55,16 +55,8 @@ class ChunkRows:
         self._apart = self._has_examples and not forward.random
 
     def whole(self) -> Tensor:
-        """All rows, [R, P].
-
-        Raises:
-            MemoryError: there is no room for so many numbers.
-            ValueError: the examples do not stand apart.
-        """
-        _refuse_excess(self.count, self._space)
-        found = self._empty(self.count)
-        self.write(found)
-        return found
+        """All rows, [R, P]; errors as of `together`."""
+        return together([self])
 
     def write(self, out: Tensor) -> None:
         """Write all rows into a tensor [R, P].
@@ -87,21 +79,27 @@ class ChunkRows:
         """
         return self._written(most, None)
 
-    def _empty(self, rows: int) -> Tensor:
+    def empty(self, rows: int) -> Tensor:
+        """A tensor for so many rows.
+
+        Raises:
+            MemoryError: there is no room for so many numbers.
+        """
+        _refuse_excess(rows, self._space)
         return torch.empty(rows, self._space.size, dtype=self._space.dtype, device=self._space.device)
 
     def _written(self, most: int | None, into: Tensor | None) -> Iterator[Tensor]:
         """The pieces, each in memory of its own or in its place in a tensor of all rows."""
         if self._root is None:
             return
-        most, write, examples, is_checked = self._way(self._root, most)
+        most, write, examples, is_checked = self._way(self._root, most, into is not None)
         columns = self.count // examples
         check = _Comparison(self._forward, self._root, math.sqrt(self._weight)) if is_checked else None
         start = 0
         for some in _ranges(examples, max(most // columns, 1)):
             for those in _ranges(columns, min(most, columns)):
                 rows = len(some) * len(those)
-                piece = self._empty(rows) if into is None else into[start : start + rows]
+                piece = self.empty(rows) if into is None else into[start : start + rows]
                 start += rows
                 if self._weight:
                     write(piece.view(len(some), len(those), -1), some, those)
@@ -113,16 +111,20 @@ class ChunkRows:
         if check is not None:
             check.judge()
 
-    def _way(self, root: Product, most: int | None) -> tuple[int, Write, int, bool]:
-        """How many rows are written at a time, how, of how many examples, and whether to try them with a vector."""
+    def _way(self, root: Product, most: int | None, is_there: bool) -> tuple[int, Write, int, bool]:
+        """How many rows are written at a time, how, of how many examples, and whether to try them with a vector.
+
+        Where the memory of all rows is there already, following takes little more than a backward pass has anyway.
+        """
         scale, model = math.sqrt(self._weight), self._forward.objective.model
         followed = FollowedRows(self._forward, root, scale) if self._has_examples else None
-        if followed is not None and most is None and self._is_small() and followed.works(followed.examples):
-            return self.count, followed.write, followed.examples, _is_due(model)
         alone = self._forward.outputs[0].shape[0] if self._apart else 1
-        most = self._fitting(alone) if most is None else most
-        if followed is not None and followed.works(max(most * followed.examples // self.count, 1)):
+        limit = self._forward.objective.memory_limit
+        if followed is not None and followed.works():
+            is_one = most is None and limit is None and (is_there or self._is_small())
+            most = self.count if is_one else most or self._fitting(alone)
             return most, followed.write, followed.examples, _is_due(model)
+        most = most or self._fitting(alone)
         pull = pull_examples(self._forward) if self._apart else pull_whole(self._forward)
 
         def write(out: Tensor, examples: range, columns: range) -> None:
@@ -142,8 +144,7 @@ class ChunkRows:
 
     def _is_small(self) -> bool:
         """Whether all rows take so little memory that looking for what there is would take longer."""
-        limit, size = self._forward.objective.memory_limit, self._space.size * self._space.dtype.itemsize
-        return COPIES * self.count * size <= SMALL if limit is None else False
+        return COPIES * self.count * self._space.size * self._space.dtype.itemsize <= SMALL
 
     def _fitting(self, examples: int) -> int:
         """Rows in a piece, each with its share of what the pass keeps: a backward pass has as much again for each."""
@@ -162,6 +163,21 @@ def _is_due(model: nn.Module) -> bool:
 
 
 _uses: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
+
+
+def together(chunks: Sequence[ChunkRows]) -> Tensor:
+    """The rows of several chunks, [R, P].
+
+    Raises:
+        MemoryError: there is no room for so many numbers.
+        ValueError: the examples of a chunk do not stand apart.
+    """
+    counts = [chunk.count for chunk in chunks]
+    found, start = chunks[0].empty(sum(counts)), 0
+    for chunk, count in zip(chunks, counts, strict=True):
+        chunk.write(found[start : start + count])
+        start += count
+    return found
 
 
 def _refuse_excess(rows: int, space: ParameterSpace) -> None:

@@ -10,9 +10,12 @@ from ..eager import ForwardPass
 from ..loss import Product
 from .following import follow
 from .pulling import outputs_alone
-from .terms import Terms
+from .terms import Terms, write_columns
 
 Tensors = Sequence[Tensor]
+
+AT_ONCE = 2**23
+"""Numbers of terms that are kept at a time: of columns that are written together, of pieces that follow."""
 
 
 class FollowedRows:
@@ -31,21 +34,24 @@ class FollowedRows:
         self._forward, self._root, self._scale = forward, root, scale
         self.examples = len(forward.outputs[0])
         self._widths = [output[:1].numel() for output in forward.outputs]
+        limit = forward.objective.memory_limit
+        self._numbers = AT_ONCE if limit is None else min(AT_ONCE, limit // forward.space.dtype.itemsize)
         self._may_cut = not forward.random
         self._part: tuple[range, ForwardPass] = range(self.examples), forward
-        self._last: tuple[range, int, list[Terms | None]] | None = None
+        self._known: dict[int, list[Terms | None]] = {}
 
-    def works(self, examples: int) -> bool:
-        """Whether the backward pass of so many examples can be followed."""
+    def works(self) -> bool:
+        """Whether the backward pass can be followed."""
         try:
-            self._terms(*self._pass(range(min(examples, self.examples))), 0)
+            terms = self._terms(*self._part, 0)
         except Exception as error:  # whatever an unknown layer may raise: other ways tell whether the model is wrong
             if is_exhaustion(error):
                 raise
-            self._last = None
             return False
+        self._may_cut &= _numbers(terms) * sum(self._widths) > self._numbers  # otherwise all is kept
         return True
 
+    @torch.no_grad()
     def write(self, out: Tensor, examples: range, columns: range) -> None:
         """Write the rows of some examples, each in some columns, to [examples, columns, P].
 
@@ -54,24 +60,27 @@ class FollowedRows:
         """
         within, forward = self._pass(examples)
         some = slice(examples.start - within.start, examples.stop - within.start)
-        for position, column in enumerate(columns):
-            terms = self._terms(within, forward, column)
-            for part, own in zip(out[:, position].split(forward.space.sizes, dim=1), terms, strict=True):
-                if own is None:
-                    part.zero_()
-                else:
-                    own.write(part, some)
+        done = 0
+        while done < len(columns):
+            terms = [self._terms(within, forward, columns[done])]
+            more = columns[done + 1 : done + max(self._numbers // max(_numbers(terms[0]), 1), 1)]
+            terms += [self._terms(within, forward, column) for column in more]
+            part, start = out[:, done : done + len(terms)], 0
+            for size, *own in zip(forward.space.sizes, *terms, strict=True):
+                write_columns(part[:, :, start : start + size], own, some)
+                start += size
+            done += len(terms)
 
     def _terms(self, within: range, forward: ForwardPass, column: int) -> list[Terms | None]:
-        if self._last is not None and self._last[:2] == (within, column):
-            return self._last[2]
-        self._last = None
+        if column in self._known:
+            return self._known[column]
         cotangents = [u[within.start : within.stop] for u in self._root(self._units(column))]
         used = [i for i, u in enumerate(cotangents) if len(cotangents) == 1 or bool(u.any())]
         terms: list[Terms | None] = [None] * len(forward.leaves)
         if used:
             terms = follow([forward.outputs[i] for i in used], forward.leaves, [cotangents[i] for i in used])
-        self._last = within, column, terms
+        if (len(self._known) + 1) * _numbers(terms) <= self._numbers:
+            self._known[column] = terms
         return terms
 
     def _units(self, column: int) -> list[Tensor]:
@@ -88,11 +97,10 @@ class FollowedRows:
     def _pass(self, examples: range) -> tuple[range, ForwardPass]:
         """A pass with a graph over at least these examples, and which it is over."""
         whole = range(self.examples), self._forward
-        if examples == whole[0] or not self._may_cut:
-            return whole
-        wide = self._wide(examples)
-        if self._part[0] != wide:
-            self._part = wide, self._pass_over(wide)
+        wanted = self._wide(examples) if self._may_cut else whole[0]
+        if self._part[0] != wanted:
+            self._known = {}
+            self._part = whole if wanted == whole[0] else (wanted, self._pass_over(wanted))
             if not self._is_same(*self._part):
                 self._may_cut, self._part = False, whole
         return self._part
@@ -119,3 +127,7 @@ class FollowedRows:
             if own.shape != expected.shape or bool(((own.detach() - expected).abs() > tolerance).any()):
                 return False
         return True
+
+
+def _numbers(terms: Sequence[Terms | None]) -> int:
+    return sum(own.numbers() for own in terms if own is not None)

@@ -22,6 +22,12 @@ class _Patches:
     def __init__(self, images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any):
         self.images, self.kernel, self.settings = images, tuple(kernel), (dilation, padding, stride)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether these are the same patches of the same memory."""
+        if not isinstance(other, _Patches) or (self.kernel, self.settings) != (other.kernel, other.settings):
+            return False
+        return (self.images.data_ptr(), self.images.shape) == (other.images.data_ptr(), other.images.shape)
+
     def __getitem__(self, examples: slice, /) -> Tensor:
         return F.unfold(self.images[examples], self.kernel, *self.settings).mT
 

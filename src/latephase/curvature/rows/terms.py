@@ -49,8 +49,8 @@ class Terms:
 
     def transposed(self) -> "Terms":
         """Of a matrix, with products of its sizes, the terms of the transposed sum."""
-        pairs: list[tuple[Factor, Factor]] = [(_Transposed(b), _Transposed(a)) for a, b in self.products]
-        return Terms(pairs, [_Transposed(value) for value in self.values], (self.sizes[1], self.sizes[0]), self.room)
+        pairs = [(_transposed(b), _transposed(a)) for a, b in self.products]
+        return Terms(pairs, [_transposed(value) for value in self.values], (self.sizes[1], self.sizes[0]), self.room)
 
     def write(self, out: Tensor, examples: slice) -> None:
         """Write the terms of some examples to [some, entries], whose entries are adjacent in memory."""
@@ -64,21 +64,42 @@ class Terms:
                 out.copy_(part)
 
     def _write_products(self, out: Tensor, examples: slice) -> None:
+        """Write the sum of the products, in blocks where it takes memory for a while."""
+        products = self.products
+        if len(products) > 1:
+            products, examples = [_side_by_side(products, examples)], slice(0, len(out))
+        left, right = products[0]
         entries = self.sizes[0] * self.sizes[1]
-        size = max(SCRATCH // (max(entries, self.room) * out.itemsize), 1)
-        factors = self.products if len(self.products) == 1 else [_side_by_side(self.products, examples)]
+        is_outer = left[examples].shape[2] == 1
+        is_direct = is_outer or entries >= DIRECT
+        room = max(self.room, 0 if is_direct else entries)
+        size = max(SCRATCH // (room * out.itemsize), 1) if room else len(out)
         for start in range(0, len(out), size):
             block = out[start : start + size]
-            some = slice(start, start + len(block))
-            if len(self.products) == 1:
-                some = slice(examples.start + some.start, examples.start + some.stop)
-            left, right = (factor[some] for factor in factors[0])
-            if left.shape[2] == 1:
-                torch.mul(left, right, out=block)
-            elif entries >= DIRECT:
-                torch.bmm(left, right, out=block)
+            some = slice(examples.start + start, examples.start + start + len(block))
+            if is_outer:
+                torch.mul(left[some], right[some], out=block)
+            elif is_direct:
+                torch.bmm(left[some], right[some], out=block)
             else:
-                block.copy_(torch.bmm(left, right))
+                block.copy_(torch.bmm(left[some], right[some]))
+
+    def shared(self, others: Sequence["Terms | None"]) -> Factor | None:
+        """The one right factor that the terms have in common with others, all being one product; None otherwise."""
+        if len(self.products) != 1 or self.values or not others:
+            return None
+        right = self.products[0][1]
+        for other in others:
+            if other is None or len(other.products) != 1 or other.values or other.sizes != self.sizes:
+                return None
+            if not _is_same(right, other.products[0][1]):
+                return None
+        return right
+
+    def numbers(self) -> int:
+        """How many numbers the terms' own factors hold."""
+        factors = [*self.values, *(left for left, _ in self.products)]
+        return sum(x.numel() for x in factors if isinstance(x, Tensor))
 
     def of(self, examples: slice, shape: Sequence[int]) -> Tensor:
         """The terms of some examples, [some, *shape]."""
@@ -88,10 +109,51 @@ class Terms:
         return found.view(len(like), *shape)
 
 
+def write_columns(out: Tensor, terms: Sequence[Terms | None], examples: slice) -> None:
+    """Write the terms of some examples in several columns, to [some, columns, entries].
+
+    Layers have inputs in common between the columns, and differ in the slopes.
+    """
+    first = terms[0]
+    right = None if first is None or first.sizes[0] * first.sizes[1] != out.shape[2] else first.shared(terms[1:])
+    if first is None or right is None:
+        for column, own in enumerate(terms):
+            if own is None:
+                out[:, column].zero_()
+            else:
+                own.write(out[:, column], examples)
+        return
+    lefts = [own.products[0][0] for own in terms if own is not None]
+    split = out.unflatten(2, first.sizes)
+    is_outer = lefts[0][examples].shape[2] == 1
+    size = len(out) if is_outer else max(SCRATCH // (max(first.room, out[0].numel()) * out.itemsize), 1)
+    for start in range(0, len(out), size):
+        block = split[start : start + size]
+        some = slice(examples.start + start, examples.start + start + len(block))
+        left, factor = torch.stack([each[some] for each in lefts], dim=1), right[some]
+        if is_outer:
+            torch.mul(left, factor.unsqueeze(1), out=block)
+        else:
+            block.copy_(torch.bmm(left.flatten(1, 2), factor).view(block.shape))
+
+
+def _is_same(one: Factor, other: Factor) -> bool:
+    """Whether two factors are the same numbers in memory."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+    return type(one) is type(other) and one == other
+
+
 def _side_by_side(products: Sequence[tuple[Factor, Factor]], examples: slice) -> tuple[Tensor, Tensor]:
     """The factors of one product that is the sum of several."""
     left = torch.cat([left[examples].mT for left, _ in products], dim=1)
     return left.mT, torch.cat([right[examples] for _, right in products], dim=1)
+
+
+def _transposed(factor: Factor) -> Factor:
+    if isinstance(factor, Tensor):
+        return factor.mT
+    return factor.factor if isinstance(factor, _Transposed) else _Transposed(factor)
 
 
 class _Transposed:
