@@ -77,7 +77,10 @@ class FollowedRows:
         cotangents = [u[within.start : within.stop] for u in self._root(self._units(column))]
         used = [i for i, u in enumerate(cotangents) if len(cotangents) == 1 or bool(u.any())]
         terms: list[Terms | None] = [None] * len(forward.leaves)
-        if used:
+        if len(within) == 1:  # whose rows are gradients
+            slopes = [slope.to_dense() if slope.is_sparse else slope for slope in forward.pull(cotangents)]
+            terms = [Terms(values=[slope.unsqueeze(0)]) for slope in slopes]
+        elif used:
             terms = follow([forward.outputs[i] for i in used], forward.leaves, [cotangents[i] for i in used])
         if (len(self._known) + 1) * _numbers(terms) <= self._numbers:
             self._known[column] = terms
@@ -97,20 +100,13 @@ class FollowedRows:
     def _pass(self, examples: range) -> tuple[range, ForwardPass]:
         """A pass with a graph over at least these examples, and which it is over."""
         whole = range(self.examples), self._forward
-        wanted = self._wide(examples) if self._may_cut else whole[0]
+        wanted = examples if self._may_cut else whole[0]
         if self._part[0] != wanted:
             self._known = {}
             self._part = whole if wanted == whole[0] else (wanted, self._pass_over(wanted))
             if not self._is_same(*self._part):
                 self._may_cut, self._part = False, whole
         return self._part
-
-    def _wide(self, examples: range) -> range:
-        """At least two examples: one alone has no dimension to follow."""
-        if len(examples) > 1 or self.examples == 1:
-            return examples
-        start = min(examples.start, self.examples - 2)
-        return range(start, start + 2)
 
     def _pass_over(self, examples: range) -> ForwardPass:
         all = outputs_alone(self._forward)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward  # pyright: ignore[reportPrivateUsage]
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -25,6 +26,12 @@ HIDDEN = ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "storage", "
 """Functions of a tensor that hand out its values or its memory."""
 KEEP_ORDER = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.detach.default)
 """Operations on a sum whose terms stay what they are."""
+
+AFFINE = {
+    aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.add_.Tensor: 0, aten.sub_.Tensor: 0, aten.rsub.Tensor: 0,
+    aten.cat.default: 0, aten.stack.default: 0, aten.where.self: 1, aten.where.ScalarOther: 1,
+}  # fmt: skip
+"""Operations that pass on what does not come from the cotangents, and which arguments are added."""
 
 
 def follow(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Terms | None]:
@@ -44,7 +51,10 @@ def follow(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequ
         mark(u, Place(0))
     mode = _Following(examples)
     with _NothingHidden(), mode:
-        found = torch.autograd.grad(outputs, leaves, own, retain_graph=True, allow_unused=True)
+        # torch.autograd.grad itself would be a function that the mode sees, and stand aside for the passes within.
+        found = _engine_run_backward(
+            tuple(outputs), tuple(own), True, False, tuple(leaves), allow_unreachable=True, accumulate_grad=False
+        )
     return [_terms_of(each) for each in found]
 
 
@@ -66,7 +76,10 @@ class _Following(TorchDispatchMode):
         self.held: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what is done here is not the pass's own
+            return self._of_operation(func, args, kwargs or {})
+
+    def _of_operation(self, func: Any, args: Any, kwargs: Any) -> Any:
         tags = [(leaf, tag) for leaf in _tensors(args) if (tag := tag_of(leaf)) is not None]
         if kwargs and any(tag_of(leaf) is not None for leaf in tree_flatten(kwargs)[0] if isinstance(leaf, Tensor)):
             raise CannotFollow(f"{func} has an argument by name that comes from the cotangents")
@@ -74,6 +87,10 @@ class _Following(TorchDispatchMode):
             self._check_writing(func, args, bool(tags))
         if not tags or func in CONSTANT:
             return func(*args, **kwargs)
+        if func in AFFINE and any(
+            tag_of(x) is None and not x._is_zerotensor() and bool(x.any()) for x in _tensors(args[AFFINE[func] :])
+        ):
+            raise CannotFollow(f"{func} adds what does not come from the cotangents")
         if any(isinstance(tag, Terms) for _, tag in tags):
             return self._of_sums(func, args, kwargs, tags)
         sums = SUMS.get(func)

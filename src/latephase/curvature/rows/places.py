@@ -38,11 +38,12 @@ may mix."""
 ENTRYWISE = frozenset([
     aten.softplus_backward.default, aten.elu_backward.default, aten.hardtanh_backward.default,
     aten.leaky_relu_backward.default, aten.log_sigmoid_backward.default, aten.hardswish_backward.default,
-    aten.hardsigmoid_backward.default, aten.native_dropout_backward.default, aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor, aten._to_copy.default, aten.detach.default, aten.alias.default, aten.lift_fresh.default,
-    aten._prelu_kernel_backward.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other,
-    aten.contiguous.default, aten.clone.default, prims.mul.default, prims.add.default, prims.sub.default,
-    prims.div.default, prims.neg.default, prims.where.default, prims.convert_element_type.default,
+    aten.hardsigmoid_backward.default, aten.mish_backward.default, aten.softshrink_backward.default,
+    aten.hardshrink_backward.default, aten.rrelu_with_noise_backward.default, aten.native_dropout_backward.default,
+    aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten._to_copy.default, aten.detach.default, aten.alias.default,
+    aten.lift_fresh.default, aten._prelu_kernel_backward.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device,
+    aten.to.other, aten.contiguous.default, aten.clone.default, prims.mul.default, prims.add.default,
+    prims.sub.default, prims.div.default, prims.neg.default, prims.where.default, prims.convert_element_type.default,
 ])  # fmt: skip
 """Operations on entries that torch does not tag as such."""
 
