@@ -1,6 +1,6 @@
 """The objective linearised at the current parameters: loss, gradient, and products that share one linearisation."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_leaves
 from ..objective import Objective, available
 from ..parameters import Versions
 from .chunk import METHODS, ChunkCurvature
-from .eager import ForwardPass
-from .rows import ChunkRows, together
+from .row_methods import RowMethods
 
 Term = Callable[[ChunkCurvature, bool], Tensor]
 """(a chunk, whether it is kept for further products) -> its share."""
@@ -68,7 +67,7 @@ def linearize(
     return Linearization(objective, curvature, parameters, dtype, method, products, at_once, compile)
 
 
-class Linearization:
+class Linearization(RowMethods):
     """Loss, gradient and curvature products at the parameters of one moment.
 
     Attributes:
@@ -164,57 +163,6 @@ class Linearization:
             if decay:
                 form = form + decay * torch.dot(piece, piece)
         return form
-
-    def rows(self) -> Tensor:
-        """J~ [R, P] with J~'J~ the Gauss-Newton matrix, without the L2 term, whose share is the coefficients' diagonal.
-
-        J~ = S'J with S S' the Hessian of the loss in the outputs and J the outputs' Jacobian: a row for each number of
-        the outputs (of cross-entropy, rows times classes), scaled by the root of what the chunk weighs, in the order of
-        the data; of all chunks, and of all ranks on every rank. In the parameters' own dtype, whatever the products'.
-
-        Raises:
-            ValueError: the curvature is the Hessian; the loss has no known root (see `GGNDiagonal`), as that of
-                `from_forward`; or examples depend on each other, as with batch norm in training mode.
-            RuntimeError: as `matvec`.
-            MemoryError: there is no room for so many numbers: `row_pieces` has a part of them at a time.
-        """
-        self._check_rows()
-        if self.objective.reduce.size == 1 and self._keeps_graphs():
-            return together([self._rows_of(index) for index in range(len(self._parts))])
-        return self.objective.rows(lambda chunk, index: (self._rows_of(index).whole(),))[0]
-
-    def row_pieces(self, most: int | None = None) -> Iterator[Tensor]:
-        """The same rows of this rank's chunks, in order, [r, P] at a time; for sums such as J~'J~, or J~'r.
-
-        Args:
-            most: rows in a piece. Default: as many as memory, and the objective's `memory_limit`, allow.
-
-        Raises:
-            ValueError: as `rows`; that examples depend on each other is said after a chunk's last piece.
-            RuntimeError: as `matvec`.
-        """
-        if most is not None and not (isinstance(most, int) and most >= 1):
-            raise ValueError(f"most must be None or an integer >= 1, got {most!r}")
-        for index in range(len(self.objective.chunks)):
-            self._check_rows()
-            yield from self._rows_of(index).pieces(most)
-
-    def _check_rows(self) -> None:
-        if self.curvature != "ggn":
-            raise ValueError("the Hessian is no product J~'J~ and has no rows; linearize with curvature='ggn'")
-        self._check_unchanged()
-        self._check_parts()
-
-    def _keeps_graphs(self) -> bool:
-        """Whether the rows of any number of chunks take no more passes than are kept."""
-        kept = [part.has_graph for part in self._parts if isinstance(part, ChunkCurvature)]
-        return len(self._parts) == 1 or (len(kept) == len(self._parts) and all(kept))
-
-    def _rows_of(self, index: int) -> ChunkRows:
-        part, chunk = self._parts[index], self.objective.chunks[index]
-        kept = isinstance(part, ChunkCurvature)
-        forward = part.forward() if kept else ForwardPass(self.objective, chunk, index, self.space, part)
-        return ChunkRows(forward, self.objective.weights[index])
 
     @property
     def method(self) -> str:

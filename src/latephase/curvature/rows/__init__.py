@@ -2,3 +2,4 @@
 
 from .chunk_rows import ChunkRows as ChunkRows
 from .chunk_rows import together as together
+from .kernel import kernel_of as kernel_of

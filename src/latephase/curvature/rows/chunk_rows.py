@@ -2,19 +2,20 @@
 
 import itertools
 import math
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...objective import LossOfOutputs, available, name_of, random_signs
+from ...objective import LossOfOutputs, available, name_of
 from ...parameters import ParameterSpace
 from ..eager import ForwardPass, Retained
 from ..loss import Product, root_of_any
+from .comparison import Comparison, is_due
 from .followed import FollowedRows
 from .pulling import Tensors, pull_examples, pull_whole
+from .terms import Terms
 
 COPIES = 4
 """Copies of a row that are alive at once: as gradients, in one tensor, and two to spare."""
@@ -88,13 +89,36 @@ class ChunkRows:
         _refuse_excess(rows, self._space)
         return torch.empty(rows, self._space.size, dtype=self._space.dtype, device=self._space.device)
 
+    def square(self, rows: int) -> Tensor:
+        """Zeros [rows, rows].
+
+        Raises:
+            MemoryError: there is no room for so many numbers.
+        """
+        _refuse_excess(rows, self._space, rows)
+        return torch.zeros(rows, rows, dtype=self._space.dtype, device=self._space.device)
+
+    def terms(self) -> list[list[Terms | None]] | None:
+        """Of each parameter the terms of all rows, for each column; None where the backward pass cannot be followed."""
+        if self._root is None or not self._weight:
+            return [[None] for _ in self._space.sizes]
+        if not self._has_examples:
+            return None
+        followed = FollowedRows(self._forward, self._root, math.sqrt(self._weight))
+        return followed.all() if followed.works() else None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each parameter."""
+        return self._space.sizes
+
     def _written(self, most: int | None, into: Tensor | None) -> Iterator[Tensor]:
         """The pieces, each in memory of its own or in its place in a tensor of all rows."""
         if self._root is None:
             return
         most, write, examples, is_checked = self._way(self._root, most, into is not None)
         columns = self.count // examples
-        check = _Comparison(self._forward, self._root, math.sqrt(self._weight)) if is_checked else None
+        check = Comparison(self._forward, self._root, math.sqrt(self._weight)) if is_checked else None
         start = 0
         for some in _ranges(examples, max(most // columns, 1)):
             for those in _ranges(columns, min(most, columns)):
@@ -123,7 +147,7 @@ class ChunkRows:
         if followed is not None and followed.works():
             is_one = most is None and limit is None and (is_there or self._is_small())
             most = self.count if is_one else most or self._fitting(alone)
-            return most, followed.write, followed.examples, _is_due(model)
+            return most, followed.write, followed.examples, is_due(model)
         most = most or self._fitting(alone)
         pull = pull_examples(self._forward) if self._apart else pull_whole(self._forward)
 
@@ -156,15 +180,6 @@ class ChunkRows:
         return max(limit // (COPIES * space.size * space.dtype.itemsize + kept), 1)
 
 
-def _is_due(model: nn.Module) -> bool:
-    """Whether rows that were followed are compared: use number 1, 2, 4, 8, ... of a model are."""
-    _uses[model] = uses = _uses.get(model, 0) + 1
-    return uses & (uses - 1) == 0
-
-
-_uses: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
-
-
 def together(chunks: Sequence[ChunkRows]) -> Tensor:
     """The rows of several chunks, [R, P].
 
@@ -180,49 +195,15 @@ def together(chunks: Sequence[ChunkRows]) -> Tensor:
     return found
 
 
-def _refuse_excess(rows: int, space: ParameterSpace) -> None:
-    """Refuse rows for which there is no room."""
-    size = rows * space.size * space.dtype.itemsize
+def _refuse_excess(rows: int, space: ParameterSpace, columns: int | None = None) -> None:
+    """Refuse rows, of parameters if not said otherwise, for which there is no room."""
+    of = f"{space.size:,} parameters" if columns is None else f"{columns:,} numbers"
+    size = rows * (space.size if columns is None else columns) * space.dtype.itemsize
     if size > SMALL // COPIES and size > (free := available(space.device)):
         raise MemoryError(
-            f"{rows:,} rows of {space.size:,} parameters are {size / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are "
+            f"{rows:,} rows of {of} are {size / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are "
             "free; take the rows in pieces (row_pieces), or fewer examples (objective.subsample)"
         )
-
-
-class _Comparison:
-    """Whether rows u'J~ of a random vector u of signs are what a pull-back of the whole chunk makes of it.
-
-    Rows that were computed example by example are those of the chunk only where no example's outputs depend on other
-    examples.
-    """
-
-    def __init__(self, forward: ForwardPass, root: Product, scale: float):
-        self._forward = forward
-        generator = torch.Generator(forward.space.device).manual_seed(0)
-        self._signs = [random_signs(output, generator) for output in forward.outputs]
-        self._expected = forward.space.flatten(forward.pull(root([scale * u for u in self._signs])))
-        self._found = torch.zeros_like(self._expected)
-        self._squares = torch.zeros_like(self._expected[0])
-        examples = len(self._signs[0])
-        self._by_example = torch.cat([each.reshape(examples, -1) for each in self._signs], dim=1)
-
-    def add(self, piece: Tensor, examples: range, columns: range) -> None:
-        """Count rows in."""
-        u = self._by_example[examples.start : examples.stop, columns.start : columns.stop].reshape(-1)
-        self._found += u.to(piece.dtype) @ piece
-        self._squares += torch.linalg.vector_norm(piece).square()
-
-    def judge(self) -> None:
-        """Raise where they differ by more than rounding."""
-        eps = max(torch.finfo(p.dtype).eps for p in self._forward.space.parameters)
-        difference = float((self._found - self._expected).norm())
-        if difference > 3 * eps**0.5 * float(self._squares.sqrt()):
-            raise ValueError(
-                "the model's outputs for an example depend on other examples (as those of batch norm in training mode "
-                "do), or dimension 0 of inputs and targets does not count the examples: there is no row for each; "
-                "rewrite the model, put it into eval mode, or use products (matvec)"
-            )
 
 
 def _refuse_batch_norm(model: nn.Module) -> None:

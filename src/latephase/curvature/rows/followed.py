@@ -51,6 +51,12 @@ class FollowedRows:
         self._may_cut &= _numbers(terms) * sum(self._widths) > self._numbers  # otherwise all is kept
         return True
 
+    def all(self) -> list[list[Terms | None]]:
+        """Of each parameter the terms of all examples, for each column."""
+        whole = range(self.examples), self._forward
+        columns = [self._terms(*whole, column) for column in range(sum(self._widths))]
+        return [list(own) for own in zip(*columns, strict=True)]
+
     @torch.no_grad()
     def write(self, out: Tensor, examples: range, columns: range) -> None:
         """Write the rows of some examples, each in some columns, to [examples, columns, P].
