@@ -6,8 +6,9 @@ Cases: Poisson's equation in two dimensions, whose residual takes second derivat
 `torch.autograd.grad` twice and by `torch.func`; a regression and a classifier on 1,000 examples of 50 features; a
 convolutional network. Each takes turns in one process: a gradient (`linearize(..., products=False)`, a forward and a
 backward pass), all rows as one tensor from a linearisation that is there (`rows`), all rows in pieces (`pieces`), the
-rows with their forward pass (`with pass`), and where there are few enough, the rows as `torch.func.vmap` of a
-vector-Jacobian product over examples of one (`by vmap`). Medians of the process's own seconds, and of the ratios.
+rows with their forward pass (`with pass`), unless there are too many parameters, the rows as `torch.func.vmap` of a
+vector-Jacobian product over examples of one (`by vmap`), and the kernel J~J~', as such (`kernel`) and from the rows
+(`rows, product`). Medians of the process's own seconds, and of the ratios.
 """
 
 import argparse
@@ -34,6 +35,8 @@ from latephase.curvature.rows.pulling import pull_examples
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Keeps glibc from giving memory back between calls, as `latephase bench` does."""
 
+MANY, FEW = 50_000, 2_000
+"""Parameters from which rows by vmap are not measured, and rows up to which their kernel is."""
 INTERIOR, BOUNDARY, EXAMPLES, IMAGES = 900, 120, 1_000, 64
 
 
@@ -59,7 +62,7 @@ def laplacian_by_func(model: nn.Module, points: Tensor) -> Tensor:
     return hessians.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
 
 
-def poisson(laplacian: Callable[[nn.Module, Tensor], Tensor]) -> Objective:
+def poisson(laplacian: Callable[[nn.Module, Tensor], Tensor], *hidden: int) -> Objective:
     """The mean squared residuals of Poisson's equation on the unit square, inside and on the boundary."""
     inside, edge = torch.rand(INTERIOR, 2), torch.rand(BOUNDARY, 2)
     edge[torch.arange(BOUNDARY), torch.arange(BOUNDARY) % 2] = (torch.arange(BOUNDARY) // 2 % 2).to(edge.dtype)
@@ -74,7 +77,7 @@ def poisson(laplacian: Callable[[nn.Module, Tensor], Tensor]) -> Objective:
         ({"inside": inside}, scales["inside"] * force),
         ({"edge": edge}, torch.zeros(BOUNDARY, 1)),
     ]
-    return Objective(tanh_network(2, 32, 32, 1), nn.MSELoss(reduction="sum"), data, forward=forward)
+    return Objective(tanh_network(2, *hidden, 1), nn.MSELoss(reduction="sum"), data, forward=forward)
 
 
 def convolutional() -> nn.Sequential:
@@ -92,8 +95,9 @@ def cases() -> dict[str, Callable[[], Objective]]:
     features, labels = torch.randn(EXAMPLES, 50), torch.randint(10, (EXAMPLES,))
     images, classes = torch.randn(IMAGES, 3, 16, 16), torch.randint(10, (IMAGES,))
     return {
-        "poisson, autograd": lambda: poisson(laplacian_by_autograd),
-        "poisson, torch.func": lambda: poisson(laplacian_by_func),
+        "poisson, autograd": lambda: poisson(laplacian_by_autograd, 32, 32),
+        "poisson, torch.func": lambda: poisson(laplacian_by_func, 32, 32),
+        "poisson, wide": lambda: poisson(laplacian_by_autograd, 200, 200, 200),
         "regression": lambda: Objective(
             tanh_network(50, 64, 64, 1), nn.MSELoss(), (features, torch.randn(EXAMPLES, 1))
         ),
@@ -124,13 +128,16 @@ def measure(objective: Objective, rounds: int) -> dict[str, Any]:
         "rows": curved.rows,
         "pieces": lambda: [None for _ in curved.row_pieces()],
         "with pass": lambda: linearize(objective, **options).rows(),
-        "by vmap": lambda: by_vmap(objective, passes),
     }
     shape = list(curved.rows().shape)
+    if shape[1] < MANY:
+        ways["by vmap"] = lambda: by_vmap(objective, passes)
+    if shape[0] <= FEW:
+        ways |= {"kernel": curved.row_kernel, "rows, product": lambda: (j := curved.rows()) @ j.T}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds + 2):
         for way, run in ways.items():
-            if way == "by vmap" and 3 <= turn < rounds + 1:  # three are enough of what takes a second
+            if way == "by vmap" and 3 <= turn < rounds + 1:  # two are enough of what takes a second
                 continue
             started = time.process_time()
             run()

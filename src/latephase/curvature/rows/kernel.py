@@ -14,6 +14,8 @@ Columns = list[Terms | None]
 """Of one chunk and one parameter, the terms for each column."""
 Uses = list[tuple[Tensor, Tensor]]
 """Slopes [R, m] and inputs [R, n] of each use of a layer, R example by example."""
+STRIPS, NARROW = 8, 64
+"""Strips of a symmetric matrix, of which the upper half is computed, and rows below which a strip gains nothing."""
 
 
 @torch.no_grad()
@@ -44,27 +46,38 @@ def kernel_of(chunks: Sequence[ChunkRows]) -> Tensor | None:
         for i, j in itertools.combinations_with_replacement(range(len(chunks)), 2):
             block = found[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
             _add(block, parts[i], parts[j], size)
-    for i, j in itertools.combinations(range(len(chunks)), 2):
-        one, other = slice(starts[i], starts[i + 1]), slice(starts[j], starts[j + 1])
-        found[other, one] = found[one, other].T
-    return found
+    return found.triu_().add_(found.triu(1).T)
 
 
 def _add(block: Tensor, one: Columns, other: Columns, size: int) -> None:
-    """Add a parameter's share to the kernel of two chunks' rows."""
+    """Add a parameter's share to the kernel of two chunks' rows, or to the upper half of that of one's own."""
     if all(x is None for x in one) or all(x is None for x in other):
         return
+    half = one is other
     first, second = _uses(one), _uses(other)
     if first is not None and second is not None and _is_cheaper(first, second):
-        for (d, a), (e, b) in itertools.product(first, second):
-            block += (d @ e.T).mul_(a @ b.T)
+        for rows, columns in _strips(block, half):
+            for (d, a), (e, b) in itertools.product(first, second):
+                block[rows, columns] += (d[rows] @ e[columns].T).mul_(a[rows] @ b[columns].T)
         return
-    rows = _most(block, size)
-    for start in range(0, block.shape[0], rows):
-        left = _rows(one, block.shape[0], size, start, rows, block)
-        for begin in range(0, block.shape[1], rows):
-            right = left if one is other and begin == start else _rows(other, block.shape[1], size, begin, rows, block)
-            block[start : start + len(left), begin : begin + len(right)].addmm_(left, right.T)
+    most = _most(block, size)
+    for start in range(0, block.shape[0], most):
+        left = _rows(one, block.shape[0], size, start, most, block)
+        for begin in range(start if half else 0, block.shape[1], most):
+            is_own = half and begin == start
+            right = left if is_own else _rows(other, block.shape[1], size, begin, most, block)
+            part = block[start : start + len(left), begin : begin + len(right)]
+            for rows, columns in _strips(part, is_own):
+                part[rows, columns].addmm_(left[rows], right[columns].T)
+
+
+def _strips(block: Tensor, half: bool) -> list[tuple[slice, slice]]:
+    """A block, or strips of rows that hold its upper half."""
+    count, columns = block.shape
+    if not half:
+        return [(slice(0, count), slice(0, columns))]
+    width = max(-(-count // STRIPS), NARROW)
+    return [(slice(i, min(i + width, count)), slice(i, columns)) for i in range(0, count, width)]
 
 
 def _is_cheaper(first: Uses, second: Uses) -> bool:
