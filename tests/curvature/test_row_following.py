@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from latephase import Objective
 from latephase.curvature import linearize
-from latephase.curvature.rows import chunk_rows
+from latephase.curvature.rows import chunk_rows, followed
 from latephase.curvature.rows.following import follow
 from latephase.curvature.rows.places import CannotFollow
 
@@ -255,6 +255,24 @@ def test_frozen_unused_and_some_parameters():
 def test_what_each_example_adds_may_depend_on_the_others_inputs():
     """The last layer's rows are those of the whole chunk, though an example alone has other outputs."""
     check(nn.Linear(3, 2), randn(ROWS, 3, seed=6), lambda model, x: model(x - x.mean(0)))
+
+
+@pytest.mark.parametrize("forward", [
+    lambda model, x: model(x) / len(x) ** 0.5,
+    lambda model, x: model(x.view(ROWS, 3)),
+    lambda model, x: model(x) if len(x) == ROWS else torch.fft.fft(model(x)).real,
+    lambda model, x: model(x) if len(x) == ROWS else model(x) + 0 * model(x).sort(0).values,
+])  # fmt: skip
+def test_a_part_of_a_chunk_may_go_another_way(forward, monkeypatch):
+    monkeypatch.setattr(followed, "AT_ONCE", 1)
+    check(nn.Linear(3, 2), randn(ROWS, 3, seed=6), forward)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_pieces_have_passes_of_their_own_where_little_is_kept(size, monkeypatch):
+    monkeypatch.setattr(followed, "AT_ONCE", 1)
+    check(seeded(network), randn(9, 2, seed=4), by_autograd, microbatch_size=size)
+    check(seeded(network), randn(9, 2, seed=4), by_autograd, microbatch_size=size, memory_limit=0)
 
 
 MIXING = {

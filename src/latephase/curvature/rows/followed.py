@@ -9,6 +9,7 @@ from ...objective import cut, is_exhaustion
 from ..eager import ForwardPass
 from ..loss import Product
 from .following import follow
+from .places import CannotFollow
 from .pulling import outputs_alone
 from .terms import Terms, write_columns
 
@@ -64,6 +65,15 @@ class FollowedRows:
         Raises:
             CannotFollow: an operation of the backward pass may mix examples, or is not known.
         """
+        try:
+            self._write(out, examples, columns)
+        except CannotFollow:
+            if not self._may_cut:
+                raise
+            self._may_cut = False  # a part of the chunk goes another way than the whole
+            self._write(out, examples, columns)
+
+    def _write(self, out: Tensor, examples: range, columns: range) -> None:
         within, forward = self._pass(examples)
         some = slice(examples.start - within.start, examples.stop - within.start)
         done = 0
@@ -109,15 +119,22 @@ class FollowedRows:
         wanted = examples if self._may_cut else whole[0]
         if self._part[0] != wanted:
             self._known = {}
-            self._part = whole if wanted == whole[0] else (wanted, self._pass_over(wanted))
-            if not self._is_same(*self._part):
-                self._may_cut, self._part = False, whole
+            part = None if wanted == whole[0] else self._pass_over(wanted)
+            self._may_cut &= part is not None or wanted == whole[0]
+            self._part = whole if part is None else (wanted, part)
         return self._part
 
-    def _pass_over(self, examples: range) -> ForwardPass:
+    def _pass_over(self, examples: range) -> ForwardPass | None:
+        """A part as a chunk by itself; None where it does not have the outputs that it has in the whole."""
         all = outputs_alone(self._forward)
         chunk = cut(all.chunk, examples.start, examples.stop)
-        return ForwardPass(all.objective, chunk, all.index, all.space, all.buffers_before)
+        try:
+            part = ForwardPass(all.objective, chunk, all.index, all.space, all.buffers_before)
+        except Exception as error:  # a model of chunks of one size
+            if is_exhaustion(error):
+                raise
+            return None
+        return part if self._is_same(examples, part) else None
 
     def _is_same(self, examples: range, part: ForwardPass) -> bool:
         """Whether a part by itself has the outputs that it has in the whole chunk."""
