@@ -37,5 +37,10 @@ class Centred(nn.Module):
 
 
 class Minus(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), 0.5))
+
     def forward(self, x):
-        return x - x.mean(0)
+        scaled = self.scale * x
+        return scaled - scaled.mean(0)

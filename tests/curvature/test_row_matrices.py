@@ -178,6 +178,7 @@ def test_what_has_no_rows_says_so(monkeypatch):
     free = Objective.from_forward(model, lambda: ((z := model(VECTORS)).square().mean().sqrt(), z))
     with pytest.raises(ValueError, match="from_forward has rows where its loss is a sum of convex functions"):
         linearize(free).rows()
+    monkeypatch.setattr("latephase.curvature.rows.chunk_rows.SMALL", 0)
     monkeypatch.setattr("latephase.curvature.rows.chunk_rows.available", lambda device: 1_000)
     with pytest.raises(MemoryError, match=r"rows of .* parameters are .* take the rows in pieces"):
         linearize(objective).rows()

@@ -45,6 +45,11 @@ class ChunkCurvature:
         """How products are computed; without a trace "auto" until there is one."""
         return "traced" if self._traced is not None else self._retained.method
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether a pass with its graph, in the parameters' own dtype, is kept."""
+        return isinstance(self._main, ForwardPass)
+
     def forward(self) -> ForwardPass:
         """The pass with its graph, in the parameters' own dtype: the one that is kept, or another."""
         return self._main if isinstance(self._main, ForwardPass) else ForwardPass(self.task.in_own_dtype())

@@ -1,7 +1,6 @@
 """The objective linearised at the current parameters: loss, gradient, and products that share one linearisation."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +12,7 @@ from ..objective import Objective
 from ..parameters import Versions
 from .chunk import METHODS, ChunkCurvature, fitting
 from .chunk_task import ChunkTask
-from .eager import ForwardPass
-from .rows import ChunkRows, is_squared_error, residual_of_pass
+from .row_methods import RowMethods
 
 Term = Callable[[ChunkCurvature, bool], Tensor]
 """(a chunk, whether it is kept for further products) -> its share."""
@@ -70,7 +68,7 @@ def linearize(
     return Linearization(objective, curvature, parameters, dtype, method, products, at_once, compile)
 
 
-class Linearization:
+class Linearization(RowMethods):
     """Loss, gradient and curvature products at the parameters of one moment.
 
     Attributes:
@@ -166,134 +164,6 @@ class Linearization:
             if decay:
                 form = form + decay * torch.dot(piece, piece)
         return form
-
-    def rows(self) -> Tensor:
-        """J~ [R, P] with J~'J~ the Gauss-Newton matrix, without the L2 term, whose share is the coefficients' diagonal.
-
-        J~ = S'J with S S' the Hessian of the loss in the outputs and J the outputs' Jacobian: a row for each number of
-        the outputs (of cross-entropy, rows times classes), scaled by the root of what the chunk weighs, in the order of
-        the data; of all chunks, and of all ranks on every rank. In the parameters' own dtype, whatever the products'.
-
-        Raises:
-            ValueError: the curvature is the Hessian; the loss has no known root (see `GGNDiagonal`; of `from_forward`,
-                it is no sum of convex functions of single numbers of the outputs); or examples depend on each other, as
-                with batch norm in training mode.
-            RuntimeError: as `matvec`.
-            MemoryError: there is no room for so many numbers: `row_pieces` has a part of them at a time.
-        """
-        self._check_rows()
-        return self.objective.rows(lambda chunk, index: (self._rows_of(index).whole(),))[0]
-
-    def row_pieces(self, most: int | None = None) -> Iterator[Tensor]:
-        """The same rows of this rank's chunks, in order, [r, P] at a time; for sums such as J~'J~, or J~'r.
-
-        Args:
-            most: rows in a piece. Default: as many as memory, and the objective's `memory_limit`, allow.
-
-        Raises:
-            ValueError: as `rows`; that examples depend on each other is said after a chunk's last piece.
-            RuntimeError: as `matvec`.
-        """
-        if most is not None and not (isinstance(most, int) and most >= 1):
-            raise ValueError(f"most must be None or an integer >= 1, got {most!r}")
-        for index in range(len(self.objective.chunks)):
-            self._check_rows()
-            yield from self._rows_of(index).pieces(most)
-
-    def row_count(self) -> int:
-        """R, how many rows there are, over all chunks and ranks; of which none is computed.
-
-        Raises:
-            ValueError: as `rows`.
-            RuntimeError: as `matvec`.
-        """
-        self._check_rows()
-        chunks = range(len(self.objective.chunks))
-        return sum(self.objective.reduce.gather(sum(self._rows_of(index).count for index in chunks)))
-
-    def residual(self) -> Tensor | None:
-        """The vector r [R] with J~'r the gradient without the L2 term: of a squared error the residuals themselves.
-
-        Returns:
-            The vector, in the order and the scale of the rows; None where the loss does not tell it: it is known of torch's own
-            losses that have rows, but for a cross-entropy whose probabilities underflow.
-
-        Raises:
-            ValueError: as `rows`.
-            RuntimeError: as `matvec`.
-        """
-        self._check_rows()
-        chunks = range(len(self.objective.chunks))
-        found = [each for index in chunks if (each := self._rows_of(index).residual()) is not None]
-        known = all(self.objective.reduce.gather(len(found) == len(chunks)))
-        return self.objective.rows(lambda chunk, index: (found[index],))[0] if known else None
-
-    def residual_at(self, values: Tensor) -> Tensor | None:
-        """The same of other parameters, without their gradient; None where J~ has a scale that moves with them.
-
-        Args:
-            values: of the parameters [P].
-
-        Returns:
-            r [R] of a squared error; None of any other loss.
-        """
-        at, objective = self.space.named(values), self.objective
-        if not all(objective.reduce.gather(is_squared_error(objective.program))):
-            return None
-
-        def of_chunk(chunk, index):
-            return (residual_of_pass(objective, chunk, index, at, self.space.dtype),)
-
-        return objective.rows(of_chunk)[0]
-
-    def decay(self) -> Tensor | None:
-        """The L2 term's coefficient of each parameter [P], the diagonal of its Hessian; None where all are zero."""
-        if not any(self._decay):
-            return None
-        pieces = zip(self._decay, self.space.sizes, strict=True)
-        like = {"dtype": self.space.dtype, "device": self.space.device}
-        return torch.cat([torch.full((size,), decay, **like) for decay, size in pieces])
-
-    def gram(self, sizes: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """J~'J~, the Gauss-Newton matrix without the L2 term, from rows in pieces, of which one is in memory at a time.
-
-        Args:
-            sizes: of consecutive blocks of parameters, whose matrices alone are formed. Default: one of all [P, P].
-            dtype: in which products of rows are added up. Default: that of the rows.
-
-        Returns:
-            The matrix of each block.
-
-        Raises:
-            ValueError: as `rows`.
-            RuntimeError: as `matvec`.
-        """
-        self._check_rows()
-        sizes = [self.space.size] if sizes is None else list(sizes)
-        dtype = dtype or self.space.dtype
-
-        def of_chunk(chunk, index):
-            found = [torch.zeros(size, size, dtype=dtype, device=self.space.device) for size in sizes]
-            for piece in self._rows_of(index, weighed=False).pieces():
-                for matrix, columns in zip(found, piece.to(dtype).split(sizes, dim=1), strict=True):
-                    matrix.addmm_(columns.mT, columns)
-            return tuple(found)
-
-        return list(self.objective.sum(of_chunk))
-
-    def _check_rows(self) -> None:
-        if self.curvature != "ggn":
-            raise ValueError("the Hessian is no product J~'J~ and has no rows; linearize with curvature='ggn'")
-        self._check_unchanged()
-        self._check_parts()
-
-    def _rows_of(self, index: int, weighed: bool = True) -> ChunkRows:
-        part, chunk = self._parts[index], self.objective.chunks[index]
-        if isinstance(part, ChunkCurvature):
-            forward = part.forward()
-        else:
-            forward = ForwardPass(replace(part, objective=self.objective, chunk=chunk, dtype=None))
-        return ChunkRows(forward, self.objective.weights[index] if weighed else 1.0)
 
     @property
     def method(self) -> str:

@@ -37,14 +37,11 @@ def unrooted(
     formula = _formula(loss)
     if formula is None:
         return None
-    if (
-        formula is _cross_entropy
-    ):  # sqrt(s) (diag(sqrt p) - p sqrt(p)') of (p - y) sqrt(s / p), since p - y adds up to 0
+    if formula is _cross_entropy:  # S = sqrt(s) (diag(sqrt p) - p sqrt(p)'), and p - y adds up to zero
         factors = root_factors(loss, outputs[0], targets)
         if factors is None:
             return None
         _, roots, weights, _ = factors
-        diagonal = [(roots * weights).to(outputs[0].dtype)]
         return _divided(slopes, [(roots * weights).to(outputs[0].dtype)])
     return over_diagonal(root, outputs, slopes)
 

@@ -2,21 +2,30 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...objective import LossOfOutputs, Residuals, available, name_of, random_signs, term_of
+from ...objective import LossOfOutputs, available, name_of
+from ...parameters import ParameterSpace
 from ..eager import ForwardPass, Retained
 from ..loss import Product, diagonal_root, loss_curvature, over_diagonal, root_of_any, unrooted
-from .pulling import Pull, Tensors, pull_examples, pull_whole
+from .comparison import Comparison, is_due
+from .followed import FollowedRows
+from .pulling import Tensors, pull_examples, pull_whole
+from .terms import Terms
 
 COPIES = 4
 """Copies of a row that are alive at once: as gradients, in one tensor, and two to spare."""
 MOST_BYTES = 2**28
 """Memory of a piece from which larger ones gain no more speed."""
+
+Write = Callable[[Tensor, range, range], None]
+"""Writes the rows of some examples, each in some columns, to [examples, columns, P]."""
+SMALL = 2**27
+"""Memory of all rows, copies included, below which they are one piece."""
 
 
 class ChunkRows:
@@ -44,27 +53,20 @@ class ChunkRows:
         self._root = _root_of(forward) if self.count else None
         counted = forward.chunk.counted
         self._has_examples = bool(self.count) and all(x.dim() > 0 and x.shape[0] == counted for x in forward.outputs)
-        self._apart = self._has_examples and not forward.random and not isinstance(counted, str)
+        self._apart = self._has_examples and not forward.random
 
     def whole(self) -> Tensor:
-        """All rows, [R, P].
+        """All rows, [R, P]; errors as of `together`."""
+        return together([self])
+
+    def write(self, out: Tensor) -> None:
+        """Write all rows into a tensor [R, P].
 
         Raises:
-            MemoryError: there is no room for so many numbers.
             ValueError: the examples do not stand apart.
         """
-        space, rows = self._space, self.count
-        size = rows * space.size * space.dtype.itemsize
-        if size > (free := available(space.device)):
-            raise MemoryError(
-                f"{rows:,} rows of {space.size:,} parameters are {size / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are "
-                "free; take the rows in pieces (row_pieces), or fewer examples (objective.subsample)"
-            )
-        found, start = torch.empty(rows, space.size, dtype=space.dtype, device=space.device), 0
-        for piece in self.pieces():
-            found[start : start + len(piece)] = piece
-            start += len(piece)
-        return found
+        for _ in self._written(None, out):
+            pass
 
     def pieces(self, most: int | None = None) -> Iterator[Tensor]:
         """The rows in order, [r, P] at a time.
@@ -76,20 +78,60 @@ class ChunkRows:
         Raises:
             ValueError: the examples do not stand apart; said after the last piece.
         """
+        return self._written(most, None)
+
+    def empty(self, rows: int) -> Tensor:
+        """A tensor for so many rows.
+
+        Raises:
+            MemoryError: there is no room for so many numbers.
+        """
+        _refuse_excess(rows, self._space)
+        return torch.empty(rows, self._space.size, dtype=self._space.dtype, device=self._space.device)
+
+    def square(self, rows: int) -> Tensor:
+        """Zeros [rows, rows].
+
+        Raises:
+            MemoryError: there is no room for so many numbers.
+        """
+        _refuse_excess(rows, self._space, rows)
+        return torch.zeros(rows, rows, dtype=self._space.dtype, device=self._space.device)
+
+    def terms(self) -> list[list[Terms | None]] | None:
+        """Of each parameter the terms of all rows, for each column; None where the backward pass cannot be followed."""
+        if self._root is None or not self._weight:
+            return [[None] for _ in self._space.sizes]
+        if not self._has_examples:
+            return None
+        followed = FollowedRows(self._forward, self._root, math.sqrt(self._weight))
+        return followed.all() if followed.works() else None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each parameter."""
+        return self._space.sizes
+
+    def _written(self, most: int | None, into: Tensor | None) -> Iterator[Tensor]:
+        """The pieces, each in memory of its own or in its place in a tensor of all rows."""
         if self._root is None:
             return
-        examples = self._forward.outputs[0].shape[0] if self._apart else 1
-        most = self._fitting(examples) if most is None else most
+        most, write, examples, is_checked = self._way(self._root, most, into is not None)
         columns = self.count // examples
-        pull, check = pull_examples(self._forward) if self._apart else pull_whole(self._forward), None
-        if self._apart:
-            check = _Comparison(self._forward, self._root)
+        check = Comparison(self._forward, self._root, math.sqrt(self._weight)) if is_checked else None
+        start = 0
         for some in _ranges(examples, max(most // columns, 1)):
             for those in _ranges(columns, min(most, columns)):
-                piece = self._piece(self._root, pull, some, those)
+                rows = len(some) * len(those)
+                piece = self.empty(rows) if into is None else into[start : start + rows]
+                start += rows
+                if self._weight:
+                    write(piece.view(len(some), len(those), -1), some, those)
+                else:
+                    piece.zero_()
                 if check is not None:
                     check.add(piece, some, those)
-                yield piece.mul_(math.sqrt(self._weight)) if self._weight else torch.zeros_like(piece)
+                yield piece
         if check is not None:
             check.judge()
 
@@ -112,16 +154,40 @@ class ChunkRows:
             flat = torch.cat([each.reshape(-1) for each in found])
         return flat.detach().to(self._space.dtype) * math.sqrt(self._weight)
 
-    def _piece(self, root: Product, pull: Pull, examples: range, columns: range) -> Tensor:
-        """Rows of some examples, each in some columns, [examples * columns, P]."""
-        outputs = self._forward.outputs
-        units = _units(outputs, columns) if self._apart else _units_of_whole(outputs, columns, self._has_examples)
-        cotangents = [
-            torch.stack(each) for each in zip(*(root(list(u)) for u in zip(*units, strict=True)), strict=True)
-        ]
-        gradients = pull(cotangents, examples)
-        rows = len(examples) * len(columns)
-        return torch.cat([g.reshape(rows, -1).to(self._space.dtype) for g in gradients], dim=1)
+    def _way(self, root: Product, most: int | None, is_there: bool) -> tuple[int, Write, int, bool]:
+        """How many rows are written at a time, how, of how many examples, and whether to try them with a vector.
+
+        Where the memory of all rows is there already, following takes little more than a backward pass has anyway.
+        """
+        scale = math.sqrt(self._weight)
+        followed = FollowedRows(self._forward, root, scale) if self._has_examples else None
+        alone = self._forward.outputs[0].shape[0] if self._apart else 1
+        limit = self._forward.objective.memory_limit
+        if followed is not None and followed.works():
+            is_one = most is None and limit is None and (is_there or self._is_small())
+            most = self.count if is_one else most or self._fitting(alone)
+            return most, followed.write, followed.examples, is_due(self._forward)
+        most = most or self._fitting(alone)
+        pull = pull_examples(self._forward) if self._apart else pull_whole(self._forward)
+
+        def write(out: Tensor, examples: range, columns: range) -> None:
+            outputs = self._forward.outputs
+            units = _units(outputs, columns) if self._apart else _units_of_whole(outputs, columns, self._has_examples)
+            cotangents = [
+                torch.stack(each).mul_(scale)
+                for each in zip(*(root(list(u)) for u in zip(*units, strict=True)), strict=True)
+            ]
+            start = 0
+            for gradient in pull(cotangents, examples):
+                own = gradient.reshape(*out.shape[:2], -1)
+                out[..., start : start + own.shape[2]] = own
+                start += own.shape[2]
+
+        return most, write, alone, self._apart
+
+    def _is_small(self) -> bool:
+        """Whether all rows take so little memory that looking for what there is would take longer."""
+        return COPIES * self.count * self._space.size * self._space.dtype.itemsize <= SMALL
 
     def _fitting(self, examples: int) -> int:
         """Rows in a piece, each with its share of what the pass keeps: a backward pass has as much again for each."""
@@ -133,49 +199,30 @@ class ChunkRows:
         return max(limit // (COPIES * space.size * space.dtype.itemsize + kept), 1)
 
 
-class _Comparison:
-    """Whether rows u'J~ of a random vector u of signs are what a pull-back of the whole chunk makes of it.
+def together(chunks: Sequence[ChunkRows]) -> Tensor:
+    """The rows of several chunks, [R, P].
 
-    Rows that were computed example by example are those of the chunk only where no example's outputs depend on other
-    examples.
+    Raises:
+        MemoryError: there is no room for so many numbers.
+        ValueError: the examples of a chunk do not stand apart.
     """
-
-    def __init__(self, forward: ForwardPass, root: Product):
-        self._forward = forward
-        generator = torch.Generator(forward.space.device).manual_seed(0)
-        self._signs = [random_signs(output, generator) for output in forward.outputs]
-        self._expected = forward.space.flatten(forward.pull(root(self._signs)))
-        self._found = torch.zeros_like(self._expected)
-        self._squares = torch.zeros_like(self._expected[0])
-        examples = len(self._signs[0])
-        self._by_example = torch.cat([each.reshape(examples, -1) for each in self._signs], dim=1)
-
-    def add(self, piece: Tensor, examples: range, columns: range) -> None:
-        """Count rows in, without their weight."""
-        u = self._by_example[examples.start : examples.stop, columns.start : columns.stop].reshape(-1)
-        self._found += u.to(piece.dtype) @ piece
-        self._squares += torch.linalg.vector_norm(piece).square()
-
-    def judge(self) -> None:
-        """Raise where they differ by more than rounding."""
-        eps = max(torch.finfo(p.dtype).eps for p in self._forward.space.parameters)
-        difference = float((self._found - self._expected).norm())
-        if difference > 3 * eps**0.5 * float(self._squares.sqrt()):
-            _refuse_mixed(self._forward)
+    counts = [chunk.count for chunk in chunks]
+    found, start = chunks[0].empty(sum(counts)), 0
+    for chunk, count in zip(chunks, counts, strict=True):
+        chunk.write(found[start : start + count])
+        start += count
+    return found
 
 
-def _refuse_mixed(forward: ForwardPass) -> None:
-    if isinstance(forward.objective.program, Residuals):
-        raise ValueError(
-            f"the residuals of term {term_of(forward.chunk)!r} at a point depend on other points (by a mean or a "
-            "difference over them, say), so that there is no row for each; let the function compute those of a point "
-            "from this point alone, put several points into one as a tuple (lower, upper), or use products (matvec)"
+def _refuse_excess(rows: int, space: ParameterSpace, columns: int | None = None) -> None:
+    """Refuse rows, of parameters if not said otherwise, for which there is no room."""
+    of = f"{space.size:,} parameters" if columns is None else f"{columns:,} numbers"
+    size = rows * (space.size if columns is None else columns) * space.dtype.itemsize
+    if size > SMALL // COPIES and size > (free := available(space.device)):
+        raise MemoryError(
+            f"{rows:,} rows of {of} are {size / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are "
+            "free; take the rows in pieces (row_pieces), or fewer examples (objective.subsample)"
         )
-    raise ValueError(
-        "the model's outputs for an example depend on other examples (as those of batch norm in training mode "
-        "do), or dimension 0 of inputs and targets does not count the examples: there is no row for each; "
-        "rewrite the model, put it into eval mode, or use products (matvec)"
-    )
 
 
 def _refuse_batch_norm(model: nn.Module) -> None:

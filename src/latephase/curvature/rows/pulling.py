@@ -35,7 +35,7 @@ def pull_examples(forward: ForwardPass) -> Pull:
 
     Each example's pass is a batch of one. That examples do not depend on each other is for the caller to check.
     """
-    outputs = _outputs_alone(forward)
+    outputs = outputs_alone(forward)
 
     def pull(cotangents: Tensors, examples: range) -> Tensors:
         own = [each[:, examples.start : examples.stop] for each in cotangents]
@@ -60,7 +60,7 @@ def pull_examples(forward: ForwardPass) -> Pull:
     return pull
 
 
-def _outputs_alone(forward: ForwardPass) -> ForwardPass:
+def outputs_alone(forward: ForwardPass) -> ForwardPass:
     """The same pass with a loss that computes nothing: examples by themselves need none."""
     objective = copy.copy(forward.objective)
     objective.program = copy.copy(objective.program)

@@ -23,8 +23,8 @@ class TargetRatio(Part):
 
     Goes with a solver that has a candidate for every damping (`Direct`). The damping is bisected, in its logarithm,
     between a factor below and a factor above that of the last step, for the longest step whose reduction ratio is above
-    the target. Where none is, but one is above zero, the one with the highest is taken; where there is none, the step is
-    rejected and the next one begins a factor higher. The source bisects the step's length between a third and three
+    the target. Where none is, but one is above zero, that with the highest is taken; where there is none, the step
+    is rejected and the next one begins a factor higher. The source bisects the step's length between a third and three
     times the last one, which takes all eigenvalues; the length falls at most as the damping rises, so that the factor
     here is larger.
 

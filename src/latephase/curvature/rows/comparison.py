@@ -1,0 +1,73 @@
+"""Rows compared with a pull-back of the whole chunk."""
+
+import weakref
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+
+from ...objective import Residuals, random_signs, term_of
+from ..eager import ForwardPass
+from ..loss import Product
+
+
+def is_due(forward: ForwardPass) -> bool:
+    """Whether rows that were followed are compared: use number 1, 2, 4, 8, ... of a model on data of a kind are."""
+    objective = forward.objective
+    uses = _uses.setdefault(objective.model, {})
+    kind = objective.kind_of(forward.chunk)
+    uses[kind] = uses.get(kind, 0) + 1
+    return uses[kind] & (uses[kind] - 1) == 0
+
+
+_uses: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, int]]" = weakref.WeakKeyDictionary()
+
+
+class Comparison:
+    """Whether rows u'J~ of a random vector u of signs are what a pull-back of the whole chunk makes of it.
+
+    Rows that were computed example by example are those of the chunk only where no example's outputs depend on other
+    examples.
+    """
+
+    def __init__(self, forward: ForwardPass, root: Product, scale: float):
+        self._forward = forward
+        generator = torch.Generator(forward.space.device).manual_seed(0)
+        self._signs = [random_signs(output, generator) for output in forward.outputs]
+        self._expected = forward.space.flatten(forward.pull(root([scale * u for u in self._signs])))
+        self._found = torch.zeros_like(self._expected)
+        self._squares = torch.zeros_like(self._expected[0])
+        examples = len(self._signs[0])
+        self._by_example = torch.cat([each.reshape(examples, -1) for each in self._signs], dim=1)
+
+    def add(self, piece: Tensor, examples: range, columns: range) -> None:
+        """Count rows in."""
+        u = self._by_example[examples.start : examples.stop, columns.start : columns.stop].reshape(-1)
+        self._found += u.to(piece.dtype) @ piece
+        self._squares += torch.linalg.vector_norm(piece).square()
+
+    def judge(self) -> None:
+        """Raise where they differ by more than rounding."""
+        eps = max(torch.finfo(p.dtype).eps for p in self._forward.space.parameters)
+        difference = float((self._found - self._expected).norm())
+        if difference > 3 * eps**0.5 * float(self._squares.sqrt()):
+            refuse_mixed(self._forward)
+
+
+def refuse_mixed(forward: ForwardPass) -> None:
+    """Raise the error of a chunk whose examples depend on each other.
+
+    Raises:
+        ValueError: always.
+    """
+    if isinstance(forward.objective.program, Residuals):
+        raise ValueError(
+            f"the residuals of term {term_of(forward.chunk)!r} at a point depend on other points (by a mean or a "
+            "difference over them, say), so that there is no row for each; let the function compute those of a point "
+            "from this point alone, put several points into one as a tuple (lower, upper), or use products (matvec)"
+        )
+    raise ValueError(
+        "the model's outputs for an example depend on other examples (as those of batch norm in training mode "
+        "do), or dimension 0 of inputs and targets does not count the examples: there is no row for each; "
+        "rewrite the model, put it into eval mode, or use products (matvec)"
+    )
