@@ -23,8 +23,10 @@ if TYPE_CHECKING:
         QuadraticLearningRate,
         QuadraticStepReport,
         QuadraticStepStatus,
+        ResidualsResult,
         StepReport,
         StepStatus,
+        minimize_residuals,
     )
     from .parameters import by_module, layerwise
     from .records import JSONLinesWriter, TensorBoardWriter
@@ -52,6 +54,7 @@ __all__ = [
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",
+    "ResidualsResult",
     "StepReport",
     "StepStatus",
     "TensorBoardWriter",
@@ -59,6 +62,7 @@ __all__ = [
     "by_module",
     "check",
     "layerwise",
+    "minimize_residuals",
 ]
 __version__ = "0.1.0"
 
@@ -84,6 +88,7 @@ _ROOMS = {
     "QuadraticLearningRate": "optim",
     "QuadraticStepReport": "optim",
     "QuadraticStepStatus": "optim",
+    "ResidualsResult": "optim",
     "SGDQLR": "optim",
     "StepReport": "optim",
     "StepStatus": "optim",
@@ -92,6 +97,7 @@ _ROOMS = {
     "by_module": "parameters",
     "check": "diagnosis",
     "layerwise": "parameters",
+    "minimize_residuals": "optim",
 }
 
 

@@ -7,6 +7,7 @@ from .newton import is_former as is_former
 from .parts import Fixed, LevenbergMarquardt, StepReport, StepStatus
 from .quadratic_lr import SGDQLR, AdamQLR, QuadraticLearningRate, QuadraticStepReport, QuadraticStepStatus
 from .quadratic_lr import QuadraticOptions as QuadraticOptions
+from .residuals import ResidualsResult, minimize_residuals
 
 __all__ = [
     "CG",
@@ -26,6 +27,8 @@ __all__ = [
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",
+    "ResidualsResult",
     "StepReport",
     "StepStatus",
+    "minimize_residuals",
 ]
