@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, jvp, vmap
 
+from ...objective import quiet_forward_mode
+
 Callback = Callable[[Any], Any]
 WIDTH = 256
 """Directions of a Jacobian that are computed at once: enough to fill the vector units, few enough for memory."""
@@ -125,9 +127,10 @@ class ResidualFunction:
             return self._tensor(self._function(x), "function")
 
         if self._forward and len(x) <= count:
+            along = vmap(lambda tangent: jvp(function, (x,), (tangent,))[1], chunk_size=WIDTH)
             try:
-                along = vmap(lambda tangent: jvp(function, (x,), (tangent,))[1], chunk_size=WIDTH)
-                return along(torch.eye(len(x)).to(x)).mT.contiguous()
+                with quiet_forward_mode():
+                    return along(torch.eye(len(x)).to(x)).mT.contiguous()
             except NotImplementedError:  # an operation without forward derivatives
                 self._forward = False
         rows: Any = jacrev(function, chunk_size=WIDTH)(x)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..parts import Fixed, LevenbergMarquardt, is_number
+from ..parts import LevenbergMarquardt, is_number
 from .function import ResidualFunction
 from .result import CONVERGED, EXHAUSTED, STUCK, ResidualsResult
 from .steps import Point, Steps, faded
@@ -38,7 +38,7 @@ def minimize_residuals(
     function: Callable[[Any], Any],
     x0: Any,
     jac: Callable[[Any], Any] | None = None,
-    damping: float | LevenbergMarquardt | Fixed = DEFAULT_DAMPING,
+    damping: float | LevenbergMarquardt = DEFAULT_DAMPING,
     ftol: float = 1e-8,
     xtol: float = 1e-8,
     gtol: float = 1e-8,
@@ -61,8 +61,8 @@ def minimize_residuals(
         x0: start [P].
         jac: x [P] -> dr/dx [N, P]. Default None: with NumPy central differences, 2 P evaluations; with torch the exact
             derivatives by `torch.func`, columns where P <= N, else rows.
-        damping: lambda, and the rule by which it follows the reduction ratio: `LevenbergMarquardt`, `Fixed`, or the
-            first one's initial value. It is relative to the squared columns of J. Default 1e3, times 0.1 where the
+        damping: lambda, and the rule by which it follows the reduction ratio: `LevenbergMarquardt(...)`, or a number,
+            where it begins. It is relative to the squared columns of J. Default 1e3, times 0.1 where the
             ratio is above 3/4, times 3 where it is below 1/4 or the step rejected.
         ftol: the end is where cost and model agree that a step lowers the cost by less than this part of it. Default
             1e-8.
@@ -106,7 +106,7 @@ class _Descent:
     def __init__(
         self,
         function: ResidualFunction,
-        rule: LevenbergMarquardt | Fixed,
+        rule: LevenbergMarquardt,
         tolerances: tuple[float, float, float],
         limit: int,
     ):
@@ -228,13 +228,15 @@ class _Descent:
         )
 
 
-def _rule(damping: Any) -> LevenbergMarquardt | Fixed:
+def _rule(damping: Any) -> LevenbergMarquardt:
     """The part that a damping stands for."""
-    if isinstance(damping, (LevenbergMarquardt, Fixed)):
-        return damping
-    if not is_number(damping):
-        raise TypeError(f"damping must be a number, LevenbergMarquardt(...) or Fixed(...), got {damping!r}")
-    return DEFAULT_DAMPING.changed(initial=damping)
+    if is_number(damping):
+        damping = DEFAULT_DAMPING.changed(initial=damping)
+    if not isinstance(damping, LevenbergMarquardt):
+        raise TypeError(f"damping must be a number or LevenbergMarquardt(...), got {damping!r}")
+    if damping.initial == 0 or damping.factors[1] == 1:
+        raise ValueError(f"damping must be able to rise after a rejected step: begin above 0; got {damping!r}")
+    return damping
 
 
 def _refuse(others: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ class Steps:
         length: |D p| of the last trial, over |D x| of the point.
         predicted: decrease of the cost that the model without damping expects of the last trial.
         trial: the point that was tried last; None where it was not finite, or was not evaluated.
-        finite: whether any trial was finite.
+        finite: whether the residuals were finite anywhere along a trial.
     """
 
     def __init__(self, function: ResidualFunction, point: Point, rows: Tensor, scale: Tensor, damped: bool, limit: int):
@@ -118,7 +118,7 @@ class Steps:
         trial = None if r is None else Point.of(x, r)
         if trial is None or not math.isfinite(trial.cost):
             return -math.inf
-        self.trial, self.finite = trial, True
+        self.trial = trial
         smallest = resolution(self._point.cost, self._function.rounding)
         return reduction_ratio(trial.cost - self._point.cost, predicted, smallest)
 
@@ -127,6 +127,7 @@ class Steps:
         there = self._function.values(self._point.x + FURTHER * z / self._scale)
         if there is None:
             return None
+        self.finite = True
         curved = ((there - self._point.r) / FURTHER - slopes) * (2 / FURTHER)
         if float(curved.norm()) <= self._noise:
             return torch.zeros_like(z)
