@@ -1,5 +1,6 @@
 """`minimize_residuals` on problems whose solution is known, beside NumPy's and SciPy's answers, and on bad input."""
 
+import doctest
 import math
 
 import numpy as np
@@ -239,6 +240,15 @@ def test_each_tolerance_ends_it():
     assert minimize_residuals(decay, START, **loose).success  # at the rounding of the cost
 
 
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("damping", [1e3, 1e8])
+def test_a_step_that_the_damping_keeps_short_has_not_converged(distance, damping):
+    best = least_squares(decay, START, jac=decay_jac, method="lm", ftol=1e-15, xtol=1e-15, gtol=1e-15)
+    found = minimize_residuals(decay, best.x * (1 + distance), jac=decay_jac, damping=damping, ftol=1e-13, xtol=1e-13)
+    assert found.success
+    np.testing.assert_allclose(found.x, best.x, rtol=1e-7)  # the root of what rounding leaves of the cost
+
+
 def test_a_start_at_the_minimum_stays():
     found = minimize_residuals(lambda x: x - 1, np.ones(2))
     assert (found.status, found.nfev, found.cost) == (1, 1, 0.0)
@@ -382,3 +392,10 @@ def test_bounds_that_bound_nothing_are_none():
 
 def test_the_names_are_public():
     assert {"minimize_residuals", "ResidualsResult"} <= set(latephase.__all__)
+
+
+def test_the_example_of_the_docstring():
+    (example,) = [
+        test for test in doctest.DocTestFinder().find(minimize_residuals, "example", globs={}) if test.examples
+    ]
+    assert doctest.DocTestRunner().run(example).failed == 0

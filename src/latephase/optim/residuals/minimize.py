@@ -21,6 +21,8 @@ PER_UNKNOWN = 1000
 """Default of max_nfev per unknown: the longest valley among NIST's problems, of three unknowns, takes 2,100."""
 STEEP = 0.1
 """A cosine between residuals and Jacobian, where nothing lowers the cost, that no rounding explains."""
+NOTHING = 16
+"""A promised decrease of so many units of rounding of the cost is none; a ratio tells nothing below a quarter of it."""
 
 _ELSEWHERE = {
     "bounds": 'take scipy.optimize.least_squares(..., method="trf"), or write the bounded unknown as a function of a '
@@ -86,7 +88,7 @@ def minimize_residuals(
         >>> t, y = np.arange(4.0), np.array([2.0, 1.2, 0.75, 0.45])
         >>> fit = minimize_residuals(lambda x: x[0] * np.exp(-x[1] * t) - y, [1.0, 1.0])
         >>> fit.success, fit.x.round(3).tolist()
-        (True, [2.003, 0.498])
+        (True, [1.996, 0.497])
     """
     _refuse(others)
     rule = _rule(damping)
@@ -112,7 +114,7 @@ class _Descent:
     ):
         self._function, self._rule, self._limit = function, rule, limit
         self._ftol, self._xtol, self._gtol = tolerances
-        self._damping = rule.initial
+        self._damping, self._rejected = rule.initial, False
         self._point = Point.of(function.start, function.first())
         if not math.isfinite(self._point.cost):
             raise ValueError("the sum of squares at x0 overflows: divide the residuals by a constant")
@@ -152,16 +154,21 @@ class _Descent:
 
         used = self._rule.walk(self._damping, ratio)
         found, trial, before = ratios[used], steps.trial, self._point
+        held = math.isnan(found) and trial is not None and not self._rejected and len(ratios) == 1
+        held = held and (1 + used) * steps.predicted > max(self._ftol, NOTHING * self._function.rounding) * before.cost
+        if held:  # the damping alone makes it too short to tell anything, and may fall
+            found = math.inf
         if trial is not None and trial.cost <= before.cost and not self._move(trial):
             found, trial = -math.inf, None
         lowered = trial is not None and trial.cost <= before.cost
-        status = self._converged(found, before.cost, trial, steps) if lowered or math.isnan(found) else None
-        if status is None and not lowered and steps.length <= self._xtol:
+        self._rejected = not (lowered or held)
+        status = self._converged(found, before.cost, used, steps) if lowered or math.isnan(found) else None
+        if status is None and self._rejected and steps.length <= self._xtol:
             status = STUCK if self._steep(steps) else 3
         if status is None and self._function.evaluations >= self._limit:
             status = EXHAUSTED
         last, self._damping = self._damping, self._rule.next(used, found)
-        if status is None and not lowered and last == self._damping == used:  # no other damping is left
+        if status is None and self._rejected and last == self._damping == used:  # no other damping is left
             status = STUCK if self._steep(steps) or not steps.finite else 2
         return status, steps
 
@@ -177,17 +184,21 @@ class _Descent:
         self._scale = faded(self._scale, self._norms())
         return True
 
-    def _converged(self, ratio: float, cost: float, trial: Point | None, steps: Steps) -> int | None:
-        """The status of a step that did not raise the cost, or whose change is within rounding."""
+    def _converged(self, ratio: float, cost: float, used: float, steps: Steps) -> int | None:
+        """The status of a step that did not raise the cost, or whose change is within rounding.
+
+        Decrease and length are about those of a step without damping: a step that is short since the damping holds it
+        has not converged.
+        """
         if math.isnan(ratio) and steps.trial is None:  # not evaluated
             return None
         if self._point.cost == 0:
             return 1
-        decrease = 0.0 if trial is None else cost - trial.cost
-        by_cost = math.isnan(ratio) or (max(decrease, steps.predicted) <= self._ftol * cost and ratio > 0.25)
         if math.isnan(ratio) and self._steep(steps):
             return STUCK
-        by_length = steps.length <= self._xtol
+        decrease = max(cost - self._point.cost, (1 + used) * steps.predicted)
+        by_cost = math.isnan(ratio) or (decrease <= self._ftol * cost and ratio > 0.25)
+        by_length = (1 + used) * steps.length <= self._xtol
         return 4 if by_cost and by_length else 2 if by_cost else 3 if by_length else None
 
     def _steep(self, steps: Steps) -> bool:
