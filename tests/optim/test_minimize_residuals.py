@@ -219,6 +219,42 @@ def test_a_function_may_write_into_its_argument():
     np.testing.assert_array_equal(minimize_residuals(function, START).x, minimize_residuals(decay, START).x)
 
 
+class Square(torch.autograd.Function):
+    """x^2 without forward derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, slopes):
+        return 2 * slopes * ctx.saved_tensors[0]
+
+
+def test_an_operation_without_forward_derivatives_is_differentiated_backward():
+    found = minimize_residuals(lambda x: Square.apply(x) - 2, torch.tensor([1.0, 3.0], dtype=torch.float64))
+    torch.testing.assert_close(found.x, torch.full((2,), 2.0, dtype=torch.float64).sqrt())
+
+
+def test_an_error_of_a_function_in_float32_says_what_it_was_given():
+    layer = torch.nn.Linear(2, 3)
+    with pytest.raises(RuntimeError, match="dtype") as caught:
+        minimize_residuals(layer, torch.zeros(2))
+    assert "given x0 in float64" in caught.value.__notes__[0]
+
+
+def test_an_unknown_that_is_lost_on_the_way_is_warned_of():
+    with pytest.warns(UserWarning, match="is x lost on the way") as caught:
+        minimize_residuals(lambda x: torch.tensor([float(x[0]) - 1.0], dtype=torch.float64), torch.zeros(1))
+    assert caught[0].filename == __file__
+
+
 # ----------------------------------------------------------------------------------------------------- stopping
 
 

@@ -65,7 +65,15 @@ class ResidualFunction:
         """R [N] at the start."""
         self.evaluations += 1
         with torch.no_grad():
-            r = self._tensor(self._function(self._argument(self.start)), "function")
+            try:
+                found = self._function(self._argument(self.start))
+            except Exception as error:
+                if self._dtype not in (torch.float64, np.float64):
+                    error.add_note(
+                        f"function was given x0 in float64, to which {self._dtype} is widened; so must be data"
+                    )
+                raise
+            r = self._tensor(found, "function")
         if r.ndim != 1 or len(r) == 0:
             raise ValueError(
                 f"function must return residuals of shape [N] with N >= 1, got {list(r.shape)}; "

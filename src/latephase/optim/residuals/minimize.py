@@ -122,7 +122,7 @@ class _Descent:
             warnings.warn(
                 f"function returns residuals with {-math.log10(function.rounding):.0f} digits: cost and x cannot be "
                 "better than these leave them; compute them in float64 (data and constants, too)",
-                stacklevel=4,
+                stacklevel=3,
             )
         self._typical = self._point.x.abs()
         rows = self._rows_at(self._point)
@@ -131,7 +131,11 @@ class _Descent:
         self._rows = rows
         self._scale = faded(None, self._norms())
         if not bool(rows.any()) and self._point.cost > 0:
-            warnings.warn("no residual depends on x at x0, by its derivatives: nothing can be done there", stacklevel=4)
+            warnings.warn(
+                "no residual depends on x at x0, by its derivatives, so that nothing can be done there. With torch: is "
+                "x lost on the way, by float(x), x.item(), x.detach()?",
+                stacklevel=3,
+            )
 
     def run(self) -> ResidualsResult:
         """Step until a test of convergence holds, or nothing more can be done."""
