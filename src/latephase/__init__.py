@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         QuadraticLearningRate,
         QuadraticStepReport,
         QuadraticStepStatus,
+        ResidualsResult,
         SecondOrderReport,
         StepReport,
         StepStatus,
         TargetRatio,
+        minimize_residuals,
     )
     from .parameters import by_module, layerwise
     from .records import JSONLinesWriter, TensorBoardWriter
@@ -62,6 +64,7 @@ __all__ = [
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",
+    "ResidualsResult",
     "SecondOrderReport",
     "StepReport",
     "StepStatus",
@@ -71,6 +74,7 @@ __all__ = [
     "by_module",
     "check",
     "layerwise",
+    "minimize_residuals",
 ]
 __version__ = "0.1.0"
 
@@ -100,6 +104,7 @@ _ROOMS = {
     "QuadraticLearningRate": "optim",
     "QuadraticStepReport": "optim",
     "QuadraticStepStatus": "optim",
+    "ResidualsResult": "optim",
     "SGDQLR": "optim",
     "SecondOrderReport": "optim",
     "StepReport": "optim",
@@ -110,6 +115,7 @@ _ROOMS = {
     "by_module": "parameters",
     "check": "diagnosis",
     "layerwise": "parameters",
+    "minimize_residuals": "optim",
 }
 
 

@@ -14,6 +14,7 @@ from .parts import (
 )
 from .quadratic_lr import SGDQLR, AdamQLR, QuadraticLearningRate, QuadraticStepReport, QuadraticStepStatus
 from .quadratic_lr import over as over
+from .residuals import ResidualsResult, minimize_residuals
 
 __all__ = [
     "CG",
@@ -35,8 +36,10 @@ __all__ = [
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",
+    "ResidualsResult",
     "SecondOrderReport",
     "StepReport",
     "StepStatus",
     "TargetRatio",
+    "minimize_residuals",
 ]
