@@ -275,6 +275,20 @@ def test_pieces_have_passes_of_their_own_where_little_is_kept(size, monkeypatch)
     check(seeded(network), randn(9, 2, seed=4), by_autograd, microbatch_size=size, memory_limit=0)
 
 
+def test_passes_narrower_than_the_parameters():
+    def forward(model, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x).float()
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 3)), randn(40, 20, seed=2).float()
+    curved = linearize(Objective(model, nn.MSELoss(), (x, torch.zeros(40, 3)), forward=forward))
+    v = randn(curved.space.size, seed=3).float()
+    rows = curved.rows()
+    torch.testing.assert_close(rows.T @ (rows @ v), curved.matvec(v), rtol=0.02, atol=0.02 * float(v.norm()) / 20)
+    torch.testing.assert_close(curved.row_kernel(), rows @ rows.T, rtol=0.02, atol=1e-3)
+
+
 MIXING = {
     "mean": lambda y: y - y.mean(0),
     "softmax": lambda y: y.softmax(0),

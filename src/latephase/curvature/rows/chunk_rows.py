@@ -116,9 +116,8 @@ class ChunkRows:
         """The pieces, each in memory of its own or in its place in a tensor of all rows."""
         if self._root is None:
             return
-        most, write, examples, is_checked = self._way(self._root, most, into is not None)
+        most, write, examples, check = self._way(self._root, most, into is not None)
         columns = self.count // examples
-        check = Comparison(self._forward, self._root, math.sqrt(self._weight)) if is_checked else None
         start = 0
         for some in _ranges(examples, max(most // columns, 1)):
             for those in _ranges(columns, min(most, columns)):
@@ -154,8 +153,8 @@ class ChunkRows:
             flat = torch.cat([each.reshape(-1) for each in found])
         return flat.detach().to(self._space.dtype) * math.sqrt(self._weight)
 
-    def _way(self, root: Product, most: int | None, is_there: bool) -> tuple[int, Write, int, bool]:
-        """How many rows are written at a time, how, of how many examples, and whether to try them with a vector.
+    def _way(self, root: Product, most: int | None, is_there: bool) -> tuple[int, Write, int, Comparison | None]:
+        """How many rows are written at a time, how, of how many examples, and what they are compared with.
 
         Where the memory of all rows is there already, following takes little more than a backward pass has anyway.
         """
@@ -166,7 +165,9 @@ class ChunkRows:
         if followed is not None and followed.works():
             is_one = most is None and limit is None and (is_there or self._is_small())
             most = self.count if is_one else most or self._fitting(alone)
-            return most, followed.write, followed.examples, is_due(self._forward)
+            is_compared, dtypes = is_due(self._forward), followed.dtypes
+            check = Comparison(self._forward, root, scale, dtypes) if is_compared else None
+            return most, followed.write, followed.examples, check
         most = most or self._fitting(alone)
         pull = pull_examples(self._forward) if self._apart else pull_whole(self._forward)
 
@@ -183,7 +184,9 @@ class ChunkRows:
                 out[..., start : start + own.shape[2]] = own
                 start += own.shape[2]
 
-        return most, write, alone, self._apart
+        dtypes = {p.dtype for p in self._space.parameters}
+        check = Comparison(self._forward, root, scale, dtypes) if self._apart else None
+        return most, write, alone, check
 
     def _is_small(self) -> bool:
         """Whether all rows take so little memory that looking for what there is would take longer."""

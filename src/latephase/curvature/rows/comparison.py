@@ -1,7 +1,7 @@
 """Rows compared with a pull-back of the whole chunk."""
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,16 @@ class Comparison:
 
     Rows that were computed example by example are those of the chunk only where no example's outputs depend on other
     examples.
+
+    Args:
+        forward: the pass over the chunk.
+        root: of the loss's Hessian in the outputs.
+        scale: of the rows.
+        dtypes: in which both are computed.
     """
 
-    def __init__(self, forward: ForwardPass, root: Product, scale: float):
-        self._forward = forward
+    def __init__(self, forward: ForwardPass, root: Product, scale: float, dtypes: Iterable[torch.dtype]):
+        self._eps = max(torch.finfo(dtype).eps for dtype in dtypes)
         generator = torch.Generator(forward.space.device).manual_seed(0)
         self._signs = [random_signs(output, generator) for output in forward.outputs]
         self._expected = forward.space.flatten(forward.pull(root([scale * u for u in self._signs])))
@@ -48,9 +54,8 @@ class Comparison:
 
     def judge(self) -> None:
         """Raise where they differ by more than rounding."""
-        eps = max(torch.finfo(p.dtype).eps for p in self._forward.space.parameters)
         difference = float((self._found - self._expected).norm())
-        if difference > 3 * eps**0.5 * float(self._squares.sqrt()):
+        if difference > 3 * self._eps**0.5 * float(self._squares.sqrt()):
             refuse_mixed(self._forward)
 
 

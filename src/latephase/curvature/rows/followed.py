@@ -30,6 +30,10 @@ class FollowedRows:
         forward: the pass over the whole chunk.
         root: of the loss's Hessian in the outputs.
         scale: of the rows.
+
+    Attributes:
+        examples: how many there are.
+        dtypes: of the parameters and, once it is known that this works, of the backward pass.
     """
 
     def __init__(self, forward: ForwardPass, root: Product, scale: float):
@@ -40,6 +44,7 @@ class FollowedRows:
         self._numbers = AT_ONCE if limit is None else min(AT_ONCE, limit // forward.space.dtype.itemsize)
         self._may_cut = not forward.random
         self._part: tuple[range, ForwardPass] = range(self.examples), forward
+        self.dtypes = {p.dtype for p in forward.space.parameters}
         self._known: dict[int, list[Terms | None]] = {}
 
     def works(self) -> bool:
@@ -50,6 +55,7 @@ class FollowedRows:
             if is_exhaustion(error):
                 raise
             return False
+        self.dtypes |= {x.dtype for x in _tensors(terms)}
         self._may_cut &= _numbers(terms) * sum(self._widths) > self._numbers  # otherwise all is kept
         return True
 
@@ -150,4 +156,8 @@ class FollowedRows:
 
 
 def _numbers(terms: Sequence[Terms | None]) -> int:
-    return sum(own.numbers() for own in terms if own is not None)
+    return sum(x.numel() for x in _tensors(terms))
+
+
+def _tensors(terms: Sequence[Terms | None]) -> list[Tensor]:
+    return [x for own in terms if own is not None for x in own.own()]

@@ -96,10 +96,12 @@ class Terms:
                 return None
         return right
 
-    def numbers(self) -> int:
-        """How many numbers the terms' own factors hold."""
+    def own(self) -> list[Tensor]:
+        """The tensors that the terms hold, without the right factors: a layer's inputs, which the graph keeps."""
         factors = [*self.values, *(left for left, _ in self.products)]
-        return sum(x.numel() for x in factors if isinstance(x, Tensor))
+        inner = [x.terms for x in factors if isinstance(x, ByExample)]
+        found = [x for x in factors if isinstance(x, Tensor)]
+        return found + [x for terms in inner for each in terms if each is not None for x in each.own()]
 
     def of(self, examples: slice, shape: Sequence[int]) -> Tensor:
         """The terms of some examples, [some, *shape]."""
