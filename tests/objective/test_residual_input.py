@@ -161,8 +161,26 @@ def mixed(model: nn.Module, points: Tensor) -> Tensor:
     return model(points) - model(points).mean()
 
 
-def test_a_function_that_mixes_rows_has_products_and_no_rows():
-    objective = Objective.from_residuals(network(), {"a": (values, INTERIOR), "b": (mixed, INTERIOR)})
+def hidden(model: nn.Module, points: Tensor) -> Tensor:
+    return model(points) - model(points).max(0).values
+
+
+def test_rows_of_a_function_that_mixes_them_are_the_residuals_own_where_that_can_be_followed():
+    model = network()
+    rows = linearize(Objective.from_residuals(model, {"b": (mixed, INTERIOR)})).rows()
+
+    def residuals(*parameters: Tensor) -> Tensor:
+        named = dict(zip(dict(model.named_parameters()), parameters, strict=True))
+        u = torch.func.functional_call(model, named, (INTERIOR,))
+        return (u - u.mean())[:, 0]
+
+    pieces = torch.autograd.functional.jacobian(residuals, tuple(p.detach() for p in model.parameters()))
+    expected = torch.cat([piece.reshape(len(piece), -1) for piece in pieces], 1) * (2 / len(INTERIOR)) ** 0.5
+    torch.testing.assert_close(rows, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_function_that_mixes_rows_out_of_sight_has_products_and_no_rows():
+    objective = Objective.from_residuals(network(), {"a": (values, INTERIOR), "b": (hidden, INTERIOR)})
     assert linearize(objective).matvec(torch.ones(44, dtype=torch.float64)).isfinite().all()
     with pytest.raises(ValueError, match="the residuals of term 'b' at a point depend on other points"):
         linearize(objective).rows()

@@ -55,7 +55,7 @@ class TestDirect(SolverContract):
             p = DirectSolve(model, **own).solve(0.0)
             found.append(np.zeros(end - begin, b.dtype) if p is None else p.numpy())
         solution = np.concatenate(found)
-        predicted = energy(matrix, b, solution) if np.isfinite(matrix).all() else math.nan
+        predicted = energy(matrix, b, solution) if np.isfinite(matrix).all() and np.isfinite(b).all() else math.nan
         return Solved(solution, [predicted], [solution])
 
     def options(self):

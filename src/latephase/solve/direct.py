@@ -156,7 +156,10 @@ class DirectSolve:
     @property
     def norm(self) -> float:
         """A bound on the largest eigenvalue of J'J, in the scale of the damping."""
-        return float(self._squared.diagonal().sum())
+        diagonal = self._squared.diagonal()
+        if self.side == "primal" and self._divides:
+            diagonal = self._root * diagonal * self._root
+        return float(diagonal.sum())
 
     @property
     def _has_rows(self) -> bool:

@@ -37,6 +37,7 @@ class Comparison:
     """
 
     def __init__(self, forward: ForwardPass, root: Product, scale: float, dtypes: Iterable[torch.dtype]):
+        self._forward = forward
         self._eps = max(torch.finfo(dtype).eps for dtype in dtypes)
         generator = torch.Generator(forward.space.device).manual_seed(0)
         self._signs = [random_signs(output, generator) for output in forward.outputs]

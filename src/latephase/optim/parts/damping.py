@@ -110,7 +110,10 @@ class LevenbergMarquardt(_Adapted):
             found = ratio(damping)
             if math.isnan(found) or found > 0:
                 return damping
-            damping = min(damping * self.factors[1], self.range[1])
+            risen = min(damping * self.factors[1], self.range[1])
+            if risen == damping:
+                break
+            damping = risen
         return None
 
     def next(self, used: float, ratio: float) -> float:

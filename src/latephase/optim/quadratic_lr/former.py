@@ -81,7 +81,7 @@ def with_parts(flat: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, An
 def _damping(flat: Mapping[str, Any], own: AnyDamping, adapted: float | None) -> tuple[AnyDamping, Any]:
     """The rule, with the optimizer's own initial value, which flat options do not keep, and the damping as it was."""
     damping = flat.get("damping", own.initial if adapted is None else adapted)
-    known = LevenbergMarquardt() if isinstance(own, Fixed) else own
+    known = own if isinstance(own, LevenbergMarquardt | DecreasingLoss) else LevenbergMarquardt()
     factors = flat.get("damping_factors", None if isinstance(own, Fixed) else known.factors)
     model = flat.get("reduction_ratio", own.model)
     if factors is None:

@@ -156,7 +156,8 @@ class _Descent:
             ratios[damping] = steps.ratio(damping)
             return ratios[damping]
 
-        used = self._rule.walk(self._damping, ratio)
+        taken = self._rule.walk(self._damping, ratio)
+        used = list(ratios)[-1] if taken is None else taken
         found, trial, before = ratios[used], steps.trial, self._point
         held = math.isnan(found) and trial is not None and not self._rejected and len(ratios) == 1
         held = held and (1 + used) * steps.predicted > max(self._ftol, NOTHING * self._function.rounding) * before.cost
