@@ -151,7 +151,7 @@ def test_where_squares_have_no_digits_left_singular_values_are_taken(shape):
 @pytest.mark.parametrize("side", ["primal", "dual"])
 def test_digits_are_judged_in_the_scale_of_the_damping(side):
     """J and the root of S times the same number have the same solution, and the same decomposition."""
-    for damping, expected in ((1e-13, "cholesky"), (1e-17, "svd")):
+    for damping, expected in ((1e-10, "cholesky"), (1e-17, "svd")):
         plain = Case(20, 8) if side == "primal" else Case(8, 20)
         J, g, scale = 1e-8 * plain.J, 1e-8 * plain.g, 1e-16
         solve = DirectSolve(LeastSquares(g, J, None, plain.r, None, None, scale), side=side)
