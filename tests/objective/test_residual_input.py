@@ -162,7 +162,7 @@ def mixed(model: nn.Module, points: Tensor) -> Tensor:
 
 
 def hidden(model: nn.Module, points: Tensor) -> Tensor:
-    return model(points) - model(points).max(0).values
+    return model(points) - model(points).sort(0).values
 
 
 def test_rows_of_a_function_that_mixes_them_are_the_residuals_own_where_that_can_be_followed():

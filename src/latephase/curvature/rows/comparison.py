@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 import torch
 from torch import Tensor, nn
 
-from ...objective import Residuals, random_signs, term_of
+from ...objective import Residuals, term_of
 from ..eager import ForwardPass
 from ..loss import Product
 
@@ -24,7 +24,7 @@ _uses: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, int]]" = weakref.Wea
 
 
 class Comparison:
-    """Whether rows u'J~ of a random vector u of signs are what a pull-back of the whole chunk makes of it.
+    """Whether rows u'J~ of a random vector u are what a pull-back of the whole chunk makes of it.
 
     Rows that were computed example by example are those of the chunk only where no example's outputs depend on other
     examples.
@@ -40,12 +40,15 @@ class Comparison:
         self._forward = forward
         self._eps = max(torch.finfo(dtype).eps for dtype in dtypes)
         generator = torch.Generator(forward.space.device).manual_seed(0)
-        self._signs = [random_signs(output, generator) for output in forward.outputs]
-        self._expected = forward.space.flatten(forward.pull(root([scale * u for u in self._signs])))
+        # No signs: what examples exchange would cancel where theirs are the same.
+        self._vector = [
+            torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device) for x in forward.outputs
+        ]
+        self._expected = forward.space.flatten(forward.pull(root([scale * u for u in self._vector])))
         self._found = torch.zeros_like(self._expected)
         self._squares = torch.zeros_like(self._expected[0])
-        examples = len(self._signs[0])
-        self._by_example = torch.cat([each.reshape(examples, -1) for each in self._signs], dim=1)
+        examples = len(self._vector[0])
+        self._by_example = torch.cat([each.reshape(examples, -1) for each in self._vector], dim=1)
 
     def add(self, piece: Tensor, examples: range, columns: range) -> None:
         """Count rows in."""
@@ -56,7 +59,8 @@ class Comparison:
     def judge(self) -> None:
         """Raise where they differ by more than rounding."""
         difference = float((self._found - self._expected).norm())
-        if difference > 3 * self._eps**0.5 * float(self._squares.sqrt()):
+        is_near = difference <= 3 * self._eps**0.5 * float(self._squares.sqrt())
+        if not is_near and bool(self._expected.isfinite().all()):
             refuse_mixed(self._forward)
 
 
