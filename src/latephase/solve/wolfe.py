@@ -84,8 +84,8 @@ def wolfe(
     The search is that of Moré and Thuente (1994): an interval that contains such a step is widened until it brackets
     one, and shrunk by cubic and quadratic interpolation; as long as no trial has both a low value and a rising slope,
     the function interpolated is phi(a) - c1 a phi'(0). Near a minimum differences of values are rounding while slopes
-    still have digits: a trial with phi(a) <= phi(0) + rounding and c2 phi'(0) <= phi'(a) <= (2 c1 - 1) phi'(0), the
-    approximate conditions of Hager and Zhang (2005, Section 2), is taken as well.
+    still have digits: where phi(a) is phi(0) up to rounding, a trial with c2 phi'(0) <= phi'(a) <= (2 c1 - 1) phi'(0),
+    the approximate conditions of Hager and Zhang (2005, Section 2), is taken as well.
 
     A trial that is not finite is an end of the interval, and the next one is nearer.
 
@@ -96,7 +96,7 @@ def wolfe(
         lr: first trial. Default 1.0, the quasi-Newton step.
         c1: share of the predicted decrease that is asked for. Default 1e-4 (Nocedal and Wright 2006, Section 3.1).
         c2: share of the slope that may be left. Default 0.9, from the same source, for quasi-Newton directions.
-        rounding: what phi may rise by in the approximate conditions. Default 0: only a loss that falls.
+        rounding: size up to which a difference of values tells nothing. Default 0: every one tells.
         max_trials: how often phi may be computed. Default 25, as `torch.optim.LBFGS` has it.
 
     Returns:
@@ -134,7 +134,7 @@ def _judged(trial: Trial, start: Trial, c1: float, c2: float, rounding: float) -
     if enough and abs(trial.slope) <= -c2 * start.slope:
         return WolfeStatus.WOLFE
     flat = c2 * start.slope <= trial.slope <= (2 * c1 - 1) * start.slope
-    return WolfeStatus.APPROXIMATE if flat and trial.value <= start.value + rounding else None
+    return WolfeStatus.APPROXIMATE if flat and abs(trial.value - start.value) <= rounding else None
 
 
 class _Search:
