@@ -121,7 +121,7 @@ def wolfe(
             break
         lr = following
     best = search.best
-    if best.lr > 0 and best.value <= f0 + c1 * slope * best.lr:
+    if best.value < f0 and best.value <= f0 + c1 * slope * best.lr:
         return WolfeResult(best.lr, best.value, WolfeStatus.DECREASE, trials)
     return WolfeResult(0.0, f0, WolfeStatus.FAILED, trials)
 
