@@ -9,7 +9,8 @@ method then has the same process seconds:
 - adam: goes on with Adam, its rate falling to zero by a cosine over the time;
 - lbfgs: `torch.optim.LBFGS`, strong Wolfe, history 100, tolerances off;
 - hessian_free: `HessianFree` with its defaults, all of the data;
-- gauss_newton: `GaussNewton` with its defaults; others are named in `METHODS`.
+- gauss_newton, self_scaled_broyden: `GaussNewton`, `SelfScaledBroyden` with their defaults; others are named in
+  `METHODS`.
 
 The error is relative, in the 2-norm, on a grid of 100 x 100. With --step, what one step costs instead, part by part,
 in gradients of the same objective, and beside the floor of its arithmetic, R^2 P + R^3 / 3 multiplications at the speed
@@ -34,7 +35,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latephase import Direct, GaussNewton, HessianFree, LevenbergMarquardt, Objective, TargetRatio
+from latephase import (
+    Direct,
+    GaussNewton,
+    HessianFree,
+    LevenbergMarquardt,
+    Objective,
+    SelfScaledBroyden,
+    TargetRatio,
+)
 from latephase.curvature import linearize
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
@@ -120,6 +129,8 @@ METHODS: dict[str, Callable[..., Callable[[], Any]]] = {
     "lbfgs": _lbfgs,
     "hessian_free": _second_order(HessianFree),
     "gauss_newton": _second_order(GaussNewton),
+    "self_scaled_broyden": _second_order(SelfScaledBroyden),
+    "self_scaled_bfgs": _second_order(SelfScaledBroyden, update="bfgs"),
     "plain": _second_order(GaussNewton, solver=Direct(acceleration=0.0)),
     "target_ratio": _second_order(GaussNewton, damping=TargetRatio()),
     "plain_target_ratio": _second_order(GaussNewton, damping=TargetRatio(), solver=Direct(acceleration=0.0)),

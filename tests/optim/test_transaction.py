@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import CG, KFAC, SGDQLR, AdamQLR, Fixed, HessianFree, Objective
+from latephase import CG, KFAC, SGDQLR, AdamQLR, Fixed, HessianFree, Objective, SelfScaledBroyden
 from latephase.curvature.tracing import cache as traces
 
 
@@ -63,6 +63,7 @@ MAKERS = {
     "kfac": KFAC,
     "adam_qlr": AdamQLR,
     "sgd_qlr": SGDQLR,
+    "self_scaled_broyden": SelfScaledBroyden,
 }
 
 
