@@ -39,8 +39,8 @@ class Potential(nn.Module):
 
 def distances(x: Tensor) -> Tensor:
     """Distances of all pairs [N, pairs] of clusters [N, atoms, 3]."""
-    between = nn.functional.one_hot(FIRST, ATOMS) - nn.functional.one_hot(SECOND, ATOMS)
-    return (x.mT @ between.to(x.dtype).T).norm(dim=1)
+    # What x[:, FIRST] does cannot be followed backwards example by example; what index_select does can.
+    return (x.index_select(1, FIRST) - x.index_select(1, SECOND)).norm(dim=2)
 
 
 def morse(x: Tensor) -> Tensor:
