@@ -12,6 +12,7 @@ from .damping import levenberg_marquardt, reduction_ratio, resolution
 from .damping import quotient as quotient
 from .direct import FACTORIZATIONS as FACTORIZATIONS
 from .direct import SIDES as SIDES
+from .direct import TRIALS as TRIALS
 from .direct import DirectSolve, LeastSquares
 from .line_search import LineSearchResult, armijo
 from .result import CGResult

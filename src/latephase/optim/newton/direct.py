@@ -1,5 +1,7 @@
 """The direct solve of the damped Gauss-Newton system as the solver of a Newton step."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from ...solve import FACTORIZATIONS, SIDES
 from ..parts import Part
+from .direct_plan import DirectPlan, plan_of
 from .minimisers import Minimisers
 from .path import DampingPath
 from .quadratic import Quadratic
@@ -67,6 +70,22 @@ class Direct(Part):
     def expected(self, last: int | None) -> int:
         """No products with the curvature matrix."""
         return 0
+
+    def plan(
+        self, rows: int, size: int | Sequence[int], dtype: torch.dtype = torch.float32, room: float | None = None
+    ) -> DirectPlan:
+        """What a step takes, before it is taken.
+
+        Args:
+            rows: R of J~, see `curvature.Linearization.row_count`: numbers of residuals, or rows times classes.
+            size: P, or the sizes of the blocks.
+            dtype: of the parameters. Default torch's own.
+            room: bytes that J~ may take where a sum over pieces of it would do. Default: as many as it takes; a step
+                has a quarter of what is free, and the curvature objective's `memory_limit` where that is less.
+        """
+        blocks = [size] if isinstance(size, int) else list(size)
+        room = math.inf if room is None else room
+        return plan_of(rows, blocks, self.dtype or dtype, dtype, self.side, self.factorization, room)
 
     def solve(self, quadratic: Quadratic, start: Tensor | None) -> DampingPath:
         """The path of minimisers over the damping.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...objective import available
 from ...solve import DirectSolve, LeastSquares
+from .direct_plan import DirectPlan, plan_of
 from .path import Candidate
 from .quadratic import Quadratic
 
@@ -47,7 +48,8 @@ class Minimisers:
         self._dtype = solver.dtype or quadratic.gradient.dtype
         self._start = None if start is None else start.to(self._dtype)
         self._share = quadratic.share
-        self._rows = _rows(quadratic, solver)
+        self.plan = plan_of_step(quadratic, solver)
+        self._rows = quadratic.seen.curved.rows().to(self._dtype) if self.plan.whole else None
         self._models = self._of_blocks(solver)
         self._solves = [DirectSolve(model, solver.factorization, solver.side) for model in self._moved()]
 
@@ -55,18 +57,21 @@ class Minimisers:
         """The model of each block."""
         quadratic, curved = self._quadratic, self._quadratic.seen.curved
         sizes, decay = quadratic.blocks, curved.decay()
-        self._residual = curved.residual() if quadratic.seen.linear is curved else None
-        matrices = [None] * len(sizes) if self._rows is not None else curved.gram(sizes, self._dtype)
+        known = self._rows is not None and quadratic.seen.linear is curved
+        residual = curved.residual() if known else None
+        self._residual = None if residual is None else residual.to(self._dtype)
+        none = [None] * len(sizes)
+        matrices = none if self._rows is not None else curved.gram(sizes, self._dtype)
 
         def pieces(vector: Tensor | float | None) -> list:
             wide = vector.to(self._dtype) if isinstance(vector, Tensor) else vector
             return list(wide.split(sizes)) if isinstance(wide, Tensor) else [wide] * len(sizes)
 
         return [
-            LeastSquares(g, rows, matrix, None if rows is None else self._residual, rest, diagonal, scale)
+            LeastSquares(g, rows, matrix, self._residual, rest, diagonal, scale)
             for g, rows, matrix, rest, diagonal, scale in zip(
                 pieces(quadratic.gradient),
-                matrices if self._rows is None else self._rows.split(sizes, dim=1),
+                none if self._rows is None else self._rows.split(sizes, dim=1),
                 matrices,
                 pieces(None if decay is None else decay * quadratic.space.values()),
                 pieces(decay),
@@ -119,7 +124,7 @@ class Minimisers:
         if there is None:
             return None
         along = self._rows @ p
-        curved = (there - self._residual).to(self._dtype) - along
+        curved = there.to(self._dtype) - self._residual - along
         correction = self._share(self._solved(damping, curved))
         sizes = [there.norm(), self._residual.norm(), along.norm(), curved.norm(), correction.norm(), p.norm()]
         *rounded, bend, length, whole = self._share(torch.stack([size.double() for size in sizes])).tolist()
@@ -128,12 +133,36 @@ class Minimisers:
         return correction if math.isfinite(length) and 2 * length <= self._limit * whole else None
 
 
-def _rows(quadratic: Quadratic, solver: Settings) -> Tensor | None:
-    """J~ [R, P] where it is needed, or fits well into memory; None where its product is to be added up in pieces."""
-    curved, dtype = quadratic.seen.curved, solver.dtype or quadratic.gradient.dtype
-    count, size = curved.row_count(), quadratic.space.size
-    free = min(quadratic.seen.curved.objective.reduce.gather(available(quadratic.space.device)))
-    needed = count < size or solver.side == "dual" or solver.factorization == "svd"
-    if not needed and count * size * dtype.itemsize > free // 4:
-        return None
-    return curved.rows().to(dtype)
+def plan_of_step(quadratic: Quadratic, solver: Settings) -> DirectPlan:
+    """What the step takes; the same on all ranks.
+
+    Raises:
+        MemoryError: more than is free; nothing has been allocated.
+    """
+    curved, objective = quadratic.seen.curved, quadratic.seen.curved.objective
+    limit = math.inf if objective.memory_limit is None else objective.memory_limit
+    found = objective.reduce.gather((available(quadratic.space.device), limit))
+    free, limit = (min(numbers) for numbers in zip(*found, strict=True))
+    own = quadratic.gradient.dtype
+    side = "primal" if solver.side == "auto" and not _has_dual(quadratic) else solver.side
+    plan = plan_of(
+        curved.row_count(),
+        quadratic.blocks,
+        solver.dtype or own,
+        own,
+        side,
+        solver.factorization,
+        min(free // 4, limit),
+    )
+    plan.check_fit(free)
+    return plan
+
+
+def _has_dual(quadratic: Quadratic) -> bool:
+    """Whether the L2 term of every block is one multiple of what the damping multiplies."""
+    decay, sizes, scale = quadratic.seen.curved.decay(), quadratic.blocks, quadratic.damping_scale
+    if decay is None:
+        return True
+    scales = scale.split(sizes) if isinstance(scale, Tensor) else [scale] * len(sizes)
+    pieces = zip(quadratic.gradient.split(sizes), decay.split(sizes), scales, strict=True)
+    return all(LeastSquares(g, diagonal=own, scale=each).ridge is not None for g, own, each in pieces)
