@@ -7,6 +7,7 @@ from .newton import DirectPlan as DirectPlan
 from .parts import (
     DecreasingLoss,
     Fixed,
+    GaussNewtonReport,
     LevenbergMarquardt,
     SecondOrderReport,
     StepReport,
@@ -29,6 +30,7 @@ __all__ = [
     "Direct",
     "Fixed",
     "GaussNewton",
+    "GaussNewtonReport",
     "Hessian",
     "HessianFree",
     "KFACStepReport",

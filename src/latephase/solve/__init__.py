@@ -14,6 +14,7 @@ from .direct import FACTORIZATIONS as FACTORIZATIONS
 from .direct import SIDES as SIDES
 from .direct import TRIALS as TRIALS
 from .direct import DirectSolve, LeastSquares
+from .direct import digits_left as digits_left
 from .line_search import LineSearchResult, armijo
 from .result import CGResult
 from .stopping import CGStatus

@@ -97,4 +97,5 @@ class Direct(Part):
         zero = torch.zeros_like(quadratic.gradient) if start is None else start
         if not quadratic.finite:
             return DampingPath([], [], [], zero, (), (), 0)
-        return DampingPath([], [], [], zero, (), (), 0, at=Minimisers(self, quadratic, start).at)
+        found = Minimisers(self, quadratic, start)
+        return DampingPath([], [], [], zero, (), (), 0, at=found.at, work=found.work)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ...objective import available
-from ...solve import DirectSolve, LeastSquares
+from ...solve import DirectSolve, LeastSquares, digits_left
 from .direct_plan import DirectPlan, plan_of
-from .path import Candidate
+from .path import Candidate, DirectWork
 from .quadratic import Quadratic
 
 ROUNDING = 8
@@ -47,7 +47,7 @@ class Minimisers:
         self._quadratic, self._limit = quadratic, solver.acceleration
         self._dtype = solver.dtype or quadratic.gradient.dtype
         self._start = None if start is None else start.to(self._dtype)
-        self._share = quadratic.share
+        self._share, self._tried = quadratic.share, 0
         self.plan = plan_of_step(quadratic, solver)
         self._rows = quadratic.seen.curved.rows().to(self._dtype) if self.plan.whole else None
         self._models = self._of_blocks(solver)
@@ -91,6 +91,7 @@ class Minimisers:
 
         What comes out is the first rank's, on every rank: rounding may differ, and all must decide alike.
         """
+        self._tried += 1
         p = self._solved(damping)
         p = self._share(p if self._start is None else self._start + p)
         if not bool(p.isfinite().all()):
@@ -105,7 +106,20 @@ class Minimisers:
         numbers = self._share(torch.stack([undamped, undamped + damped]).double()).tolist()
         correction = self._acceleration(p, damping)
         p = p if correction is None else p + correction
-        return Candidate(p.to(self._quadratic.gradient.dtype), numbers[1], numbers[0])
+        return Candidate(p.to(self._quadratic.gradient.dtype), numbers[1], numbers[0], correction is not None)
+
+    def work(self, damping: float) -> DirectWork:
+        """What has been done, and what it is worth at a damping."""
+        counts = {kind: sum(solve.counts[kind] for solve in self._solves) for kind in ("cholesky", "eigh", "svd")}
+        relative, largest = min((damping / max(solve.norm, 1e-300), solve.norm) for solve in self._solves)
+        return DirectWork(
+            rows=self.plan.rows,
+            sides=tuple(solve.side for solve in self._solves),
+            dampings=self._tried,
+            largest=largest,
+            digits=digits_left(relative, self._dtype),
+            **counts,
+        )
 
     def _solved(self, damping: float, residual: Tensor | None = None) -> Tensor:
         """The solution of all blocks [P]; not numbers where there is none."""
