@@ -220,7 +220,7 @@ def test_the_text_fits_a_terminal_and_ends_with_the_verdict():
     report = check(cnn(), nn.CrossEntropyLoss(), pictures())
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[-1] == "Ready for second-order steps: no defect, 1 note."
+    assert lines[-1] == "Ready for second-order steps: no defect, 2 notes."
     assert repr(report) == str(report)
     names = [finding.name for finding in report.findings]
     assert len(names) == len(set(names))

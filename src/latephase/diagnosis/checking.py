@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..objective import Decay, Objective
-from . import cost, differences, products, reduction
+from . import cost, differences, products, reduction, rows
 from . import loss_and_gradient as function
 from .report import CheckReport
 from .subject import Subject
@@ -104,6 +104,7 @@ def _look(subject: Subject, whole: Objective, say: Callable[[str], object]) -> N
     products.check_definiteness(subject, seen)
     del curved, found
     products.check_hessian(subject)
+    rows.check_rows(subject)
     say("memory and time")
     cost.check_memory(subject)
     cost.check_time(subject)

@@ -3,9 +3,11 @@
 from .former import in_a_table as in_a_table
 from .kfac import KFAC, KFACStepReport, KroneckerFactors
 from .newton import CG, GGN, Armijo, Blocks, Direct, GaussNewton, Hessian, HessianFree
+from .newton import DirectPlan as DirectPlan
 from .parts import (
     DecreasingLoss,
     Fixed,
+    GaussNewtonReport,
     LevenbergMarquardt,
     SecondOrderReport,
     StepReport,
@@ -29,6 +31,7 @@ __all__ = [
     "Direct",
     "Fixed",
     "GaussNewton",
+    "GaussNewtonReport",
     "Hessian",
     "HessianFree",
     "KFACStepReport",

@@ -27,6 +27,13 @@ _GROUPS = {
     "products": "cg",
     "method": "cg",
     "recomputed": "cg",
+    "rows": "direct",
+    "sides": "direct",
+    "cholesky": "direct",
+    "eigh": "direct",
+    "svd": "direct",
+    "dampings": "direct",
+    "accelerated": "direct",
 }
 """Group of a report's field in TensorBoard; those named cg_... are in "cg" as well, all others in "step"."""
 _LINE_BEGINS = b'{"step": '
@@ -147,7 +154,8 @@ class TensorBoardWriter(_Writer):
 
     A tag is a group and the report's own name: `loss/` with loss, new_loss, evaluation_loss and new_evaluation_loss;
     `damping/` with damping, predicted_change and reduction_ratio; `cg/` with iterations, status, chosen, products and
-    recomputed; `step/` with the rest: gradient_norm, step_norm, lr, status, accepted (0 or 1) and seconds. With several
+    recomputed; `direct/`, of steps by a direct solve, with rows, cholesky, eigh, svd, dampings and accelerated (0 or
+    1); `step/` with the rest: gradient_norm, step_norm, lr, status, accepted (0 or 1) and seconds. With several
     blocks `cg/iterations` is the largest number of any block. A status is written as one scalar for each value that it
     can have: `step/status/taken` is 1 where the step was taken and 0 elsewhere, `cg/status/progress` the share of the
     blocks that stopped so; smoothed, they are shares of the steps. The methods of the products are texts, `cg/method`

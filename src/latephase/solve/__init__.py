@@ -12,7 +12,9 @@ from .damping import levenberg_marquardt, reduction_ratio, resolution
 from .damping import quotient as quotient
 from .direct import FACTORIZATIONS as FACTORIZATIONS
 from .direct import SIDES as SIDES
+from .direct import TRIALS as TRIALS
 from .direct import DirectSolve, LeastSquares
+from .direct import digits_left as digits_left
 from .line_search import LineSearchResult, armijo
 from .quasi_newton import UPDATES as UPDATES
 from .quasi_newton import Correction, correction

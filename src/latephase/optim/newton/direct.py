@@ -1,16 +1,18 @@
 """The direct solve of the damped Gauss-Newton system as the solver of a Newton step."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...objective import available
-from ...solve import FACTORIZATIONS, SIDES, DirectSolve, LeastSquares
+from ...solve import FACTORIZATIONS, SIDES
 from ..parts import Part
-from .path import Candidate, DampingPath
+from .direct_plan import DirectPlan, plan_of
+from .minimisers import Minimisers
+from .path import DampingPath
 from .quadratic import Quadratic
 
 
@@ -69,6 +71,22 @@ class Direct(Part):
         """No products with the curvature matrix."""
         return 0
 
+    def plan(
+        self, rows: int, size: int | Sequence[int], dtype: torch.dtype = torch.float32, room: float | None = None
+    ) -> DirectPlan:
+        """What a step takes, before it is taken.
+
+        Args:
+            rows: R of J~, see `curvature.Linearization.row_count`: numbers of residuals, or rows times classes.
+            size: P, or the sizes of the blocks.
+            dtype: of the parameters. Default torch's own.
+            room: bytes that J~ may take where a sum over pieces of it would do. Default: as many as it takes; a step
+                has a quarter of what is free, and the curvature objective's `memory_limit` where that is less.
+        """
+        blocks = [size] if isinstance(size, int) else list(size)
+        room = math.inf if room is None else room
+        return plan_of(rows, blocks, self.dtype or dtype, dtype, self.side, self.factorization, room)
+
     def solve(self, quadratic: Quadratic, start: Tensor | None) -> DampingPath:
         """The path of minimisers over the damping.
 
@@ -79,92 +97,5 @@ class Direct(Part):
         zero = torch.zeros_like(quadratic.gradient) if start is None else start
         if not quadratic.finite:
             return DampingPath([], [], [], zero, (), (), 0)
-        return DampingPath([], [], [], zero, (), (), 0, at=_Minimisers(self, quadratic, start).at)
-
-
-class _Minimisers:
-    """The candidates of a step, one for each damping."""
-
-    def __init__(self, solver: Direct, quadratic: Quadratic, start: Tensor | None):
-        self._quadratic, self._limit = quadratic, solver.acceleration
-        self._dtype = solver.dtype or quadratic.gradient.dtype
-        self._start = None if start is None else start.to(self._dtype)
-        self._rows = _rows(quadratic, solver)
-        self._models = self._of_blocks(solver)
-        self._solves = [DirectSolve(model, solver.factorization, solver.side) for model in self._moved()]
-
-    def _of_blocks(self, solver: Direct) -> list[LeastSquares]:
-        """The model of each block."""
-        quadratic, curved = self._quadratic, self._quadratic.seen.curved
-        sizes, decay = quadratic.blocks, curved.decay()
-        self._residual = curved.residual() if quadratic.seen.linear is curved else None
-        matrices = [None] * len(sizes) if self._rows is not None else curved.gram(sizes, self._dtype)
-
-        def pieces(vector: Tensor | float | None) -> list:
-            wide = vector.to(self._dtype) if isinstance(vector, Tensor) else vector
-            return list(wide.split(sizes)) if isinstance(wide, Tensor) else [wide] * len(sizes)
-
-        return [
-            LeastSquares(g, rows, matrix, None if rows is None else self._residual, rest, diagonal, scale)
-            for g, rows, matrix, rest, diagonal, scale in zip(
-                pieces(quadratic.gradient),
-                matrices if self._rows is None else self._rows.split(sizes, dim=1),
-                matrices,
-                pieces(None if decay is None else decay * quadratic.space.values()),
-                pieces(decay),
-                pieces(quadratic.damping_scale),
-                strict=True,
-            )
-        ]
-
-    def _moved(self) -> list[LeastSquares]:
-        if self._start is None:
-            return self._models
-        starts = self._start.split(self._quadratic.blocks)
-        return [model.moved(start) for model, start in zip(self._models, starts, strict=True)]
-
-    def at(self, damping: float) -> Candidate | None:
-        """The candidate of a damping, corrected for the curvature of the residuals where that is known."""
-        pieces = [solve.solve(damping) for solve in self._solves]
-        if any(piece is None for piece in pieces):
-            return None
-        p = torch.cat(pieces)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        p = p if self._start is None else self._start + p
-        if not bool(p.isfinite().all()):
-            return None
-        undamped = damped = p.new_zeros(())
-        starts = [0.0] * len(pieces) if self._start is None else self._start.split(self._quadratic.blocks)
-        for model, piece, start in zip(self._models, p.split(self._quadratic.blocks), starts, strict=True):
-            pull = torch.dot(model.scale * (start - piece), piece)  # (C + lambda S) p = lambda S start - g
-            undamped = undamped + 0.5 * torch.dot(model.gradient, piece) + 0.5 * damping * pull
-            damped = damped + 0.5 * damping * torch.dot(model.scale * piece, piece)
-        numbers = self._quadratic.share(torch.stack([undamped, undamped + damped]).double()).tolist()
-        p = self._quadratic.share(p + self._acceleration(p, damping))
-        return Candidate(p.to(self._quadratic.gradient.dtype), numbers[1], numbers[0])
-
-    def _acceleration(self, p: Tensor, damping: float) -> Tensor | float:
-        """-(J'J + lambda S)^-1 J'r'' / 2 [P], or zero where it is unknown or too long."""
-        if not self._limit or self._residual is None or self._rows is None or len(p) == 0:
-            return 0.0
-        space = self._quadratic.space
-        there = self._quadratic.seen.curved.residual_at(space.values() + p.to(space.dtype))
-        if there is None or not bool(there.isfinite().all()):
-            return 0.0
-        curved = (there - self._residual).to(self._dtype) - self._rows @ p
-        pieces = [solve.solve(damping, curved) for solve in self._solves]
-        if any(piece is None for piece in pieces):
-            return 0.0
-        correction = torch.cat(pieces)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        lengths = self._quadratic.share(torch.stack([correction.norm(), p.norm()])).tolist()
-        return correction if math.isfinite(lengths[0]) and 2 * lengths[0] <= self._limit * lengths[1] else 0.0
-
-
-def _rows(quadratic: Quadratic, solver: Direct) -> Tensor | None:
-    """J~ [R, P] where it is needed, or fits well into memory; None where its product is to be added up in pieces."""
-    curved, dtype = quadratic.seen.curved, solver.dtype or quadratic.gradient.dtype
-    count, size = curved.row_count(), quadratic.space.size
-    free = min(quadratic.seen.curved.objective.reduce.gather(available(quadratic.space.device)))
-    needed = count < size or solver.side == "dual" or solver.factorization == "svd"
-    if not needed and count * size * dtype.itemsize > free // 4:
-        return None
-    return curved.rows().to(dtype)
+        found = Minimisers(self, quadratic, start)
+        return DampingPath([], [], [], zero, (), (), 0, at=found.at, work=found.work)

@@ -56,7 +56,7 @@ class GaussNewton(Newton):
     A part may also be given as a dict of its fields, as it stands in a file.
 
     Attributes:
-        report: `StepReport` of the last step; None before the first.
+        report: `GaussNewtonReport` of the last step; None before the first.
 
     Raises:
         ValueError: an unknown option value, or a global option that differs between groups.

@@ -45,7 +45,7 @@ class HessianFree(Newton):
     A part may also be given as a dict of its fields, as it stands in a file.
 
     Attributes:
-        report: `StepReport` of the last step; None before the first.
+        report: `StepReport` of the last step, `GaussNewtonReport` with `solver=Direct()`; None before the first.
 
     Raises:
         ValueError: an unknown option value, or a global option that differs between groups.

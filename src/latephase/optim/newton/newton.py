@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from ...objective import Objective
 from ...parameters import ParameterSpace
 from ..parts import (
     Carried,
+    GaussNewtonReport,
     SecondOrder,
     StepReport,
     TargetRatio,
@@ -39,6 +41,9 @@ from .quadratic import Quadratic, linearized, quadratic_of
 from .report import report_of
 from .settings import OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part
 
+DIGITS = 1.0
+"""That a damping must have left beside J~'J~ to go downhill, see `solve.direct.squared_suffices`."""
+
 
 class Newton(SecondOrder):
     """A step is linearised, solved, judged and settled by the parts in the param groups; classes assign them.
@@ -49,10 +54,11 @@ class Newton(SecondOrder):
         others: options that there are none of; each is an error that says so.
 
     Attributes:
-        report: `StepReport` of the last step; None before the first.
+        report: `StepReport` of the last step, `GaussNewtonReport` where `Direct` solved it; None before the first.
     """
 
-    report: StepReport | None = None
+    report: StepReport | GaussNewtonReport | None = None
+    _warned = False
     _NAMES: ClassVar[Sequence[str]] = OPTIONS
     """Options of the constructor."""
 
@@ -197,12 +203,27 @@ class Newton(SecondOrder):
         if outcome.vector is not None:
             transaction.write(quadratic.space, outcome.vector, objective, quadratic.buffers)
         self._keep_start(quadratic.space, path, outcome)
-        used = quadratic.damping
-        if isinstance(path, DampingPath) and path.dampings:
-            used = path.dampings[outcome.iteration]
+        used = path.damping(outcome.iteration, quadratic.damping)
         warning = adapt_damping(self._carried, used, outcome.ratio, self.param_groups[0]["damping"])
         if warning is not None:
             warnings.warn(warning, stacklevel=5)
+        if isinstance(path, DampingPath) and not self._warned:
+            self._warn_of_rounding(path, used, quadratic.space.dtype)
+
+    def _warn_of_rounding(self, path: DampingPath, used: float, dtype: torch.dtype) -> None:
+        """Say once how many digits are left, where the parameters' float32 is too few for a damping."""
+        work = path.work(used)
+        wide = self.param_groups[0]["solver"].dtype == torch.float64
+        if dtype != torch.float32 or wide or not path.dampings or work.digits >= DIGITS:
+            return
+        instead = ", so that a singular value decomposition takes many times as long in place of Cholesky's"
+        warnings.warn(
+            f"in float32 a damping of {used:.1e} has {work.digits:.1f} digits left beside J~'J~, whose largest "
+            f"eigenvalue is at most {work.largest:.1e}{instead if work.svd else ''}: take parameters and data in "
+            "float64, or Direct(dtype=torch.float64), which solves in float64 from rows in float32",
+            stacklevel=6,
+        )
+        self._warned = True
 
     def _start(self, space: ParameterSpace) -> Tensor | None:
         """Where the solver begins [P], or none."""

@@ -37,6 +37,15 @@ class Path:
         """The change that the model with or without its damping predicts; None where it follows from that with it."""
         return math.fsum(self.values[index]) if damped else None
 
+    def damping(self, index: int, first: float) -> float:
+        """The damping of a candidate.
+
+        Args:
+            index: of the candidate.
+            first: that of the quadratic model.
+        """
+        return first
+
     @property
     def finite(self) -> bool:
         """Whether every product was finite."""
@@ -52,11 +61,39 @@ class Candidate:
         step: p [P].
         value: change of the damped model there.
         undamped: change of the model without the damping.
+        accelerated: whether the step is corrected for the curvature of the residuals.
     """
 
     step: Tensor
     value: float
     undamped: float
+    accelerated: bool = False
+
+
+@dataclass(frozen=True)
+class DirectWork:
+    """What a direct solve has done.
+
+    Attributes:
+        rows: R.
+        sides: "primal" or "dual", one entry per block.
+        cholesky: decompositions of that kind, over all blocks.
+        eigh: into eigenvectors.
+        svd: into singular values.
+        dampings: how many were tried, those without a candidate included.
+        largest: bound on the largest eigenvalue of J~'J~ in the scale of the damping; of the block for which the
+            damping is the smallest beside it.
+        digits: that the damping asked about keeps beside that, see `solve.digits_left`.
+    """
+
+    rows: int = 0
+    sides: tuple[str, ...] = ()
+    cholesky: int = 0
+    eigh: int = 0
+    svd: int = 0
+    dampings: int = 0
+    largest: float = 0.0
+    digits: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -67,15 +104,23 @@ class DampingPath(Path):
         at: damping -> candidate; None where the damped matrix is singular to rounding.
         dampings: lambda of each candidate, in the order in which they were tried.
         undamped: change of the undamped model at each.
+        accelerated: whether each is corrected for the curvature of the residuals.
+        work: damping that was used -> what has been done so far.
     """
 
     at: Callable[[float], Candidate | None] = lambda damping: None
     dampings: list[float] = field(default_factory=list)
     undamped: list[float] = field(default_factory=list)
+    accelerated: list[bool] = field(default_factory=list)
+    work: Callable[[float], DirectWork] = lambda damping: DirectWork()
 
     def change(self, index: int, damped: bool) -> float | None:
         """The change that the model with or without its damping predicts."""
         return math.fsum(self.values[index]) if damped else self.undamped[index]
+
+    def damping(self, index: int, first: float) -> float:
+        """The damping of a candidate; that of the quadratic model where there is none."""
+        return self.dampings[index] if self.dampings else first
 
     def extend(self, damping: float) -> int | None:
         """The number of a damping's candidate, made where there is none yet; None where there can be none."""
@@ -89,6 +134,7 @@ class DampingPath(Path):
         self.indices.append(len(self.dampings))
         self.dampings.append(damping)
         self.undamped.append(found.undamped)
+        self.accelerated.append(found.accelerated)
         return len(self.dampings) - 1
 
 

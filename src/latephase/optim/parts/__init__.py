@@ -24,6 +24,8 @@ from .ranks import check_same_data as check_same_data
 from .ranks import compare as compare
 from .ranks import one_seed as one_seed
 from .ranks import state_of as state_of
+from .report import GaussNewtonReport as GaussNewtonReport
+from .report import NewtonReport as NewtonReport
 from .report import SecondOrderReport as SecondOrderReport
 from .report import StepReport as StepReport
 from .report import StepStatus as StepStatus

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...solve import CGStatus
 
-__all__ = ["CGStatus", "SecondOrderReport", "StepReport", "StepStatus"]
+__all__ = ["CGStatus", "GaussNewtonReport", "NewtonReport", "SecondOrderReport", "StepReport", "StepStatus"]
 
 
 class StepStatus(StrEnum):
@@ -77,7 +77,66 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class StepReport(SecondOrderReport):
+class NewtonReport(SecondOrderReport):
+    """What the steps of all Newton methods have in common.
+
+    Attributes:
+        evaluation_loss: f on the evaluation objective's data before the step; not a number where the step ended before
+            it was needed, the objective's loss or gradient not being finite.
+        new_evaluation_loss: the same after the step.
+    """
+
+    predicted_change: float
+    reduction_ratio: float
+    status: StepStatus
+    evaluation_loss: float
+    new_evaluation_loss: float
+
+    @property
+    def same_data(self) -> bool:
+        """Whether the step was judged on the data that gave it: there was no evaluation objective beside the objective.
+
+        On a deterministic problem, whose data are all there is (collocation points that stay, a regression's table),
+        that is what it should be. On a batch of more data the gain is overestimated, and so is what is tried next.
+        """
+        return self.new_loss is not None
+
+
+@dataclass(frozen=True)
+class GaussNewtonReport(NewtonReport):
+    """What one step by a direct solve saw and did: beside the fields of `SecondOrderReport` these.
+
+    The evaluation objective judges the step, as in `StepReport`. There are no products, so that `method` is "none";
+    `damping` is that of the chosen candidate, whichever the rule began with.
+
+    Attributes:
+        evaluation_loss: as in `StepReport`.
+        new_evaluation_loss: as in `StepReport`.
+        rows: R of J~; 0 where the step ended before there were any.
+        sides: on which the system was solved, "primal" [P, P] or "dual" [R, R], one entry per block.
+        cholesky: Cholesky decompositions, of all blocks.
+        eigh: decompositions into eigenvectors.
+        svd: decompositions into singular values.
+        dampings: how many were tried.
+        accelerated: whether the chosen candidate is corrected for the curvature of the residuals.
+    """
+
+    rows: int
+    sides: tuple[str, ...]
+    cholesky: int
+    eigh: int
+    svd: int
+    dampings: int
+    accelerated: bool
+
+    @property
+    def products(self) -> int:
+        """No products with the curvature matrix."""
+        return 0
+
+
+@dataclass(frozen=True)
+class StepReport(NewtonReport):
     """What one step of `HessianFree` saw and did: beside the fields of `SecondOrderReport` these.
 
     The evaluation objective judges the step: `predicted_change` and `reduction_ratio` are those of its loss and of the
@@ -97,11 +156,6 @@ class StepReport(SecondOrderReport):
             objective's `memory_limit`.
     """
 
-    predicted_change: float
-    reduction_ratio: float
-    status: StepStatus
-    evaluation_loss: float
-    new_evaluation_loss: float
     cg_iterations: tuple[int, ...]
     cg_status: tuple[CGStatus, ...]
     cg_chosen: int
