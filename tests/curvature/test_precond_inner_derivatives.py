@@ -21,6 +21,8 @@ from latephase import Objective
 from latephase.curvature import linearize
 from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, example_gradients
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # forward mode's own, once
+
 Residual = Callable[[nn.Module, Tensor], Tensor]
 ROWS = 7
 POINTS = torch.rand(ROWS, 2, generator=generator(1), dtype=torch.float64)

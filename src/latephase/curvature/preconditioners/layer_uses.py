@@ -41,6 +41,7 @@ class LayerUses(TorchFunctionMode):
         self._elsewhere: set[nn.Module] = set()
         self._changed: set[nn.Module] = set()
         self._readers: Readers = {}
+        self._ends: set[Node | None] = set()
         self._nodes: dict[int, Node] = {}
         for name, layer in layers.items():
             for key in layer._parameters:
@@ -78,6 +79,8 @@ class LayerUses(TorchFunctionMode):
 
     def end(self, ends: Iterable[Tensor]) -> None:
         """Read the graph that the pass has left, from the tensors at its ends."""
+        ends = list(ends)
+        self._ends = {x.grad_fn for x in ends}
         self._readers = readers_of(ends)
         self._nodes = leaves_of(self._readers)
 
@@ -90,6 +93,11 @@ class LayerUses(TorchFunctionMode):
         """
         node = self._nodes.get(id(p))
         return node is None or is_read_through(self._readers, node, self._own[layer][0][3])
+
+    def is_reached(self, layer: nn.Module) -> bool:
+        """After `end`: whether what the layer's operation gives is in the graph."""
+        node = self._own[layer][0][3] if self._own[layer] else None
+        return node in self._readers or node in self._ends
 
     def is_seen_whole(self, layer: nn.Module) -> bool:
         """After `end`: whether what a hook makes of the output of the layer's operation is all that is made of it."""
