@@ -108,7 +108,7 @@ def main() -> None:
     given.methods = [f"{name}-{seed}" for seed in given.seeds for name in names]
     out, first = given.out, given.seeds[0]
     looks = {f"{name}-{seed}": {**LOOKS[name], **({} if seed == first else {"label": None, "alpha": 0.35})}
-             for name in names for seed in given.seeds}  # fmt: skip
+             for name in LOOKS for seed in given.seeds}  # fmt: skip
     for activation in given.activations:
         given.out = out / activation
         compare(

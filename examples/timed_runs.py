@@ -150,10 +150,11 @@ def plot(
             axes.plot(seconds, measured, **looks.get(name, {"label": name}))
         axes.set(xlabel="seconds of training", ylabel=label, yscale="log")
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,)))
+        wide = high > 1e3 * low
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(which="both", color="#e4e4e4", linewidth=0.6)
+        axes.grid(which="major" if wide else "both", color="#e4e4e4", linewidth=0.6)
         if quantity == "error":
             axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
