@@ -33,15 +33,16 @@ def residual_of_pass(
         at: parameters by name in place of the model's own.
         dtype: of the result.
 
-    Raises:
-        ValueError: the loss is none.
+    Returns:
+        [R]; not numbers, all of them, where one is not.
     """
     point = {name: p.detach() for name, p in objective.model.named_parameters()} | dict(at)
     with torch.enable_grad(), objective.random_numbers(index):
         loss, tree = objective.forward_pass(chunk, point, objective.buffers(), between=_leaves)
     found = _of_pass(objective, chunk, loss, tree)[0]
-    if found is None:
-        raise ValueError("residuals at other parameters are those of a squared error")
+    if found is None:  # not finite; how many there are, ranks must agree in
+        count = sum(leaf.numel() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad)
+        found = loss.new_full((count,), math.nan)
     return found.to(dtype) * math.sqrt(objective.weights[index])
 
 
