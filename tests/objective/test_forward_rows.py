@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual_cases import EDGE, INTERIOR, WEIGHTS, dense, edge, network, poisson, uniform
+from residual_cases import EDGE, INTERIOR, WEIGHTS, dense, edge, network, objective_of, poisson, uniform
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from latephase import Objective
+from latephase import GaussNewton, Objective
 from latephase.curvature import linearize
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
@@ -68,3 +68,62 @@ def test_other_losses_are_refused(name):
     curved = linearize(Objective.from_forward(model, forward))
     with pytest.raises(ValueError, match="from_forward has rows where its loss is a sum of convex functions of single"):
         curved.rows()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_residuals_elsewhere_are_those_of_the_loss(weighted):
+    """Of two outputs, where the loss weighs them alike at both points; of residuals it is what acceleration needs."""
+    model = network()
+    factor = uniform(4, 2, seed=6) if weighted else torch.ones(4, 2, dtype=torch.float64)
+
+    def forward() -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        inside, outside = poisson(model, INTERIOR.clone()), edge(model, EDGE)
+        return 0.3 * inside.square().sum() + (factor * outside.square()).sum(), (inside, outside)
+
+    curved = linearize(Objective.from_forward(model, forward))
+    here, values = curved.residual(), curved.space.values()
+    torch.testing.assert_close(curved.residual_at(values), here, **EXACT)
+    torch.testing.assert_close(curved.rows().mT @ here, curved.gradient, **EXACT)
+    moved = values + 1e-6 * uniform(len(values), seed=8)
+    slope = (curved.residual_at(moved) - here) / 1e-6
+    # A difference of first order: its error is 1e-6 times a second derivative.
+    torch.testing.assert_close(slope, curved.rows() @ ((moved - values) / 1e-6), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["bent", "moving", "concave elsewhere"])
+def test_there_are_none_where_the_scale_moves(loss):
+    model = nn.Linear(3, 2).double()
+    start = model.bias.detach().clone()
+
+    def forward() -> tuple[Tensor, Tensor]:
+        z = model(uniform(4, 3, seed=2))
+        if loss == "bent":
+            return nn.functional.softplus(z).sum(), z
+        moved = (model.bias.detach() - start).sum()
+        factor = 1 + moved if loss == "moving" else 1 - 1e9 * moved
+        return factor * z.square().sum(), z
+
+    curved = linearize(Objective.from_forward(model, forward))
+    assert curved.residual_at(curved.space.values() + 1e-3) is None
+
+
+def test_steps_are_those_of_the_residual_objective():
+    """Acceleration included, which an objective made by `from_forward` knows the residuals for."""
+    models, found = (network(), network()), []
+
+    def forward() -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        inside, outside = poisson(models[0], INTERIOR.clone()), edge(models[0], EDGE)
+        weights = WEIGHTS["interior"] / len(inside), WEIGHTS["boundary"] / len(outside)
+        return weights[0] * inside.square().sum() + weights[1] * outside.square().sum(), (inside, outside)
+
+    objectives = Objective.from_forward(models[0], forward), objective_of(model=models[1])
+    for model, objective in zip(models, objectives, strict=True):
+        optimizer = GaussNewton(model.parameters(), damping=1.0)
+        accelerated = []
+        for _ in range(4):
+            optimizer.step(objective)
+            accelerated.append(optimizer.report.accelerated)
+        found.append((accelerated, torch.cat([p.detach().flatten() for p in model.parameters()])))
+    assert found[0][0] == found[1][0]
+    assert any(found[0][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-8, atol=1e-9)

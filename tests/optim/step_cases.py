@@ -13,9 +13,12 @@ from latephase import (
     KFAC,
     SGDQLR,
     AdamQLR,
+    Fixed,
+    GaussNewton,
     HessianFree,
     Objective,
     QuadraticLearningRate,
+    TargetRatio,
     WithHidden,
     layerwise,
 )
@@ -57,6 +60,9 @@ CASES: dict[str, Make] = {
     ),
     "KFAC": lambda model: KFAC(model.parameters(), damping=0.1, adapt_period=1),
     "KFAC with a fixed rate": lambda model: KFAC.unadaptive(model.parameters(), lr=0.1),
+    "GaussNewton": lambda model: GaussNewton(model.parameters(), damping=0.1),
+    "GaussNewton with momentum": lambda model: GaussNewton(model.parameters(), damping=Fixed(0.1), momentum=0.5),
+    "GaussNewton over blocks": lambda model: GaussNewton(layerwise(model), damping=TargetRatio(0.1), blocks=True),
     "SGDQLR": lambda model: SGDQLR(model.parameters()),
     "AdamQLR": lambda model: AdamQLR(model.parameters()),
     "momentum": lambda model: QuadraticLearningRate(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)),
@@ -65,12 +71,18 @@ CASES: dict[str, Make] = {
 
 
 def model_of(case: str, *, norm: bool = False) -> nn.Module:
-    """The model of a case, its parameters drawn from seed 0; with batch norm and dropout where asked for."""
+    """The model of a case, its parameters drawn from seed 0; with batch norm and dropout where asked for.
+
+    Batch norm in training mode has no rows.
+    """
     torch.manual_seed(0)
     if case == "structural damping":
         return Hidden().double()
     between = [nn.BatchNorm1d(4), nn.Dropout(0.3)] if norm else []
-    return nn.Sequential(nn.Linear(3, 4), *between, nn.Tanh(), nn.Linear(4, 3)).double()
+    model = nn.Sequential(nn.Linear(3, 4), *between, nn.Tanh(), nn.Linear(4, 3)).double()
+    if norm and case.startswith("GaussNewton"):
+        model[1].eval()
+    return model
 
 
 def batch(seed: int, rows: int = 20) -> tuple[Tensor, Tensor]:
@@ -83,7 +95,7 @@ def batch(seed: int, rows: int = 20) -> tuple[Tensor, Tensor]:
 def objectives_of(case: str, model: nn.Module, seed: int) -> tuple[Objective, ...]:
     """The arguments of step number `seed`."""
     first = Objective(model, nn.CrossEntropyLoss(), batch(seed))
-    if isinstance(CASES[case](model), HessianFree):
+    if isinstance(CASES[case](model), (HessianFree, GaussNewton)):
         return first, Objective(model, nn.CrossEntropyLoss(), batch(seed + 100, 12))
     return (first,)
 

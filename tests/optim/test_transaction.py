@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import CG, KFAC, SGDQLR, AdamQLR, Fixed, HessianFree, Objective, SelfScaledBroyden
+from latephase import (
+    CG,
+    KFAC,
+    SGDQLR,
+    AdamQLR,
+    Direct,
+    Fixed,
+    GaussNewton,
+    HessianFree,
+    Objective,
+    SelfScaledBroyden,
+)
 from latephase.curvature.tracing import cache as traces
 
 
@@ -60,6 +71,8 @@ MAKERS = {
     "blocks": lambda params: HessianFree(
         [{"params": [p]} for p in params], blocks=True, curvature="ggn", solver=CG(max_iter=5)
     ),
+    "gauss_newton": GaussNewton,
+    "spring": lambda params: GaussNewton(params, momentum=0.5, damping=Fixed(0.1), lr=0.1),
     "kfac": KFAC,
     "adam_qlr": AdamQLR,
     "sgd_qlr": SGDQLR,
@@ -71,6 +84,8 @@ def start(name):
     Fault.left = None
     torch.manual_seed(0)
     model = Watched().double()
+    if name in ("gauss_newton", "spring"):  # the running statistics: those of a batch leave no rows
+        model.norm.eval()
     optimizer = MAKERS[name](model.parameters())
     x, y = torch.randn(9, 4, dtype=torch.float64), torch.arange(9) % 3
     return model, optimizer, lambda: Objective(model, nn.CrossEntropyLoss(), (x, y))
@@ -137,7 +152,7 @@ def test_an_exception_at_any_pass_leaves_everything(name, begun, kind):
     assert same(after[3], torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("gauss_newton", "spring")])
 def test_a_buffer_that_cannot_be_written_is_named_and_nothing_moves(name):
     if name == "kfac":
         pytest.importorskip("curvlinops")
@@ -157,6 +172,7 @@ def test_a_step_below_the_rounding_of_the_parameters_is_none(dtype):
     before = copy.deepcopy(model.state_dict())
     for optimizer in (
         HessianFree(model.parameters(), solver=CG(max_step_norm=1e-12)),
+        GaussNewton(model.parameters(), solver=Direct(max_step_norm=1e-12)),
         AdamQLR(model.parameters(), lr_clip=1e-14),
         SGDQLR(model.parameters(), lr_clip=1e-14),
     ):
@@ -215,7 +231,7 @@ class Draws(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("optimizer", [HessianFree, AdamQLR, SGDQLR])
+@pytest.mark.parametrize("optimizer", [HessianFree, GaussNewton, AdamQLR, SGDQLR])
 def test_a_step_that_fails_leaves_all_generators(optimizer):
     model = Draws()
     objective = Objective(model, nn.MSELoss(), (torch.ones(3, 2), torch.zeros(3, 2)))
@@ -231,6 +247,7 @@ OVERFLOWING = {
     "HessianFree": lambda model: HessianFree(
         model.parameters(), damping=0.0, line_search=False, solver=CG(candidates="last")
     ),
+    "GaussNewton": lambda model: GaussNewton(model.parameters(), damping=Fixed(1e-9)),
     "KFAC": lambda model: KFAC(model.parameters(), lr=1.0, momentum=0.0, damping=Fixed(1e-6)),
     "SGDQLR": lambda model: SGDQLR(model.parameters(), damping=Fixed(0.0)),
 }

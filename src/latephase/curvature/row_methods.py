@@ -1,17 +1,16 @@
 """What a linearisation offers of the rows J~ of the Gauss-Newton matrix."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..objective import Objective
+from ..objective import FreeForm, Objective
 from ..parameters import ParameterSpace
 from .chunk import ChunkCurvature
 from .chunk_task import ChunkTask
 from .eager import ForwardPass
-from .rows import ChunkRows, is_squared_error, kernel_of, residual_of_pass, together
+from .rows import ChunkRows, is_squared_error, kernel_of, residual_of_free_form, residual_of_pass, together
 
 
 class RowMethods:
@@ -19,6 +18,7 @@ class RowMethods:
 
     curvature: str
     objective: Objective
+    source: Objective
     space: ParameterSpace
     _parts: list[ChunkCurvature | ChunkTask]
     _decay: list[float]
@@ -44,9 +44,9 @@ class RowMethods:
             MemoryError: there is no room for so many numbers: `row_pieces` has a part of them at a time.
         """
         self._check_rows()
-        if self.objective.reduce.size == 1 and self._keeps_graphs():
+        if self.source.reduce.size == 1 and self._keeps_graphs():
             return together([self._rows_of(index) for index in range(len(self._parts))])
-        return self.objective.rows(lambda chunk, index: (self._rows_of(index).whole(),))[0]
+        return self.source.rows(lambda chunk, index: (self._rows_of(index).whole(),))[0]
 
     def row_pieces(self, most: int | None = None) -> Iterator[Tensor]:
         """The same rows of this rank's chunks, in order, [r, P] at a time; for sums such as J~'J~, or J~'r.
@@ -60,7 +60,7 @@ class RowMethods:
         """
         if most is not None and not (isinstance(most, int) and most >= 1):
             raise ValueError(f"most must be None or an integer >= 1, got {most!r}")
-        for index in range(len(self.objective.chunks)):
+        for index in range(len(self.source.chunks)):
             self._check_rows()
             yield from self._rows_of(index).pieces(most)
 
@@ -77,7 +77,7 @@ class RowMethods:
             MemoryError: there is no room for so many numbers.
         """
         self._check_rows()
-        if self.objective.reduce.size == 1:
+        if self.source.reduce.size == 1:
             found = kernel_of([self._rows_of(index) for index in range(len(self._parts))])
             if found is not None:
                 return found
@@ -92,8 +92,8 @@ class RowMethods:
             RuntimeError: as `matvec`.
         """
         self._check_rows()
-        chunks = range(len(self.objective.chunks))
-        return sum(self.objective.reduce.gather(sum(self._rows_of(index).count for index in chunks)))
+        chunks = range(len(self.source.chunks))
+        return sum(self.source.reduce.gather(sum(self._rows_of(index).count for index in chunks)))
 
     def residual(self) -> Tensor | None:
         """The vector r [R] with J~'r the gradient without the L2 term: of a squared error the residuals themselves.
@@ -107,10 +107,10 @@ class RowMethods:
             RuntimeError: as `matvec`.
         """
         self._check_rows()
-        chunks = range(len(self.objective.chunks))
+        chunks = range(len(self.source.chunks))
         found = [each for index in chunks if (each := self._rows_of(index).residual()) is not None]
-        known = all(self.objective.reduce.gather(len(found) == len(chunks)))
-        return self.objective.rows(lambda chunk, index: (found[index],))[0] if known else None
+        known = all(self.source.reduce.gather(len(found) == len(chunks)))
+        return self.source.rows(lambda chunk, index: (found[index],))[0] if known else None
 
     def residual_at(self, values: Tensor) -> Tensor | None:
         """The same of other parameters, without their gradient; None where J~ has a scale that moves with them.
@@ -119,9 +119,14 @@ class RowMethods:
             values: of the parameters [P].
 
         Returns:
-            r [R] of a squared error; None of any other loss.
+            r [R] of a squared error, and of `from_forward` where the loss has the same second derivatives in the
+            outputs there as here; None of any other loss, and with structural damping.
         """
         at, objective = self.space.named(values), self.objective
+        if self.source is not objective:
+            return None
+        if isinstance(objective.program, FreeForm):  # of one chunk, on one rank
+            return residual_of_free_form(objective, self._rows_of(0).scale(), at, self.space.dtype)
         if not all(objective.reduce.gather(is_squared_error(objective.program))):
             return None
 
@@ -163,7 +168,7 @@ class RowMethods:
                     matrix.addmm_(columns.mT, columns)
             return tuple(found)
 
-        return list(self.objective.sum(of_chunk))
+        return list(self.source.sum(of_chunk))
 
     def _check_rows(self) -> None:
         if self.curvature != "ggn":
@@ -177,9 +182,6 @@ class RowMethods:
         return len(self._parts) == 1 or (len(kept) == len(self._parts) and all(kept))
 
     def _rows_of(self, index: int, weighed: bool = True) -> ChunkRows:
-        part, chunk = self._parts[index], self.objective.chunks[index]
-        if isinstance(part, ChunkCurvature):
-            forward = part.forward()
-        else:
-            forward = ForwardPass(replace(part, objective=self.objective, chunk=chunk, dtype=None))
-        return ChunkRows(forward, self.objective.weights[index] if weighed else 1.0)
+        part = self._parts[index]
+        forward = part.forward() if isinstance(part, ChunkCurvature) else ForwardPass(part.in_own_dtype())
+        return ChunkRows(forward, self.source.weights[index] if weighed else 1.0)

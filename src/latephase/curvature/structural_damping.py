@@ -61,7 +61,7 @@ class _StructuralProgram(LossOfOutputs):
     """The program whose outputs are those of the loss and the pre-activations."""
 
     def __init__(self, program: LossOfOutputs):
-        super().__init__(_StructuralLoss(program), program.forward)
+        super().__init__(StructuralLoss(program), program.forward)
         self._widens = program._widens
 
     def _seen(self, outputs: Any) -> Any:
@@ -76,13 +76,14 @@ class _StructuralProgram(LossOfOutputs):
         return outputs
 
 
-class _StructuralLoss:
+class StructuralLoss:
     """The loss, and a term that is zero with zero slope at the pre-activations as they are, and curved there."""
 
     def __init__(self, program: LossOfOutputs):
         self.program = program
 
     def __call__(self, outputs: WithHidden, targets: tuple[Tensor, ...]) -> Tensor:
+        """The loss with the term; targets are those of the loss, the strength of the term, and the loss's factor."""
         own, strength, *factor = targets
         hidden = outputs.pre_activations
         hidden = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden,)

@@ -92,11 +92,20 @@ def check_loss(subject: Subject) -> bool:
         elif any(finding.name == "data" and finding.severity == "defect" for finding in subject.findings):
             why = "see data"
         else:
-            why = "data and parameters are finite, so it overflows or divides by zero on the way"
+            why = _where(subject) or "data and parameters are finite, so it overflows or divides by zero on the way"
         subject.find("loss", "defect", f"The loss is {loss}: {why}.", loss)
         return False
     subject.find("loss", "ok", f"{loss:.6g} at the current parameters.", loss)
     return True
+
+
+def _where(subject: Subject) -> str | None:
+    """The term and the row whose residuals are not finite, in words; None where that cannot be told."""
+    try:
+        subject.objective.check_data()
+    except ValueError as error:
+        return first_line(error)
+    return None
 
 
 def check_mode(subject: Subject) -> None:

@@ -29,6 +29,7 @@ class ForwardPass:
         leaves: the parameters as leaves of the graph, in the space's order.
         loss: the chunk's loss, scalar.
         outputs: the output tensors that depend on the leaves.
+        tree: what the loss got, or what `from_forward` returned beside it.
         has_one_tensor: whether the model's output is one tensor, in no container.
         buffers_before: the model's buffers before the pass.
         buffers: those after it.
@@ -55,7 +56,7 @@ class ForwardPass:
             before = generator_states(devices)
             self.loss, tree = self._run(self.named(self.leaves), self.buffers, _aliases)
             self.random = not all(map(torch.equal, before, generator_states(devices)))
-        self.has_one_tensor = isinstance(tree, Tensor)
+        self.tree, self.has_one_tensor = tree, isinstance(tree, Tensor)
         flat = tree_flatten(tree)[0]
         self._positions = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.outputs: list[Tensor] = self._select(flat)

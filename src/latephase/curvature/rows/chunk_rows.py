@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...objective import LossOfOutputs, available, name_of
+from ...objective import available
 from ...parameters import ParameterSpace
 from ..eager import ForwardPass, Retained
-from ..loss import Product, diagonal_root, loss_curvature, over_diagonal, root_of_any, unrooted
+from ..loss import Product
 from .comparison import Comparison, is_due
 from .followed import FollowedRows
+from .loss_root import flattened, root_of_pass
 from .pulling import Tensors, pull_examples, pull_whole
 from .terms import Terms
 
@@ -50,7 +51,11 @@ class ChunkRows:
         _refuse_batch_norm(forward.objective.model)
         self._forward, self._weight, self._space = forward, weight, forward.space
         self.count = sum(output.numel() for output in forward.outputs)
-        self._root = _root_of(forward) if self.count else None
+        self._loss_root = None
+        if self.count:
+            task = forward.objective.program, forward.loss, forward.outputs, forward.tree, forward.chunk.targets
+            self._loss_root = root_of_pass(*task)
+        self._root = None if self._loss_root is None else self._loss_root.product
         counted = forward.chunk.counted
         self._has_examples = bool(self.count) and all(x.dim() > 0 and x.shape[0] == counted for x in forward.outputs)
         self._apart = self._has_examples and not forward.random
@@ -137,21 +142,19 @@ class ChunkRows:
     def residual(self) -> Tensor | None:
         """The vector r [R] with J~'r the chunk's gradient times its weight; None where the loss does not tell it."""
         forward = self._forward
-        if self._root is None:
+        if self._loss_root is None:
             return torch.zeros(0, dtype=self._space.dtype, device=self._space.device)
         slopes = torch.autograd.grad(forward.loss, forward.outputs, retain_graph=True, materialize_grads=True)
-        program = forward.objective.program
-        if isinstance(program, LossOfOutputs):
-            found = unrooted(program.loss, self._root, forward.outputs, forward.chunk.targets, slopes)
-        else:
-            found = over_diagonal(self._root, forward.outputs, slopes)
+        found = self._loss_root.residual(slopes)
         if found is None:
             return None
-        if self._has_examples:
-            flat = torch.cat([each.reshape(len(each), -1) for each in found], dim=1).reshape(-1)
-        else:
-            flat = torch.cat([each.reshape(-1) for each in found])
-        return flat.detach().to(self._space.dtype) * math.sqrt(self._weight)
+        return flattened(found, self._has_examples).to(self._space.dtype) * math.sqrt(self._weight)
+
+    def scale(self) -> Tensor:
+        """S 1 [R], without the weight: the diagonal of a root that has nothing beside it."""
+        if self._root is None:
+            return torch.zeros(0, dtype=self._space.dtype, device=self._space.device)
+        return flattened(self._root([torch.ones_like(x) for x in self._forward.outputs]), self._has_examples)
 
     def _way(self, root: Product, most: int | None, is_there: bool) -> tuple[int, Write, int, Comparison | None]:
         """How many rows are written at a time, how, of how many examples, and what they are compared with.
@@ -235,28 +238,6 @@ def _refuse_batch_norm(model: nn.Module) -> None:
                 f"batch norm {name!r} normalises by the batch, so that an example's outputs depend on the others and "
                 "have no rows of their own; put the model into eval mode (running statistics), or use products (matvec)"
             )
-
-
-def _root_of(forward: ForwardPass) -> Product:
-    program, chunk = forward.objective.program, forward.chunk
-    if not isinstance(program, LossOfOutputs):
-        root = diagonal_root(loss_curvature(program, None, forward.loss, forward.outputs), forward.outputs)
-        if root is None:
-            raise ValueError(
-                "an objective made by from_forward has rows where its loss is a sum of convex functions of single "
-                "numbers of the outputs, as that of squared residuals is, and this one is not: return the residuals "
-                "as outputs, or write Objective(model, loss, data, forward=...) or Objective.from_residuals"
-            )
-        return root
-    root = root_of_any(program.loss, forward.outputs, chunk.targets, forward.has_one_tensor)
-    if root is None:
-        raise ValueError(
-            f"no root of the Hessian of {name_of(program.loss)} in the outputs is known, so that there are no rows: it "
-            "must be convex in the outputs and, where it is not one of torch's squared error, cross-entropy, binary "
-            "cross-entropy with logits, Poisson or Gaussian negative log-likelihood, a mean or sum over examples with "
-            "second derivatives and at most 64 outputs each; use products (matvec)"
-        )
-    return root
 
 
 def _units(outputs: Sequence[Tensor], columns: range) -> Tensors:

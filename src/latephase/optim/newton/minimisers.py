@@ -135,7 +135,7 @@ class Minimisers:
             return None
         space = self._quadratic.space
         there = self._quadratic.seen.curved.residual_at(space.values() + p.to(space.dtype))
-        if there is None:
+        if there is None or not bool(there.isfinite().all()):
             return None
         along = self._rows @ p
         curved = there.to(self._dtype) - self._residual - along
