@@ -4,7 +4,7 @@ import abc
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Preconditioner(abc.ABC):
     """
 
     every: int = 1
+    entries: ClassVar[tuple[str, ...]] = ()
+    """Names in its estimate; "diagonal" is one of [P]. None said, none checked."""
 
     @abc.abstractmethod
     def estimate(self, curved: Linearization, blocks: Sequence[int]) -> Estimate:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class EmpiricalFisher(Preconditioner):
     Raises:
         ValueError: a setting that is none.
     """
+
+    entries: ClassVar[tuple[str, ...]] = ("diagonal",)
 
     exponent: float = 0.75
     every: int = 1

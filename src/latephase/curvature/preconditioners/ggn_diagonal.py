@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class GGNDiagonal(Preconditioner):
     Raises:
         ValueError: a setting that is none.
     """
+
+    entries: ClassVar[tuple[str, ...]] = ("diagonal",)
 
     probes: int = 8
     exponent: float = 0.5

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class Kronecker(Preconditioner):
     Raises:
         ValueError: a setting that is none.
     """
+
+    entries: ClassVar[tuple[str, ...]] = ("layers", "diagonal")
 
     every: int = 10
     probes: int = 8

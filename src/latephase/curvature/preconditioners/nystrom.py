@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class Nystrom(Preconditioner):
     Raises:
         ValueError: a setting that is none.
     """
+
+    entries: ClassVar[tuple[str, ...]] = ("vectors", "values", "rest", "decay")
 
     rank: int = 20
     every: int = 10

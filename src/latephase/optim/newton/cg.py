@@ -9,9 +9,8 @@ from torch import Tensor
 from ...curvature import PRECONDITIONERS, Matvec, Preconditioner
 from ...curvature import preconditioner as find_preconditioner
 from ...solve import NONPOSITIVE_CURVATURE, STOPPING, conjugate_gradient
-from ..parts import Part
 from .block_ranks import BlockRanks
-from .path import Path
+from .path import Path, Solver
 from .quadratic import Quadratic
 
 FIRST_EXPECTED = 50
@@ -19,7 +18,7 @@ FIRST_EXPECTED = 50
 
 
 @dataclass(frozen=True)
-class CG(Part):
+class CG(Solver):
     """Conjugate gradients (`solve.conjugate_gradient`); the candidates are iterates on a grid.
 
     Args:
@@ -45,7 +44,8 @@ class CG(Part):
     """
 
     kind: ClassVar[str] = "cg"
-    multiplies: ClassVar[bool] = True
+    reweighs: ClassVar[bool] = True
+    shares: ClassVar[bool] = True
     LOCAL: ClassVar[tuple[str, ...]] = ("preconditioner",)
 
     max_iter: int = 250

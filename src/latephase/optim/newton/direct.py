@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from ...solve import FACTORIZATIONS, SIDES
-from ..parts import Part
 from .direct_plan import DirectPlan, plan_of
 from .minimisers import Minimisers
-from .path import DampingPath
+from .path import DampingPath, Solver
 from .quadratic import Quadratic
 
 
 @dataclass(frozen=True)
-class Direct(Part):
+class Direct(Solver):
     """The minimisers of the damped quadratic model for one damping after another, from rows J~ with GGN = J~'J~.
 
     With fewer rows R than parameters P the dual system [R, R] is solved, otherwise the primal one [P, P]: R^2 P / 2 +
@@ -45,9 +44,7 @@ class Direct(Part):
     """
 
     kind: ClassVar[str] = "direct"
-    candidates: ClassVar[str] = "damping"
-    preconditioner: ClassVar[None] = None
-    tolerance: ClassVar[float] = 0.0
+    candidates = "damping"
     multiplies: ClassVar[bool] = False
 
     side: str = "auto"

@@ -86,7 +86,7 @@ def is_former(name: str) -> bool:
 
 def flat_of(group: Mapping[str, Any]) -> dict[str, Any]:
     """A param group with parts as one with flat options."""
-    solver: CG = group["solver"]
+    solver: CG = group["solver"] if isinstance(group["solver"], CG) else CG()
     curvature: GGN | Hessian = group["curvature"]
     rule, blocks = group["damping"], group["blocks"]
     adapted = rule if isinstance(rule, LevenbergMarquardt) else LevenbergMarquardt()
@@ -116,7 +116,7 @@ def with_parts(flat: Mapping[str, Any], like: Mapping[str, Any] | None = None) -
     """
     if like is None:
         like = {**_OPTIONS, "curvature": GGN(), "solver": CG(), "damping": LevenbergMarquardt(), "blocks": None}
-    own: CG = like["solver"]
+    own: CG = like["solver"] if isinstance(like["solver"], CG) else CG()
     flat = {**flat_of(like), **flat}
     fields: dict[str, dict[str, Any]] = {"solver": {}, "curvature": {}, "damping": {}, "blocks": {}}
     for name, (option, _, field) in _FIELDS.items():

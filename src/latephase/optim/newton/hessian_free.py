@@ -8,6 +8,7 @@ from .cg import CG
 from .curvatures import GGN, Armijo, Blocks, Hessian
 from .former import check_names
 from .newton import Newton
+from .path import Solver
 from .settings import FIXED_RATE, LATE_PHASE, OPTIONS, PARTS, PER_GROUP, over, part
 
 DEFAULT_SOLVER = CG()
@@ -59,7 +60,7 @@ class HessianFree(Newton):
         params: Iterable[Any],
         lr: float = 1.0,
         curvature: str | GGN | Hessian | Mapping[str, Any] = "ggn",
-        solver: CG | Mapping[str, Any] = DEFAULT_SOLVER,
+        solver: Solver | Mapping[str, Any] = DEFAULT_SOLVER,
         damping: float | Damping | Mapping[str, Any] = 1.0,
         line_search: bool | Armijo | Mapping[str, Any] = True,
         blocks: bool | Blocks | Mapping[str, Any] | None = None,

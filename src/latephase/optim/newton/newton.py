@@ -31,12 +31,10 @@ from ..parts import (
     the_objective,
 )
 from .block_ranks import agreed
-from .cg import CG
-from .direct import Direct
 from .former import FORMER, check_names, is_former, with_parts
 from .judging import Judge
 from .outcome import Outcome
-from .path import DampingPath, Path
+from .path import DampingPath, Path, Solver
 from .quadratic import Quadratic, linearized, quadratic_of
 from .report import report_of
 from .settings import OPTIONS, PARTS, PER_GROUP, blocks_of, check_groups, over, part
@@ -163,7 +161,7 @@ class Newton(SecondOrder):
     ) -> Quadratic:
         """The quadratic model, with the preconditioner for it."""
         options, damping = self.param_groups[0], self.damping
-        solver: CG | Direct = options["solver"]
+        solver: Solver = options["solver"]
         blocks, tolerances = blocks_of(self.param_groups, space)
         scale = per_parameter(self.param_groups, "damping_scale", space)
         over = None
@@ -242,7 +240,7 @@ class Newton(SecondOrder):
         return Carried(self.state, self.param_groups, self.param_groups[0]["damping"].initial)
 
     @property
-    def _solver(self) -> CG | Direct:
+    def _solver(self) -> Solver:
         return self.param_groups[0]["solver"]
 
     def _checked(

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ...solve import CGStatus
+from ..parts import Part
 from .quadratic import Quadratic
 
 
@@ -138,27 +139,30 @@ class DampingPath(Path):
         return len(self.dampings) - 1
 
 
-class Solver(Protocol):
-    """What finds candidates: a part with the settings of one method."""
+class Solver(Part):
+    """What finds candidates: a part with the settings of one method.
 
-    @property
-    def multiplies(self) -> bool:
-        """Whether it asks for products with the curvature matrix."""
-        ...
+    Attributes:
+        multiplies: whether it asks for products with the curvature matrix.
+        reweighs: whether it takes the second model of `debias`.
+        shares: whether ranks share the blocks of `Blocks.group`.
+        candidates: which are tried: "best" walks back from the last, "last" takes it, "damping" asks its rule.
+        preconditioner: the method, or none.
+        tolerance: of each block.
+        max_step_norm: length to which longer candidates are scaled back, or none.
+    """
 
-    @property
-    def candidates(self) -> str:
-        """Which are tried: "best" walks back from the last, "last" takes it, "damping" asks the damping's rule."""
-        ...
-
-    @property
-    def max_step_norm(self) -> float | None:
-        """Length to which longer candidates are scaled back, or none."""
-        ...
+    multiplies: ClassVar[bool] = True
+    reweighs: ClassVar[bool] = False
+    shares: ClassVar[bool] = False
+    candidates: str = "best"
+    preconditioner: Any = None
+    tolerance: float = 0.0
+    max_step_norm: float | None = None
 
     def expected(self, last: int | None) -> int:
         """About how many products there will be, given the iterations of the last step; None before the first."""
-        ...
+        raise NotImplementedError
 
     def solve(self, quadratic: Quadratic, start: Tensor | None) -> Path:
         """The candidates of a step.
@@ -167,4 +171,4 @@ class Solver(Protocol):
             quadratic: the damped model.
             start: the last path's `start` [P], or none.
         """
-        ...
+        raise NotImplementedError

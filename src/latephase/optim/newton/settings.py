@@ -12,6 +12,7 @@ from ..parts import (
     TargetRatio,
     check_number,
     damping_of,
+    either,
     part_of,
     trainable_size,
 )
@@ -58,7 +59,7 @@ def _switch(part: type[Part], off: Any) -> Callable[[Any, Part | None], Any]:
 
 _SLOTS: dict[str, tuple[Mapping[str, type[Part]], Callable[[Any, Part | None], Any], str]] = {
     "curvature": (CURVATURES, _curvature, "one of ggn, hessian, or a part: GGN(...) or Hessian(...)"),
-    "solver": (SOLVERS, lambda given, like: None, "a part: CG(...) or Direct(...)"),
+    "solver": (SOLVERS, lambda given, like: None, f"a part: {either(SOLVERS)}"),
     "line_search": (SEARCHES, _switch(Armijo, False), "True or False, or a part: Armijo(...)"),
     "blocks": (BLOCKS, _switch(Blocks, None), "None, True or False, or a part: Blocks(...)"),
 }
@@ -118,6 +119,10 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
         raise ValueError("Blocks.samples goes with curvature='ggn' only")
     if not first["solver"].multiplies:
         _check_direct(first)
+    elif first.get("debias", False) and not first["solver"].reweighs:
+        raise ValueError(f"debias=True goes with CG, and not with {type(first['solver']).__name__}")
+    elif first["blocks"] is not None and first["blocks"].group is not None and not first["solver"].shares:
+        raise ValueError(f"Blocks.group goes with CG, and not with {type(first['solver']).__name__}")
     elif isinstance(first["damping"], TargetRatio):
         raise ValueError("TargetRatio goes with Direct, whose candidates are those of a damping each; take a number")
     for name in (*GLOBAL, "momentum"):

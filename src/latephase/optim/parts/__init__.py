@@ -17,6 +17,7 @@ from .estimates import check_estimate as check_estimate
 from .estimates import layout as layout
 from .estimates import size_of as size_of
 from .part import Part as Part
+from .part import either as either
 from .part import is_number as is_number
 from .part import names_of as names_of
 from .part import part_of as part_of

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...solve import levenberg_marquardt
 from .arguments import check_number
-from .part import Part, is_number, part_of
+from .part import Part, either, is_number, part_of
 from .state import Carried
 from .target_ratio import TargetRatio
 
@@ -229,10 +229,7 @@ def damping_of(given: Any, kinds: Mapping[str, type[Part]], like: Part | None) -
         return part_of(given, kinds, like, "damping")
     scalar = isinstance(given, Tensor) and given.numel() == 1
     if not (scalar or is_number(given) or isinstance(given, float)):
-        names = [kind.__name__ + "(...)" for kind in kinds.values()]
-        raise ValueError(
-            f"damping must be a number >= 0, or a part: {', '.join(names[:-1])} or {names[-1]}; got {given!r}"
-        )
+        raise ValueError(f"damping must be a number >= 0, or a part: {either(kinds)}; got {given!r}")
     check_number("damping", given)
     number = float(given)
     if like is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...curvature import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom, Preconditioner
+from ...curvature import Kronecker, Nystrom, Preconditioner
 from .saved import array, fields, whole, wholes
 
 
@@ -66,17 +66,9 @@ def _warn(said: str) -> None:
     warnings.warn(said, UserWarning, stacklevel=6)
 
 
-_NAMES = {
-    EmpiricalFisher: ("diagonal",),
-    GGNDiagonal: ("diagonal",),
-    Nystrom: ("vectors", "values", "rest", "decay"),
-    Kronecker: ("layers", "diagonal"),
-}
-
-
 def _foreign(estimate: Mapping[str, Tensor], method: Preconditioner) -> bool:
     """Whether an estimate has the form of another method's."""
-    forms = [_form_of(estimate), _form_of(_NAMES.get(type(method), ()))]
+    forms = [_form_of(estimate), _form_of(method.entries)]
     return None not in forms and forms[0] != forms[1]
 
 
@@ -85,8 +77,8 @@ def _form_of(names: Container[str]) -> str | None:
 
 
 def _check_shapes(where: str, estimate: Mapping[str, Tensor], blocks: list[int], method: Preconditioner) -> None:
-    size, needed = sum(blocks), _NAMES.get(type(method))
-    if needed is None:
+    size, needed = sum(blocks), method.entries
+    if not needed:
         return
     layers = [name for name in estimate if name.partition(".")[0].isdigit()] if isinstance(method, Kronecker) else []
     fields(where, estimate, needed, layers)

@@ -71,6 +71,12 @@ def names_of(part: type, but: Sequence[str] = ()) -> list[str]:
     return [field.name for field in dataclasses.fields(part) if field.name not in but]
 
 
+def either(kinds: Mapping[str, type[Part]]) -> str:
+    """The parts that there are, in words."""
+    *others, last = [f"{kind.__name__}(...)" for kind in kinds.values()]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def part_of(given: Mapping[str, Any], kinds: Mapping[str, type[Part]], like: Part | None, where: str) -> Part:
     """The part that a table of settings describes.
 

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ...optim import HessianFree
@@ -21,6 +22,7 @@ class HessianFreeSteps(StrategyTable):
     about: ClassVar = About(
         "Hessian-free", second_order=True, has_rate=False, counts=("gradients", "values", "products")
     )
+    optimizer: ClassVar[type] = HessianFree
     kind: Literal["hessian_free"]
     batch_size: int | None = Field(default=None, ge=1, description="default: all rows, which also judge the step")
     evaluation_batch_size: int | None = Field(
@@ -36,7 +38,7 @@ class HessianFreeSteps(StrategyTable):
     @field_validator("options")
     @classmethod
     def _known(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        return checked(HessianFree, options, made_by(HessianFree, info.data.get("preset", "default")))
+        return checked(cls.optimizer, options, made_by(cls.optimizer, info.data.get("preset", "default")))
 
     @model_validator(mode="after")
     def _part(self) -> "HessianFreeSteps":
@@ -55,8 +57,14 @@ class HessianFreeSteps(StrategyTable):
 
     def warm_up_version(self) -> Self:
         """With few iterations of conjugate gradients, which call all that many call."""
+        optimizer = self._made([torch.zeros(1, requires_grad=True)])
+        if not hasattr(optimizer.param_groups[0]["solver"], "max_iter"):
+            return self
         solver = self.options.get("solver", {}) | {"max_iter": WARM_UP_ITERATIONS}
         return self.model_copy(update={"options": self.options | {"solver": solver}})
+
+    def _made(self, parameters: Any) -> Any:
+        return made_by(self.optimizer, self.preset)(parameters, **self.options)
 
     def fitted(self, problem: str, rows: int) -> Self:
         """With the size of its evaluation batch: 1,024 as in the paper, or a quarter of a split that is smaller."""
@@ -73,7 +81,7 @@ class HessianFreeStrategy(Strategy):
         super().__init__(context)
         self.model.eval()
         self._config = config
-        self._optimizer: HessianFree = made_by(HessianFree, config.preset)(
+        self._optimizer: Any = made_by(config.optimizer, config.preset)(
             self._parameters(), **(self._blocks() | config.options)
         )
         self._steps = 0
