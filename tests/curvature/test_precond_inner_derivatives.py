@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from precond_cases import TIGHT
 from random_tensors import generator
+from test_inner_derivatives import Own, written_out
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.utils import parametrizations
 
 from latephase import Objective
-from latephase.curvature import linearize
+from latephase.curvature import linearize, over_blocks
 from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, example_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # forward mode's own, once
@@ -126,7 +127,7 @@ class Positive(nn.Module):
         return F.softplus(weight)
 
 
-class Own(nn.Module):
+class Waves(nn.Module):
     """A parameter that belongs to no layer, between layers of which one has no bias."""
 
     def __init__(self):
@@ -193,7 +194,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "penalised": lambda: made(lambda: Penalised(False)),
     "by_function": lambda: made(lambda: Penalised(True)),
     "parametrizations": with_parametrizations,
-    "own": lambda: made(Own),
+    "own": lambda: made(Waves),
     "kept": lambda: made(Kept),
     "turned": lambda: made(Turned),
     "normed": lambda: made(normed),
@@ -258,6 +259,28 @@ def test_parameters_that_are_used_beside_their_layers(name, derivative, recwarn)
     """What is no layer's is followed, too."""
     check(DERIVATIVES.get(derivative, value), MODELS[name])
     assert not [w for w in recwarn if "example by example" in str(w.message)]
+
+
+@pytest.mark.parametrize("derivative", ["u_xx", "wave"])
+def test_norms_are_those_written_out(derivative):
+    """Torch's own have wrong derivatives of third order, so that they are no oracle."""
+    model, written, residual = made(normed), made(normed), DERIVATIVES[derivative]
+    written[1] = Own(written_out).double()
+    objective = Objective.from_residuals(model, {"inside": (residual, POINTS)})
+    assert relative(found(objective, EmpiricalFisher()), fisher_of(written, residual, POINTS) / ROWS) < TIGHT
+
+
+@pytest.mark.parametrize("expected", [1, 10_000])
+@pytest.mark.parametrize("derivative", ["u_x", "reaction", "wave", "of_the_second_layer"])
+def test_products_by_blocks_count_every_use(derivative, expected):
+    """Of a layer whose parameters derivatives use, too, no cut through its output is one."""
+    model, residual = network(), DERIVATIVES[derivative]
+    rows = jacobian(model, residual, POINTS).flatten(0, 1)
+    curved = linearize(Objective.from_residuals(model, {"inside": (residual, POINTS)}), at_once=True)
+    v = torch.randn(curved.space.size, generator=generator(3), dtype=torch.float64)
+    parts = zip(rows.split(curved.space.sizes, dim=1), v.split(curved.space.sizes), strict=True)
+    right = torch.cat([2 / ROWS * own.T @ (own @ part) for own, part in parts])
+    assert relative(over_blocks(curved, curved.space.sizes, expected).matvec(v), right) < TIGHT
 
 
 def rolled(model: nn.Module, points: Tensor) -> Tensor:

@@ -28,7 +28,10 @@ class EmpiricalFisher(Preconditioner):
 
     Linear layers with inputs [rows, columns] cost one gradient. The gradients in other parameters are computed one by
     one in one pass (`torch.func.vmap`), at about two gradients for a convolutional network; what vmap refuses, such as
-    recurrent layers, goes example by example, at the cost of a small gradient each, and a warning says so. Batch norm
+    recurrent layers, goes example by example, at the cost of a small gradient each, and a warning says so. Where the
+    pass takes derivatives of the network by `torch.autograd.grad`, as physics-informed residuals do, every use of a
+    parameter in them counts, at two to three gradients; what of these cannot be followed, such as a second derivative
+    of a convolution or a network that is called several times, goes example by example, too. Batch norm
     in training mode ties the examples together; it runs on its running statistics here. With dropout each example has
     a mask of its own. There are no examples in an objective made by `from_forward`.
 

@@ -30,6 +30,13 @@ class Kronecker(Preconditioner):
     embeddings, recurrent and shared layers) get the estimated diagonal of `GGNDiagonal`, with exponent 1 so that it has
     the scale of the blocks. The loss is one that `GGNDiagonal` finds the root S of.
 
+    Where the pass takes derivatives of the network by `torch.autograd.grad`, as physics-informed residuals do, the
+    factors are rough, and a warning says so: A knows the inputs of the layer's own call, B sums the slopes of all
+    backward passes through it, those inside included. That is no published method: Dangel et al. 2024,
+    "Kronecker-factored approximate curvature for physics-informed neural networks", have a factor for each derivative.
+    On three such problems conjugate gradients took fifteen to twenty times the iterations that they take without, and a
+    tenth to a quarter of these with Nystrom's method.
+
     An estimate costs about `probes` gradients, as many backward passes where there are other parameters, and the
     eigenvectors of both factors of each layer.
 
