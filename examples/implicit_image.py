@@ -99,9 +99,9 @@ LOOKS = {
 
 def draw(folder: Path, target: Tensor, drawn: dict[str, Tensor]) -> None:
     """The ratio over seconds, the image, and what the networks make of it."""
-    figure = Figure(figsize=(7.5, 6.8), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.8), layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1, height_ratios=(3, 2))
+    above, below = figure.subfigures(2, 1, height_ratios=(5, 2.6))
     axes = above.subplots()
     for name, lines in errors(folder).items():
         axes.plot([line["seconds"] for line in lines], [line["psnr"] for line in lines], **LOOKS.get(name, {}))

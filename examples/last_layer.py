@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python examples/last_layer.py --data FOLDER --out runs/last_layer --time-limit 20
 
-A perceptron 784-256-32-10 is trained on 20,000 images of Fashion-MNIST by Adam, then all but its last layer is left as
+A perceptron 784-256-32-10 is trained on 16,667 images of Fashion-MNIST by Adam, then all but its last layer is left as
 it is, and that layer starts anew from zero. What remains is a convex function of 330 parameters, cross-entropy with an
 L2 term, whose Gauss-Newton matrix is the Hessian. The features are computed once, and every method has them. What is
 plotted is the loss above the optimum, on all training images, over seconds of training, and the errors on test images.

@@ -155,8 +155,11 @@ def plot(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(which="major" if wide else "both", color="#e4e4e4", linewidth=0.6)
-        if quantity == "error":
+        if len(panels) == 1:
             axes.legend(frameon=False)
+    if len(panels) > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=150)
 
 
