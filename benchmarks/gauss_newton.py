@@ -9,10 +9,13 @@ method then has the same process seconds:
 - adam: goes on with Adam, its rate falling to zero by a cosine over the time;
 - lbfgs: `torch.optim.LBFGS`, strong Wolfe, history 100, tolerances off;
 - hessian_free: `HessianFree` with its defaults, all of the data;
-- gauss_newton: `GaussNewton` with its defaults; others are named in `METHODS`.
+- gauss_newton, self_scaled_broyden: `GaussNewton`, `SelfScaledBroyden` with their defaults; others are named in
+  `METHODS`.
 
-The error is relative, in the 2-norm, on a grid of 100 x 100. With --step, what one step costs instead, part by part, in
-gradients of the same objective. Results go to a file after each run; runs that it has are not repeated.
+The error is relative, in the 2-norm, on a grid of 100 x 100. With --step, what one step costs instead, part by part,
+in gradients of the same objective, and beside the floor of its arithmetic, R^2 P + R^3 / 3 multiplications at the speed
+of a matrix product; with --wide of 4,000 points and 10,095 parameters. Results go to a file after each run; runs that
+it has are not repeated.
 """
 
 import argparse
@@ -32,13 +35,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latephase import Direct, GaussNewton, HessianFree, LevenbergMarquardt, Objective, TargetRatio
+from latephase import (
+    Direct,
+    GaussNewton,
+    HessianFree,
+    LevenbergMarquardt,
+    Objective,
+    SelfScaledBroyden,
+    TargetRatio,
+)
 from latephase.curvature import linearize
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Keeps glibc from giving memory back between calls, as `latephase bench` does."""
 WARM_UP, RATE = 10.0, 1e-3
-INTERIOR, EDGE = 900, 120
+INTERIOR, EDGE, WIDTH = 900, 120, 32
+WIDE = {"interior": 3_500, "rim": 500, "width": 98}
+"""4,000 rows and 10,095 parameters."""
 
 
 def solution(points: Tensor) -> Tensor:
@@ -59,13 +72,15 @@ def edge(model: nn.Module, points: Tensor) -> Tensor:
     return model(points)
 
 
-def problem(seed: int) -> tuple[nn.Module, Objective, Callable[[], float]]:
+def problem(
+    seed: int, interior: int = INTERIOR, rim: int = EDGE, width: int = WIDTH
+) -> tuple[nn.Module, Objective, Callable[[], float]]:
     """The network, the objective, and the error as a function without arguments."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
-    points, rim = torch.rand(INTERIOR, 2), torch.rand(EDGE, 2)
-    rim[torch.arange(EDGE), torch.arange(EDGE) % 2] = (torch.arange(EDGE) // 2 % 2).to(rim.dtype)
-    objective = Objective.from_residuals(model, {"inside": (inside, points), "edge": (edge, rim)})
+    model = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+    points, border = torch.rand(interior, 2), torch.rand(rim, 2)
+    border[torch.arange(rim), torch.arange(rim) % 2] = (torch.arange(rim) // 2 % 2).to(border.dtype)
+    objective = Objective.from_residuals(model, {"inside": (inside, points), "edge": (edge, border)})
     grid = torch.cartesian_prod(torch.linspace(0, 1, 100), torch.linspace(0, 1, 100))
     exact = solution(grid)
 
@@ -114,6 +129,8 @@ METHODS: dict[str, Callable[..., Callable[[], Any]]] = {
     "lbfgs": _lbfgs,
     "hessian_free": _second_order(HessianFree),
     "gauss_newton": _second_order(GaussNewton),
+    "self_scaled_broyden": _second_order(SelfScaledBroyden),
+    "self_scaled_bfgs": _second_order(SelfScaledBroyden, update="bfgs"),
     "plain": _second_order(GaussNewton, solver=Direct(acceleration=0.0)),
     "target_ratio": _second_order(GaussNewton, damping=TargetRatio()),
     "plain_target_ratio": _second_order(GaussNewton, damping=TargetRatio(), solver=Direct(acceleration=0.0)),
@@ -141,15 +158,15 @@ def run(method: str, seed: int, seconds: float) -> dict[str, Any]:
     return {"method": method, "seed": seed, "seconds": seconds, "start": start, "half": half, "end": end}
 
 
-def parts_of_a_step(rounds: int) -> dict[str, float]:
+def parts_of_a_step(rounds: int, **sizes: int) -> dict[str, float]:
     """Medians of what a step is made of, each in gradients of the same objective (`linearize(products=False)`)."""
-    model, objective, _ = problem(0)
+    model, objective, _ = problem(0, **sizes)
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     warm = _plain(objective, optimizer)
     for _ in range(200):
         warm()
     newton = GaussNewton(model.parameters())
-    for _ in range(10):
+    for _ in range(2 if sizes else 10):
         newton.step(objective)
     rows = linearize(objective, method="double_backward").rows()
     kernel = rows @ rows.T + torch.eye(len(rows))
@@ -168,9 +185,11 @@ def parts_of_a_step(rounds: int) -> dict[str, float]:
             call()
             if turn >= 2:
                 times[name].append(time.process_time() - began)
-    gradients = times["gradient"]
+    gradients, n, p = times["gradient"], *rows.shape
+    floor = (n**2 * p + n**3 / 3) / (n**2 * p) * median(times["kernel"])
     ratios = {name: [a / b for a, b in zip(own, gradients, strict=True)] for name, own in times.items()}
-    return {"gradient, ms": 1e3 * median(gradients)} | {name: median(own) for name, own in ratios.items()}
+    beside = {"rows": n, "parameters": p, "step over floor": median(times["step"]) / floor}
+    return beside | {"gradient, ms": 1e3 * median(gradients)} | {name: median(own) for name, own in ratios.items()}
 
 
 def main() -> None:
@@ -181,6 +200,7 @@ def main() -> None:
     parser.add_argument("--only", default="*")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--step", action="store_true", help="what a step costs, in gradients")
+    parser.add_argument("--wide", action="store_true", help="the same of a larger problem")
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     if {name: os.environ.get(name) for name in ALLOCATOR} != ALLOCATOR:
@@ -191,8 +211,9 @@ def main() -> None:
     if given.save is not None and given.save.exists():
         kept = json.loads(given.save.read_text())
     if given.step:
-        kept["step"] = parts_of_a_step(given.rounds)
-        print(json.dumps(kept["step"], indent=2))
+        name = "wide step" if given.wide else "step"
+        kept[name] = parts_of_a_step(given.rounds, **(WIDE if given.wide else {}))
+        print(json.dumps(kept[name], indent=2))
     else:
         names = [name for name in METHODS if fnmatch.fnmatch(name, given.only)]
         done = {(each["method"], each["seed"], each["seconds"]) for each in kept["runs"]}

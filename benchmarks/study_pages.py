@@ -88,7 +88,8 @@ def read_trials(path: Path, tuning: Tuning) -> list[Outcome]:
 def outcome_of(row: Mapping[str, str], tuning: Tuning) -> Outcome:
     """A row of a table of trials."""
     searches = tuning.searches[row["strategy"]]
-    values = {path: value_of(row[path], search.choices) for path, search in searches.items()}
+    columns = {path: path if path in row else _written_before(path) for path in searches}
+    values = {path: value_of(row[columns[path]], search.choices) for path, search in searches.items()}
     return Outcome(
         strategy=row["strategy"],
         place=int(row["trial"]),
@@ -102,6 +103,12 @@ def outcome_of(row: Mapping[str, str], tuning: Tuning) -> Outcome:
         steps=number(row["steps"]),
         error=row["error"],
     )
+
+
+def _written_before(path: str) -> str:
+    """The column of an option in tables that were written before it was a field of a part."""
+    former = {"options.damping.initial": "options.damping", "options.damping.factors": "options.damping_factors"}
+    return next((old + path[len(new) :] for new, old in former.items() if path.startswith(new)), path)
 
 
 def value_of(text: str, choices: Sequence[Any] | None) -> Any:

@@ -74,7 +74,7 @@ def _inputs_and_slopes(model: nn.Sequential, x: Tensor) -> tuple[list[Tensor], S
     """Of each layer the inputs [rows, inputs], and the slopes in its outputs [rows, outputs] at drawn targets."""
     inputs, outputs = [], []
     with torch.enable_grad():
-        for layer in model:
+        for layer in (module for module in model.modules() if not list(module.children())):
             if isinstance(layer, nn.Linear):
                 inputs.append(x.detach())
             x = layer(x)

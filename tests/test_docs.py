@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import latephase
-from latephase import CG, GGN, Armijo, Blocks, HessianFree, LevenbergMarquardt
+from latephase import CG, GGN, Armijo, Blocks, Direct, GaussNewton, HessianFree, LevenbergMarquardt, TargetRatio
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
-PARTS = (CG, GGN, LevenbergMarquardt, Armijo, Blocks)
+PARTS = (CG, Direct, GGN, LevenbergMarquardt, TargetRatio, Armijo, Blocks)
 FENCE = re.compile(r"^```python *([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -52,7 +52,7 @@ def options_of(made):
 
 def test_every_option_has_its_place():
     headings = set(re.findall(r"^### `(\w+)`$", PAGES["options"], flags=re.MULTILINE))
-    assert headings == {*options_of(HessianFree), "damping_scale", "tolerance"}
+    assert headings == {*options_of(HessianFree), *options_of(GaussNewton), "damping_scale", "tolerance"}
     fields = set(re.findall(r"^####? `(\w+\.\w+)`$", PAGES["options"], flags=re.MULTILINE))
     assert fields == {f"{part.__name__}.{name}" for part in PARTS for name in options_of(part)}
 

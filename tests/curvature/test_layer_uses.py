@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_mode
 import torch.nn.functional as F
 from dense_oracle import relative
 from torch import Tensor, nn
@@ -190,6 +191,64 @@ def test_the_optimizer_reports_them_and_trains():
         optimizer.step(objective)
     assert optimizer.report.diagonal_layers == ("layer",)
     assert float(objective.value()) < before
+
+
+def derivative(model: nn.Module, points: Tensor) -> Tensor:
+    x = points.detach().requires_grad_()
+    return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0].square()
+
+
+def constant_derivative(model: nn.Module, points: Tensor) -> Tensor:
+    """Which no gradient flows through, while its backward pass goes through the layers' outputs."""
+    x = points.detach().requires_grad_()
+    outputs = model(x)
+    return outputs * torch.autograd.grad(outputs.sum(), x, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize("residual", [derivative, constant_derivative])
+def test_factors_are_said_to_be_rough_where_a_pass_takes_derivatives(residual):
+    """Their B sums the slopes of all backward passes, those inside included, which are no curvature's."""
+    model = Net(plainly)
+    curved = linearize(Objective.from_residuals(model, {"inside": (residual, DATA[0])}))
+    with pytest.warns(UserWarning, match=r"factors of the layers 'layer', 'last' are rough: derivatives"):
+        moments = Kronecker().moments(curved, [curved.space.size])
+    assert len(moments["layers"]) == 2
+    with said(nothing=True):  # but once
+        Kronecker().moments(curved, [curved.space.size])
+
+
+def test_a_layer_whose_output_goes_nowhere_gets_a_diagonal():
+    """Its slopes were looked for in vain: of the tangent of dual numbers in the last layer's output, say."""
+
+    def tangent(model: nn.Module, points: Tensor) -> Tensor:
+        with forward_mode.dual_level():
+            dual = forward_mode.make_dual(points, torch.ones_like(points))
+            return forward_mode.unpack_dual(model(dual)).tangent
+
+    def in_vain(model: nn.Sequential, points: Tensor) -> Tensor:
+        model[2](points)
+        return model[0](points).tanh()
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    for residual in (tangent, in_vain):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is said of the first layer is said above
+            curved = linearize(Objective.from_residuals(model, {"inside": (residual, DATA[0])}))
+            moments = Kronecker().moments(curved, [curved.space.size])
+        assert moments["layers"][:, 0].tolist() == [0]
+
+
+def test_layers_that_a_term_does_not_call_get_a_diagonal():
+    model = nn.ModuleDict({"one": nn.Linear(3, 2), "other": nn.Linear(3, 2), "both": nn.Linear(3, 2)}).double()
+    terms = {
+        "first": (lambda m, x: m["one"](x) + m["both"](x), DATA[0]),
+        "second": (lambda m, x: m["other"](x) * m["both"](x), DATA[0]),
+    }
+    curved = linearize(Objective.from_residuals(model, terms))
+    said_of_them = "'one': in term 'second' it is called 0 times; 'other': in term 'first' it is called 0 times"
+    with pytest.warns(UserWarning, match=said_of_them):
+        moments = Kronecker().moments(curved, [curved.space.size])
+    assert len(moments["layers"]) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in (PLAIN | OTHERS) if name not in ("by_vmap", "kept_aside")])

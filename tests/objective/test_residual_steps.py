@@ -19,6 +19,7 @@ def test_evaluation_and_curvature_on_parts():
     assert float(objective.value()) < 0.5 * first
 
 
+@pytest.mark.filterwarnings("ignore:Kronecker factors of the layers .* are rough")
 @pytest.mark.parametrize("optimizer", [HessianFree, KFAC, AdamQLR])
 def test_optimizers_go_down(optimizer):
     model = network()

@@ -11,7 +11,18 @@ import torch
 from step_cases import CASES
 from torch import Tensor, nn
 
-from latephase import KFAC, SGDQLR, AdamQLR, Direct, Fixed, GaussNewton, HessianFree, Objective, QuadraticLearningRate
+from latephase import (
+    KFAC,
+    SGDQLR,
+    AdamQLR,
+    Direct,
+    Fixed,
+    GaussNewton,
+    HessianFree,
+    Objective,
+    QuadraticLearningRate,
+    SelfScaledBroyden,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class Entry:
         saved: its case among the state dicts of an earlier release; None for one that is younger.
         needs: a package that it cannot do without.
         rows: whether it wants a row for each example, and refuses batch norm in training mode.
+        option: a global option, a value that it may have other than the default, and what an error says of it.
+        warns: what it warns of in dtypes narrower than float64.
     """
 
     make: Callable[..., Any]
@@ -34,6 +47,17 @@ class Entry:
     saved: str | None = None
     needs: str | None = None
     rows: bool = False
+    option: tuple[str, Any, str] = ("damping", 0.5, "damping must be|initial must be")
+    warns: str | None = None
+
+    @property
+    def damped(self) -> bool:
+        """Whether there is a damping, which may be set."""
+        return self.option[0] == "damping"
+
+    def begin(self, params: Any, damping: float) -> Any:
+        """The optimizer, with a damping to begin with where it has one."""
+        return self.make(params, damping=damping) if self.damped else self.make(params)
 
 
 def over(base: type[torch.optim.Optimizer], **settings: Any) -> Callable[..., QuadraticLearningRate]:
@@ -56,6 +80,12 @@ OPTIMIZERS = {
     "AdamQLR": Entry(AdamQLR, CONSTANT, "cycled", saved="AdamQLR"),
     "SGDQLR": Entry(SGDQLR, CONSTANT, "cycled", saved="SGDQLR"),
     "momentum": Entry(over(torch.optim.SGD, lr=0.1, momentum=0.9), CONSTANT, "cycled", saved="momentum"),
+    "SelfScaledBroyden": Entry(
+        SelfScaledBroyden,
+        {"line_search": False},
+        option=("update", "bfgs", "update must be"),
+        warns="SelfScaledBroyden on parameters in",
+    ),
     "AdamW": Entry(over(torch.optim.AdamW, lr=0.1, amsgrad=True), CONSTANT, "cycled", saved="AdamW"),
 }
 
@@ -66,11 +96,12 @@ def _present(entry: Entry) -> bool:
 
 def those_with(condition: Callable[[Entry], bool]) -> list[Any]:
     """Arguments of a test that runs with each entry for which the condition holds."""
-    return [
-        pytest.param(entry, id=name, marks=pytest.mark.skipif(not _present(entry), reason=f"needs {entry.needs}"))
-        for name, entry in OPTIMIZERS.items()
-        if condition(entry)
-    ]
+    return [pytest.param(each, id=name, marks=_marks(each)) for name, each in OPTIMIZERS.items() if condition(each)]
+
+
+def _marks(entry: Entry) -> list[pytest.MarkDecorator]:
+    absent = pytest.mark.skipif(not _present(entry), reason=f"needs {entry.needs}")
+    return [absent, *([] if entry.warns is None else [pytest.mark.filterwarnings(f"ignore:{entry.warns}")])]
 
 
 every_optimizer = pytest.mark.parametrize("entry", those_with(lambda entry: True))

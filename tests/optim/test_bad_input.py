@@ -33,7 +33,7 @@ def ignored(targets: torch.Tensor, row: int) -> torch.Tensor:
     ({"curvature": "fisher"}, r"curvature must be one of ggn, hessian, .* got 'fisher'"),
     ({"curvature": {"kind": "fisher"}}, r"curvature: kind must be one of ggn, hessian; got 'fisher'"),
     ({"curvature": {"dtyp": None}}, r"curvature: GGN has no 'dtyp' \(did you mean 'dtype'\?\)"),
-    ({"solver": "cg"}, r"solver must be a part: CG\(...\); got 'cg'"),
+    ({"solver": "cg"}, r"solver must be a part: CG\(...\) or Direct\(...\); got 'cg'"),
     ({"solver": {"stopping": "never"}}, r"CG.stopping must be one of martens, residual, got 'never'"),
     ({"solver": {"nonpositive_curvature": "stop"}}, r"CG.nonpositive_curvature must be one of truncate, ignore, abs"),
     ({"solver": {"preconditioner": "jacobi"}}, r"preconditioner"),

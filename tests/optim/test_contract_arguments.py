@@ -123,17 +123,18 @@ def test_a_foreign_parameter_is_named(entry, toy, unchanged):
 @every_optimizer
 def test_options_are_checked_when_they_are_given_and_when_they_are_set(entry, toy, unchanged):
     model, data = toy.network(), toy.batch()
+    name, other, message = entry.option
     for wrong in (-1.0, math.nan, math.inf, "1", None):
-        with pytest.raises(ValueError, match=r"damping must be|initial must be"):
-            entry.make(model.parameters(), damping=wrong)
-    with pytest.raises(ValueError, match="damping must be the same in all param groups"):
-        entry.make([{"params": [model[0].weight], "damping": 0.5}, {"params": [model[0].bias]}])
+        with pytest.raises(ValueError, match=message):
+            entry.make(model.parameters(), **{name: wrong})
+    with pytest.raises(ValueError, match=f"{name} must be the same in all param groups"):
+        entry.make([{"params": [model[0].weight], name: other}, {"params": [model[0].bias]}])
     optimizer = entry.make(model.parameters())
-    good = optimizer.param_groups[0]["damping"]
-    optimizer.param_groups[0]["damping"] = -1.0
-    with unchanged(model, optimizer), pytest.raises(ValueError, match=r"damping must be|initial must be"):
+    good = optimizer.param_groups[0][name]
+    optimizer.param_groups[0][name] = -1.0
+    with unchanged(model, optimizer), pytest.raises(ValueError, match=message):
         optimizer.step(cross_entropy(model, data))
-    optimizer.param_groups[0]["damping"] = good
+    optimizer.param_groups[0][name] = good
     optimizer.step(cross_entropy(model, data))
     assert optimizer.report.accepted
 

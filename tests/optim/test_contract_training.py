@@ -100,7 +100,7 @@ def test_a_schedule_that_cycles_the_momentum(entry, toy):
 @every_optimizer
 def test_a_group_may_be_added_midway(entry, toy):
     model, data = toy.network(), toy.batch()
-    optimizer = entry.make(model[0].parameters(), damping=0.1)
+    optimizer = entry.begin(model[0].parameters(), damping=0.1)
     torch.manual_seed(0)
     losses = [float(optimizer.step(cross_entropy(model, data))) for _ in range(3)]
     head = copy.deepcopy(model[2].state_dict())

@@ -87,7 +87,7 @@ def test_reports_have_one_base(make, toy):
 
 @pytest.mark.parametrize("make", [HessianFree, KFAC])
 def test_a_rule_of_others_is_refused(make):
-    with pytest.raises(ValueError, match=r"or a part: LevenbergMarquardt\(...\) or Fixed\(...\); got DecreasingLoss"):
+    with pytest.raises(ValueError, match=r"or a part: LevenbergMarquardt\(...\).* or \w+\(...\); got DecreasingLoss"):
         make([torch.zeros(2, requires_grad=True)], damping=DecreasingLoss())
 
 

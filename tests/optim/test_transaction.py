@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from latephase import CG, KFAC, SGDQLR, AdamQLR, Direct, Fixed, GaussNewton, HessianFree, Objective
+from latephase import (
+    CG,
+    KFAC,
+    SGDQLR,
+    AdamQLR,
+    Direct,
+    Fixed,
+    GaussNewton,
+    HessianFree,
+    Objective,
+    SelfScaledBroyden,
+)
 from latephase.curvature.tracing import cache as traces
 
 
@@ -65,6 +76,7 @@ MAKERS = {
     "kfac": KFAC,
     "adam_qlr": AdamQLR,
     "sgd_qlr": SGDQLR,
+    "self_scaled_broyden": SelfScaledBroyden,
 }
 
 

@@ -16,6 +16,7 @@ from .parts import (
 )
 from .quadratic_lr import SGDQLR, AdamQLR, QuadraticLearningRate, QuadraticStepReport, QuadraticStepStatus
 from .quadratic_lr import over as over
+from .quasi_newton import QuasiNewtonStepReport, SelfScaledBroyden, Wolfe, WolfeStatus
 from .residuals import ResidualsResult, minimize_residuals
 
 __all__ = [
@@ -39,10 +40,14 @@ __all__ = [
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",
+    "QuasiNewtonStepReport",
     "ResidualsResult",
     "SecondOrderReport",
+    "SelfScaledBroyden",
     "StepReport",
     "StepStatus",
     "TargetRatio",
+    "Wolfe",
+    "WolfeStatus",
     "minimize_residuals",
 ]

@@ -93,7 +93,7 @@ def _reduction(objective: Objective) -> str:
         for start, stop in bounds:
             with objective.random_numbers(0):
                 loss, _ = objective.forward_pass(cut(chunk, start, stop), point, objective.buffers())
-            values.append(float(loss))
+            values.append(float(loss.detach()))  # of derivatives inside, it has a graph
     whole, first, second = values
     mean = (half * first + (chunk.rows - half) * second) / chunk.rows
     return "sum" if math.fabs(first + second - whole) < math.fabs(mean - whole) else "mean"

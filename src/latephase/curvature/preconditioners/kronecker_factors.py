@@ -5,11 +5,9 @@ import importlib
 import warnings
 import weakref
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +17,6 @@ from ...objective import (
     Chunk,
     LossOfOutputs,
     Objective,
-    cut,
     differentiable_kernels,
     loss_reduction,
     random_signs,
@@ -28,8 +25,7 @@ from ...objective import (
 from ..linearization import Linearization
 from ..loss import MOST_COLUMNS, Product, root_of_any
 from .base import owners
-from .layer_calls import called_once
-from .layer_uses import LayerUses
+from .layer_calls import called_once, calls_of
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
@@ -86,7 +82,10 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
         named = bool(own) and set(own) <= {"weight", "bias"} and module._parameters.get("weight") is not None
         if isinstance(module, LAYERS) and named and not any(holders[id(p)] > 1 for p in own.values()):
             candidates[name] = module
-    once = called_once(curved.objective, candidates, lambda chunk: _calls(curved.objective, chunk, candidates))
+    inside: set[str] = set()
+    once = called_once(
+        curved.objective, candidates, lambda chunk: calls_of(curved.objective, chunk, candidates, inside)
+    )
     found, without = [], {}
     for name, in_the_way in once.items():
         module = candidates[name]
@@ -99,11 +98,28 @@ def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer
         joint = weight >= 0 and bias >= 0 and bisect_right(ends, weight) == bisect_right(ends, bias)
         shape = module.get_parameter("weight").shape
         found.append(Layer(name, weight, bias, shape[1:].numel(), shape[0], joint))
-    if without and model not in _warned:
-        _warned.add(model)
-        reasons = "; ".join(f"{name or type(model).__name__!r}: {reason}" for name, reason in without.items())
-        warnings.warn(f"layers that get a diagonal instead of Kronecker factors: {reasons}", stacklevel=2)
+    _warn(model, without, [layer.name for layer in found if layer.name in inside])
     return found
+
+
+def _warn(model: nn.Module, without: Mapping[str, str], inside: Sequence[str]) -> None:
+    """Say once for each model which layers have no factors, and which have factors that know only a part."""
+    if model in _warned or not (without or inside):
+        return
+    _warned.add(model)
+    named = {name: repr(name or type(model).__name__) for name in (*without, *inside)}
+    if without:
+        reasons = "; ".join(f"{named[name]}: {reason}" for name, reason in without.items())
+        warnings.warn(f"layers that get a diagonal instead of Kronecker factors: {reasons}", stacklevel=3)
+    if inside:
+        warnings.warn(
+            f"Kronecker factors of the layers {', '.join(named[name] for name in inside)} are rough: derivatives of "
+            "the network inside the pass use the weights, too, of which the factors know the layer's own inputs, and "
+            "the slopes of all backward passes in one sum, so that their scale is none of the curvature's. KFAC takes "
+            "its rate from the exact matrix and trains with them; as a preconditioner of HessianFree use 'nystrom', or "
+            "none",
+            stacklevel=3,
+        )
 
 
 def _several_groups(module: nn.Module) -> str | None:
@@ -118,38 +134,6 @@ def _padded_evenly(module: nn.Module) -> bool:
         return True
     extents = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
     return module.padding_mode == "zeros" and (module.padding != "same" or all(n % 2 == 0 for n in extents))
-
-
-def _calls(objective: Objective, chunk: Chunk, layers: Mapping[str, nn.Module]) -> tuple[Counter[str], LayerUses]:
-    """How often each layer is called in a pass, and what becomes of its parameters before the loss.
-
-    Calls with more than a tensor count twice.
-    """
-    calls: Counter[str] = Counter()
-    model = objective.model
-    point = {name: p.detach().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
-    uses = LayerUses(layers, point, model)
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            calls[name] += 1 if len(arguments) == 1 and isinstance(arguments[0], Tensor) else 2
-            uses.called(module, arguments, output)
-
-        return hook
-
-    def until_the_loss(outputs: Any) -> Any:
-        uses.watching = False
-        return outputs
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in layers.items()]
-    try:
-        with torch.enable_grad(), objective.random_numbers(0), uses:
-            some = cut(chunk, 0, min(chunk.rows, 8))
-            objective.forward_pass(some, point, objective.buffers(), between=until_the_loss)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls, uses
 
 
 def kronecker_factors(

@@ -1,16 +1,21 @@
 """What a pass makes of the weights of its layers: whether a layer's call is all that there is of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+
+from .graph_readers import Readers, is_read_through, leaves_of, readers_of
 
 OPERATIONS = (F.linear, F.conv2d)
 """Of the layers that are watched: (input, weight, bias, ...) -> output."""
+
+Call = tuple[Any, Tensor, int, Node | None]
+"""Of a layer's operation its input, and its result with version and node."""
 
 
 class LayerUses(TorchFunctionMode):
@@ -18,7 +23,8 @@ class LayerUses(TorchFunctionMode):
 
     A preconditioner that reads a layer's input and the slope in its output knows the weight's gradient only where the
     layer's own operation is the one use of the weight, with that input and that output: not where a hook or the class
-    changes them, nor where the weight is also used elsewhere, as a whole or in part.
+    changes them, nor where the weight is also used elsewhere, as a whole or in part. A derivative of the network inside
+    the pass uses it in every backward pass that it takes, which calls no function of torch: the graph tells (`end`).
 
     Args:
         layers: by name, to be called at most once.
@@ -31,9 +37,12 @@ class LayerUses(TorchFunctionMode):
         self.watching = True
         self._layer_of: dict[int, nn.Module] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._own: dict[nn.Module, list[tuple[Any, Tensor, int]]] = {layer: [] for layer in layers.values()}
+        self._own: dict[nn.Module, list[Call]] = {layer: [] for layer in layers.values()}
         self._elsewhere: set[nn.Module] = set()
         self._changed: set[nn.Module] = set()
+        self._readers: Readers = {}
+        self._ends: set[Node | None] = set()
+        self._nodes: dict[int, Node] = {}
         for name, layer in layers.items():
             for key in layer._parameters:
                 path = f"{name}.{key}" if name else key
@@ -46,11 +55,11 @@ class LayerUses(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if self.watching:
-            used = {self._layer_of[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._layer_of}
-            if used and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
+            used = {self._layer_of[id(leaf)] for leaf in _leaves((args, kwargs)) if id(leaf) in self._layer_of}
+            if used and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in _leaves(result)):
                 own = self._owner(args[1:3]) if func in OPERATIONS else None
                 if own is not None and id(args[0]) not in self._layer_of:
-                    self._own[own].append((args[0], result, result._version))
+                    self._own[own].append((args[0], result, result._version, result.grad_fn))
                     used.discard(own)
                 self._elsewhere |= used
         return result
@@ -68,6 +77,33 @@ class LayerUses(TorchFunctionMode):
             self._changed.add(layer)
         return same
 
+    def end(self, ends: Iterable[Tensor]) -> None:
+        """Read the graph that the pass has left, from the tensors at its ends."""
+        ends = list(ends)
+        self._ends = {x.grad_fn for x in ends}
+        self._readers = readers_of(ends)
+        self._nodes = leaves_of(self._readers)
+
+    def enters_by_call(self, layer: nn.Module, p: Tensor) -> bool:
+        """After `end`: whether the layer's operation is all that a parameter's gradient comes through.
+
+        Args:
+            layer: without an obstacle.
+            p: the layer's parameter, as the pass had it.
+        """
+        node = self._nodes.get(id(p))
+        return node is None or is_read_through(self._readers, node, self._own[layer][0][3])
+
+    def is_reached(self, layer: nn.Module) -> bool:
+        """After `end`: whether what the layer's operation gives is in the graph."""
+        node = self._own[layer][0][3] if self._own[layer] else None
+        return node in self._readers or node in self._ends
+
+    def is_seen_whole(self, layer: nn.Module) -> bool:
+        """After `end`: whether what a hook makes of the output of the layer's operation is all that is made of it."""
+        node = self._own[layer][0][3]
+        return node is None or len(self._readers.get(node, [])) <= 1
+
     def obstacle(self, layer: nn.Module) -> str | None:
         """After the pass: why a gradient in the layer's weight does not come from its one call alone, in words."""
         if layer in self._changed:
@@ -75,3 +111,14 @@ class LayerUses(TorchFunctionMode):
         if layer in self._elsewhere or len(self._own[layer]) > 1:
             return "its weight is also used outside its call"
         return None if self._own[layer] else "no gradient flows through its call"
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """What is in tuples, lists and dicts, at a tenth of the time that torch's own trees take at every operation."""
+    if isinstance(tree, (tuple, list)):
+        for each in tree:
+            yield from _leaves(each)
+    elif isinstance(tree, dict):
+        yield from _leaves(tuple(tree.values()))
+    else:
+        yield tree
