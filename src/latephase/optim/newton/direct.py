@@ -20,13 +20,17 @@ class Direct(Solver):
     """The minimisers of the damped quadratic model for one damping after another, from rows J~ with GGN = J~'J~.
 
     With fewer rows R than parameters P the dual system [R, R] is solved, otherwise the primal one [P, P]: R^2 P / 2 +
-    R^3 / 6 or P^2 R / 2 + P^3 / 6 multiplications, and memory for J~ and the matrix (`solve.DirectSolve`).
+    R^3 / 6 or P^2 R / 2 + P^3 / 6 multiplications, and memory for J~ and the matrix, which `plan` tells beforehand
+    (`solve.DirectSolve`).
 
     On sums of squared residuals each candidate is corrected for the curvature of the residuals along it, by geodesic
     acceleration (Transtrum and Sethna 2012, arXiv:1201.5885): p + a with (J'J + lambda S) a = -J'r''/2 and r''/2 the
     difference r(theta + p) - r - J p. It takes one more evaluation of the residuals and no factorisation. (The source
     takes r'' from a tenth of p; from the end of p the steps came out as good on three equations, and rounding is a
-    hundred times smaller.) A correction that is long beside p says that the model fails there; it is left out then.
+    hundred times smaller.) A correction that is long beside p says that the model fails there; it is left out then,
+    and so is one made of a difference within rounding. It is known of squared errors, of `from_residuals`, and of
+    `from_forward` where the loss has the same second derivatives in the outputs at both points; not with structural
+    damping, whose strength is that of the damping with which the step begins.
 
     Args:
         side: "primal", "dual" or "auto" (default), the smaller one.

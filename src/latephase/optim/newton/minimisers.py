@@ -139,11 +139,12 @@ class Minimisers:
             return None
         along = self._rows @ p
         curved = there.to(self._dtype) - self._residual - along
-        correction = self._share(self._solved(damping, curved))
-        sizes = [there.norm(), self._residual.norm(), along.norm(), curved.norm(), correction.norm(), p.norm()]
-        *rounded, bend, length, whole = self._share(torch.stack([size.double() for size in sizes])).tolist()
-        if not bend > ROUNDING * torch.finfo(there.dtype).eps * math.fsum(rounded):
+        sizes = torch.stack([x.norm().double() for x in (curved, there, self._residual, along)])
+        bend, *terms = self._share(sizes).tolist()
+        if not bend > ROUNDING * torch.finfo(there.dtype).eps * math.fsum(terms):
             return None
+        correction = self._share(self._solved(damping, curved))
+        length, whole = self._share(torch.stack([correction.norm(), p.norm()]).double()).tolist()
         return correction if math.isfinite(length) and 2 * length <= self._limit * whole else None
 
 
