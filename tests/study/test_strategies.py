@@ -122,7 +122,7 @@ def steps_of(study, context_of, monkeypatch):
                 seen.update(objective=objective, evaluation=evaluation, curvature=curvature_objective)
                 return super().step(objective, evaluation, curvature_objective)
 
-        monkeypatch.setattr(hessian_free, "HessianFree", Watched)
+        monkeypatch.setattr(hessian_free.HessianFreeSteps, "optimizer", Watched)
         strategy = start_strategy(strategy_named(study, name), context_of())
         report = strategy.step(0.0)
         return SimpleNamespace(**seen, report=report, optimizer=strategy._optimizer, model=strategy.model)
