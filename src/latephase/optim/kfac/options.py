@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...curvature import WEIGHT_SHARING, check_whole
-from ..parts import DAMPINGS, Fixed, LevenbergMarquardt, Part, check_number, damping_of, is_number, part_of
+from ..parts import DAMPINGS, Fixed, LevenbergMarquardt, Part, check_number, check_same, damping_of, is_number, part_of
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,7 @@ def check_options(groups: Sequence[dict[str, Any]]) -> None:
         _check_momentum(group)
         group["damping"] = part("damping", group["damping"], rule_for(group["adapt_period"]))
         group["factors"] = part("factors", group["factors"], KroneckerFactors())
-    for name in GLOBAL:
-        for index, group in enumerate(groups):
-            if group[name] != groups[0][name]:
-                raise ValueError(
-                    f"{name} must be the same in all param groups: group 0 has {groups[0][name]!r}, group {index} has "
-                    f"{group[name]!r}"
-                )
+    check_same(groups, GLOBAL)
 
 
 def _check_momentum(options: Mapping[str, Any]) -> None:

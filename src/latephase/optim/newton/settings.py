@@ -11,6 +11,7 @@ from ..parts import (
     Part,
     TargetRatio,
     check_number,
+    check_same,
     damping_of,
     either,
     part_of,
@@ -125,13 +126,7 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
         raise ValueError(f"Blocks.group goes with CG, and not with {type(first['solver']).__name__}")
     elif isinstance(first["damping"], TargetRatio):
         raise ValueError("TargetRatio goes with Direct, whose candidates are those of a damping each; take a number")
-    for name in (*GLOBAL, "momentum"):
-        for index, group in enumerate(groups):
-            if group.get(name) != first.get(name):
-                raise ValueError(
-                    f"{name} must be the same in all param groups: group 0 has {first[name]!r}, "
-                    f"group {index} has {group[name]!r}"
-                )
+    check_same(groups, (*GLOBAL, "momentum"))
 
 
 def _check_direct(group: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from .arguments import check_names as check_names
 from .arguments import check_number as check_number
+from .arguments import check_same as check_same
 from .arguments import defaults_of as defaults_of
 from .arguments import per_parameter as per_parameter
 from .arguments import the_objective as the_objective

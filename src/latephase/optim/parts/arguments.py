@@ -46,6 +46,26 @@ def check_names(
             raise TypeError(f"{where} has no option {name!r}; there are {', '.join(known)}")
 
 
+def check_same(groups: Sequence[Mapping[str, Any]], names: Iterable[str]) -> None:
+    """Check that param groups do not differ in options that are global.
+
+    Args:
+        groups: an optimizer's.
+        names: of these options; one that no group has is the same in all.
+
+    Raises:
+        ValueError: naming the option, and what the first group and another one have.
+    """
+    for name in names:
+        first = groups[0].get(name)
+        for index, group in enumerate(groups):
+            if group.get(name) != first:
+                raise ValueError(
+                    f"{name} must be the same in all param groups: group 0 has {first!r}, group {index} has "
+                    f"{group.get(name)!r}"
+                )
+
+
 def trainable_size(group: Mapping[str, Any]) -> int:
     """How many entries of the flat vectors belong to a param group."""
     return sum(p.numel() for p in group["params"] if p.requires_grad)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..parts import DAMPINGS, Damping, DecreasingLoss, LevenbergMarquardt, Part, check_number, damping_of
+from ..parts import DAMPINGS, Damping, DecreasingLoss, LevenbergMarquardt, Part, check_number, check_same, damping_of
 
 CURVATURES = {"ggn": "ggn", "hessian": "hessian", "absolute_hessian": "hessian"}
 """By name the matrix of which products are taken."""
@@ -60,10 +60,4 @@ def check_options(groups: Sequence[dict[str, Any]], like: AnyDamping) -> None:
                 check_number(name, group[name])
                 if group[name] == 0:
                     raise ValueError(f"{name} must be above 0: with 0 no step could be taken")
-    for name in OPTIONS:
-        for index, group in enumerate(groups):
-            if group[name] != groups[0][name]:
-                raise ValueError(
-                    f"{name} must be the same in all param groups: group 0 has {groups[0][name]!r}, group {index} has "
-                    f"{group[name]!r}"
-                )
+    check_same(groups, OPTIONS)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...solve import UPDATES
-from ..parts import Part, check_number, is_number, part_of
+from ..parts import Part, check_number, check_same, is_number, part_of
 
 GLOBAL = ("update", "line_search")
 """Options that all param groups have in common; `lr` may differ."""
@@ -75,10 +75,4 @@ def check_options(groups: Sequence[dict[str, Any]]) -> None:
         if group["update"] not in UPDATES:
             raise ValueError(f"update must be one of {', '.join(UPDATES)}; got {group['update']!r}")
         group["line_search"] = search_of(group["line_search"])
-    for name in GLOBAL:
-        for index, group in enumerate(groups):
-            if group[name] != groups[0][name]:
-                raise ValueError(
-                    f"{name} must be the same in all param groups: group 0 has {groups[0][name]!r}, group {index} has "
-                    f"{group[name]!r}"
-                )
+    check_same(groups, GLOBAL)
