@@ -7,7 +7,7 @@ from .curvatures import Blocks as Blocks
 from .curvatures import Hessian as Hessian
 from .direct import Direct as Direct
 from .direct_plan import DirectPlan as DirectPlan
+from .former import FORMER as FORMER
 from .former import in_a_table as in_a_table
-from .former import is_former as is_former
 from .gauss_newton import GaussNewton as GaussNewton
 from .hessian_free import HessianFree as HessianFree

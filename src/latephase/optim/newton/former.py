@@ -1,6 +1,6 @@
 """The flat options that parts took the place of: what each is now, for errors and for states that were saved before."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..parts import Fixed, LevenbergMarquardt
@@ -33,23 +33,9 @@ FORMER = (*_FIELDS, "adapt_damping", "block_diagonal")
 _OPTIONS = {"lr": 1.0, "damping_scale": 1.0, "line_search": True, "debias": False, "tolerance": None}
 
 
-def check_names(given: Iterable[str], values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Check that none of these is an option of a former release, or none at all.
-
-    Args:
-        given: names.
-        values: what was given for them.
-        known: names that there are.
-        where: named in errors, such as "HessianFree".
-
-    Raises:
-        TypeError: says how the option is written now.
-    """
-    for name in given:
-        if name in FORMER:
-            raise TypeError(f"{where}: {name} is {written(name, values[name])}")
-        if name not in known:
-            raise TypeError(f"{where} has no option {name!r}; there are {', '.join(known)}")
+def now(name: str, value: Any) -> str | None:
+    """What became of an option; None where there never was one."""
+    return f"is {written(name, value)}" if name in FORMER else None
 
 
 def written(name: str, value: Any) -> str:
@@ -77,11 +63,6 @@ def in_a_table(name: str, value: Any) -> str:
         value = "best" if value else "last"
     said = {bool: str(value).lower(), str: f'"{value}"'}.get(type(value), str(value))
     return f"{option}.{field} = {said}"
-
-
-def is_former(name: str) -> bool:
-    """Whether this is the name of a flat option."""
-    return name in FORMER
 
 
 def flat_of(group: Mapping[str, Any]) -> dict[str, Any]:

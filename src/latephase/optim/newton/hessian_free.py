@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from ..parts import Damping, defaults_of
+from ..parts import Damping, check_names, defaults_of
 from .cg import CG
 from .curvatures import GGN, Armijo, Blocks, Hessian
-from .former import check_names
+from .former import now
 from .newton import Newton
 from .path import Solver
 from .settings import FIXED_RATE, LATE_PHASE, OPTIONS, PARTS, PER_GROUP, over, part
@@ -89,7 +89,7 @@ class HessianFree(Newton):
             **overrides: options in place of these, or beside them; a number for the damping is the initial one, and the
                 thresholds stay.
         """
-        check_names(overrides, overrides, OPTIONS, f"{cls.__name__}.late_phase")
+        check_names(overrides, OPTIONS, f"{cls.__name__}.late_phase", now)
         return cls(params, **over(LATE_PHASE, overrides))
 
     @classmethod
@@ -109,7 +109,7 @@ class HessianFree(Newton):
             params: param groups, each a block: `layerwise(model)`, `by_module(model, names)`, or made by hand.
             **overrides: options in place of these, or beside them; a number for the damping is the fixed one.
         """
-        check_names(overrides, overrides, OPTIONS, f"{cls.__name__}.fixed_rate")
+        check_names(overrides, OPTIONS, f"{cls.__name__}.fixed_rate", now)
         return cls(params, **over(FIXED_RATE, overrides))
 
 

@@ -24,6 +24,7 @@ from ..parts import (
     adapt_damping,
     check_entries,
     check_estimate,
+    check_names,
     checks,
     compare,
     one_seed,
@@ -31,7 +32,7 @@ from ..parts import (
     the_objective,
 )
 from .block_ranks import agreed
-from .former import FORMER, check_names, is_former, with_parts
+from .former import FORMER, now, with_parts
 from .judging import Judge
 from .outcome import Outcome
 from .path import DampingPath, Path, Solver
@@ -61,15 +62,15 @@ class Newton(SecondOrder):
     """Options of the constructor."""
 
     def __init__(self, params: Any, options: Mapping[str, Any], others: Mapping[str, Any]):
-        check_names(others, others, self._NAMES, type(self).__name__)
+        check_names(others, self._NAMES, type(self).__name__, now)
         super().__init__(params, {**PER_GROUP, **options, **{name: part(name, options[name]) for name in PARTS}})
         self._check_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see `torch.optim.Optimizer.add_param_group`."""
         if isinstance(param_group, dict):
-            names = [name for name in param_group if name in FORMER]
-            check_names(names, param_group, (), f"param group {len(self.param_groups)} of {type(self).__name__}")
+            former = {name: value for name, value in param_group.items() if name in FORMER}
+            check_names(former, (), f"param group {len(self.param_groups)} of {type(self).__name__}", now)
         super().add_param_group(param_group)
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -261,7 +262,7 @@ class Newton(SecondOrder):
 
     def _read(self, group: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
         """A param group as it was saved, with parts, dicts of them, or flat options; `like` gives what it lacks."""
-        return with_parts(group, like) if any(map(is_former, group)) else over(like, group)
+        return with_parts(group, like) if any(name in FORMER for name in group) else over(like, group)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: beside torch's own, the last report."""
