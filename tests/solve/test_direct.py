@@ -116,6 +116,26 @@ def test_another_right_hand_side(factorization, shape):
     assert relative(found, -torch.linalg.solve(case.matrix(0.2), case.J.T @ other)) < 1e-10
 
 
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_the_models_own_residual_as_another_right_hand_side(shape):
+    """Without the L2 term's share of the gradient, which is no J' times anything."""
+    case = Case(*shape, "uniform")
+    found = DirectSolve(case.model).solve(0.2, case.model.residual)
+    assert relative(found, -torch.linalg.solve(case.matrix(0.2), case.J.T @ case.r)) < 1e-10
+
+
+def test_singular_values_do_without_the_squared_matrix(monkeypatch):
+    def refused(a: Tensor) -> Tensor:
+        raise AssertionError("the squared matrix is not needed")
+
+    monkeypatch.setattr("latephase.solve.direct.gram", refused)
+    for shape in ((12, 20), (20, 12)):
+        case = Case(*shape)
+        solve = DirectSolve(case.model, "svd")
+        assert relative(solve.solve(0.3), case.expected(0.3)) < 1e-10
+        assert solve.norm == pytest.approx(float(case.J.square().sum()), rel=1e-12)
+
+
 def test_one_factorisation_serves_a_damping_and_eigenvectors_serve_many():
     case = Case(15, 40)
     solve = DirectSolve(case.model)

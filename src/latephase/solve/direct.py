@@ -1,5 +1,6 @@
 """Damped least squares by a direct solve, on the side that is smaller, for one damping after another."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,14 +72,12 @@ class LeastSquares:
 
     def moved(self, start: Tensor) -> "LeastSquares":
         """The same model as a function of p - start, the constant left out."""
-        return LeastSquares(
+        decayed = None if self.diagonal is None else self.diagonal * start
+        return dataclasses.replace(
+            self,
             gradient=self.gradient + self.times(start),
-            rows=self.rows,
-            matrix=self.matrix,
             residual=None if self.residual is None or self.rows is None else self.residual + self.rows @ start,
-            rest=_sum(self.rest, None if self.diagonal is None else self.diagonal * start),
-            diagonal=self.diagonal,
-            scale=self.scale,
+            rest=_sum(self.rest, decayed),
         )
 
     @cached_property
@@ -140,28 +139,34 @@ class DirectSolve:
         model = self._model
         if not math.isfinite(self.norm):
             return None
+        slopes = rest = None
         if residual is None:
-            residual, rest = model.residual, model.gradient if model.residual is None else model.rest
-        else:
-            rest = None
+            residual, slopes = model.residual, model.gradient
+            rest = slopes if residual is None else model.rest
         for method in self._methods(damping):
             if method == "svd":
                 found = self._svd(damping, residual, rest)
+            elif self.side == "dual":
+                found = self._dual(damping, residual, rest, method)
             else:
-                found = self._squarely(damping, residual, rest, method)
+                if slopes is None:
+                    slopes = model.rows.mT @ residual  # pyright: ignore[reportOptionalMemberAccess, reportOperatorIssue]
+                found = self._apply(damping, -slopes, method)
             if found is not None and bool(found.isfinite().all()):
                 return found
         return None
 
-    @property
+    @cached_property
     def norm(self) -> float:
         """A bound on the largest eigenvalue of J'J, in the scale of the damping."""
+        if self._factorization == "svd":  # which does without the squared matrix
+            return float(torch.linalg.vector_norm(self._scaled).square())
         diagonal = self._squared.diagonal()
         if self.side == "primal" and self._divides:
             diagonal = self._root * diagonal * self._root
         return float(diagonal.sum())
 
-    @property
+    @cached_property
     def _has_rows(self) -> bool:
         """Whether there are rows, and all of the quadratic beside them is a multiple of S, which has an inverse."""
         return self._model.rows is not None and self._divides and self._model.ridge is not None
@@ -181,7 +186,7 @@ class DirectSolve:
     def _dtype(self) -> torch.dtype:
         return self._model.gradient.dtype
 
-    @property
+    @cached_property
     def _divides(self) -> bool:
         """Whether S has no zeros."""
         scale = self._model.scale
@@ -212,15 +217,8 @@ class DirectSolve:
             matrix = matrix + torch.diag(model.diagonal)
         return matrix
 
-    def _squarely(self, damping: float, residual: Tensor | None, rest: Tensor | None, method: str) -> Tensor | None:
-        """By way of the squared matrix: -(J'J + D + lambda S)^-1 (J'r + g0)."""
-        apply = self._by_cholesky if method == "cholesky" else self._by_eigenvectors
-        if self.side == "primal":
-            slopes = self._model.gradient if residual is self._model.residual else None
-            if slopes is None:
-                slopes = self._model.rows.mT @ residual  # pyright: ignore[reportOptionalMemberAccess, reportOperatorIssue]
-            found = apply(damping, slopes)
-            return None if found is None else -found
+    def _dual(self, damping: float, residual: Tensor | None, rest: Tensor | None, method: str) -> Tensor | None:
+        """-(J'J + D + lambda S)^-1 (J'r + g0) by way of JJ'."""
         mu = damping + (self._model.ridge or 0.0)
         right = residual
         if rest is not None:
@@ -228,11 +226,15 @@ class DirectSolve:
                 return None
             rest = self._root * rest
             right = _sum(residual, self._scaled @ rest / -mu)
-        y = None if right is None else apply(mu, right)
+        y = None if right is None else self._apply(mu, right, method)
         if y is None:
             return None
         found = self._scaled.mT @ y
         return -self._root * (found if rest is None else found + rest / mu)
+
+    def _apply(self, damping: float, right: Tensor, method: str) -> Tensor | None:
+        """The inverse of the damped squared matrix times a vector."""
+        return self._by_cholesky(damping, right) if method == "cholesky" else self._by_eigenvectors(damping, right)
 
     def _by_cholesky(self, damping: float, right: Tensor) -> Tensor | None:
         if self._factor is None or self._factor[0] != damping:
