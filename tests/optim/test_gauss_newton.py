@@ -25,6 +25,7 @@ from latephase import (
     TargetRatio,
     layerwise,
 )
+from latephase.curvature.rows.loss_root import root_of_pass
 
 LAMBDA = 0.03
 PLAIN = Direct(acceleration=0.0)
@@ -144,6 +145,21 @@ def test_conjugate_gradients_run_to_their_end_agree(loss):
     for _ in range(3):
         found = step_of(direct, model, Objective(model, LOSSES[loss], data))
         assert relative(found, step_of(truncated, other, Objective(other, LOSSES[loss], data))) < 1e-8
+
+
+@pytest.mark.parametrize("rows", [7, 40])
+def test_the_loss_is_looked_at_once_for_each_chunk_of_a_step(rows, monkeypatch):
+    seen = []
+
+    def counted(*arguments):
+        seen.append(1)
+        return root_of_pass(*arguments)
+
+    monkeypatch.setattr("latephase.curvature.rows.chunk_rows.root_of_pass", counted)
+    model, data = network(), data_for("cross_entropy", rows)
+    objective = Objective(model, LOSSES["cross_entropy"], data, microbatch_size=5)
+    GaussNewton(model.parameters(), solver=PLAIN, damping=Fixed(LAMBDA)).step(objective)
+    assert len(seen) == len(objective.chunks) > 1
 
 
 def test_hessian_free_takes_it_as_its_solver():

@@ -1,6 +1,7 @@
 """What a linearisation offers of the rows J~ of the Gauss-Newton matrix."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class RowMethods:
     space: ParameterSpace
     _parts: list[ChunkCurvature | ChunkTask]
     _decay: list[float]
+    kept: dict[Hashable, Any]
 
     def _check_unchanged(self) -> None:
         raise NotImplementedError
@@ -182,6 +184,12 @@ class RowMethods:
         return len(self._parts) == 1 or (len(kept) == len(self._parts) and all(kept))
 
     def _rows_of(self, index: int, weighed: bool = True) -> ChunkRows:
-        part = self._parts[index]
+        """The rows of a chunk, made once where its graph is there for as long as the linearisation is."""
+        part, key = self._parts[index], ("rows", index, weighed)
+        if key in self.kept:
+            return self.kept[key]
         forward = part.forward() if isinstance(part, ChunkCurvature) else ForwardPass(part.in_own_dtype())
-        return ChunkRows(forward, self.source.weights[index] if weighed else 1.0)
+        found = ChunkRows(forward, self.source.weights[index] if weighed else 1.0)
+        if isinstance(part, ChunkCurvature) and part.has_graph and part.task.dtype is None:
+            self.kept[key] = found
+        return found
