@@ -10,22 +10,18 @@ measured too: it is a product and some work on vectors. On a CPU it is the proce
 
 import argparse
 import itertools
-import os
-import sys
 import time
 from collections.abc import Callable
 from statistics import median
 
 import torch
+from allocator import keep_memory
 from torch import Tensor, nn
 
 from latephase import Objective, layerwise
 from latephase.curvature import damped, linearize, over_blocks
 from latephase.problems.architectures import autoencoder
 from latephase.solve import conjugate_gradient
-
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-"""Keeps glibc from giving memory back between products, as `latephase bench` does."""
 
 ITERATIONS = 10
 
@@ -44,8 +40,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    if not ALLOCATOR.keys() <= os.environ.keys():  # read when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+    keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.rand(args.rows, 784, device=args.device)

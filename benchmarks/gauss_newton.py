@@ -23,9 +23,7 @@ import fnmatch
 import itertools
 import json
 import math
-import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +31,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from allocator import keep_memory
 from torch import Tensor, nn
 
 from latephase import (
@@ -46,8 +45,6 @@ from latephase import (
 )
 from latephase.curvature import linearize
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-"""Keeps glibc from giving memory back between calls, as `latephase bench` does."""
 WARM_UP, RATE = 10.0, 1e-3
 INTERIOR, EDGE, WIDTH = 900, 120, 32
 WIDE = {"interior": 3_500, "rim": 500, "width": 98}
@@ -203,8 +200,7 @@ def main() -> None:
     parser.add_argument("--wide", action="store_true", help="the same of a larger problem")
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
-    if {name: os.environ.get(name) for name in ALLOCATOR} != ALLOCATOR:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    keep_memory()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     kept: dict[str, Any] = {"torch": torch.__version__, "processor": platform.processor(), "runs": []}

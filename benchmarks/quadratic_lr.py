@@ -13,22 +13,18 @@ import argparse
 import copy
 import dataclasses
 import functools
-import os
-import sys
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
+from allocator import keep_memory
 from torch import Tensor, nn
 
 import latephase.curvature.tracing.trace as tracing
 from latephase import AdamQLR, Fixed, Objective
 from latephase.problems.architectures import cnn_3c3d
-
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-"""Keeps glibc from giving memory back between steps, as `latephase bench` does."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "untuned": {},
@@ -45,8 +41,8 @@ def main() -> None:
     parser.add_argument("--default-allocator", action="store_true", help="leave glibc's allocator as it is")
     parser.add_argument("--compile", action="store_true", help="measure what torch.compile adds as well")
     args = parser.parse_args()
-    if not args.default_allocator and not ALLOCATOR.keys() <= os.environ.keys():  # read when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+    if not args.default_allocator:
+        keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     perceptron = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))

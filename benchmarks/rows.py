@@ -15,9 +15,7 @@ import argparse
 import fnmatch
 import itertools
 import json
-import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +23,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from allocator import keep_memory
 from torch import Tensor, nn
 
 from latephase import Objective
 from latephase.curvature import linearize
 from latephase.curvature.eager import ForwardPass
 from latephase.curvature.rows.pulling import pull_examples
-
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-"""Keeps glibc from giving memory back between calls, as `latephase bench` does."""
 
 MANY, FEW = 50_000, 2_000
 """Parameters from which rows by vmap are not measured, and rows up to which their kernel is."""
@@ -161,8 +157,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="pattern of the cases' names")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
-    if not ALLOCATOR.keys() <= os.environ.keys():  # read when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+    keep_memory()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
