@@ -2,9 +2,11 @@
 
 import contextlib
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,7 @@ from step_cases import CASES, model_of, objectives_of
 from torch import nn
 from torch.utils._pytree import tree_map
 
+import latephase
 from latephase.optim.parts.transaction import Transaction
 
 PASSES = ("forward_pass", "gradient", "product", "matvec", "quadratic_form", "pull", "inverse", "estimate", "moments")
@@ -21,6 +24,8 @@ WRITES = ("write", "write_buffers", "reseed", "sum", "share")
 """Functions at whose calls a step fails: forward and backward passes, products, estimates, writes."""
 
 
+PACKAGE = str(Path(latephase.__file__).parent) + os.sep
+"""Where the library is, and not merely a folder of its name, in which torch may be installed, too."""
 OUTSIDE = (Transaction._restore.__code__, Transaction.__exit__.__code__)
 """Where the step has failed, or is taken."""
 
@@ -40,11 +45,11 @@ class Calls:
 
     def _counts(self, frame: FrameType) -> bool:
         name = frame.f_code.co_filename
-        if "latephase" not in name or frame.f_code in OUTSIDE:
+        if not name.startswith(PACKAGE) or frame.f_code in OUTSIDE:
             return False
         if frame.f_code.co_flags & inspect.CO_GENERATOR:  # entered once more where it is closed: nobody would catch it
             return False
-        return "/optim/" in name or frame.f_code.co_name in (*PASSES, *WRITES)
+        return name.startswith(f"{PACKAGE}optim{os.sep}") or frame.f_code.co_name in (*PASSES, *WRITES)
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and self._counts(frame):
