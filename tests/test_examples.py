@@ -9,8 +9,9 @@ import os
 import struct
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -196,23 +197,19 @@ def test_the_loss_is_summed_over_pixels_and_averaged_over_rows(example, small):
     assert float(example.summed_loss(data)(logits, data).detach()) == pytest.approx(float(entropy.detach()), rel=1e-5)
 
 
-def test_the_process_clock_stands_still_while_the_error_is_measured(timed_runs):
-    lines = []
+def test_the_process_clock_stands_still_while_the_error_is_measured(timed_runs, monkeypatch):
+    lines, now = [], [100.0]
+    monkeypatch.setitem(timed_runs.CLOCKS, "process", lambda: now[0])
 
-    def busy() -> float:
-        end = time.process_time() + 0.05
-        while time.process_time() < end:
-            pass
-        return 1.0
+    def takes(seconds: float, result: object) -> Callable[[], Any]:
+        def called() -> object:
+            now[0] += seconds
+            return result
 
-    def step() -> dict:
-        busy()
-        return {}
+        return called
 
-    timed_runs.train(step, busy, 0.2, "process", lines.append)
-    assert [line["steps"] for line in lines] == [0, 4]
-    for line in lines:  # nothing of the 0.05 seconds of each measurement
-        assert 0.05 * line["steps"] <= line["seconds"] < 0.05 * line["steps"] + 0.04
+    timed_runs.train(takes(0.0625, {}), takes(1.0, 1.0), 0.25, "process", lines.append)
+    assert [(line["steps"], line["seconds"]) for line in lines] == [(0, 0.0), (4, 0.25)]
 
 
 def test_a_step_that_diverges_ends_the_run(timed_runs):

@@ -1,6 +1,5 @@
 """What a budget buys: which state is evaluated at each point of it, and what has been computed by then."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -157,17 +156,21 @@ def test_a_strategy_that_counts_nothing_fails_under_a_budget_in_gradients_only(r
     assert run("uncounted", "steps", 4)[0]["status"] == "finished"
 
 
+@pytest.mark.usefixtures("clock_by_hand")
 def test_evaluation_is_not_on_the_scored_clock(run, monkeypatch):
+    """Steps take 0.25 s each and every one of the three evaluations of the run 10 s, of a clock moved by hand."""
+
     class SlowEvaluator(Evaluator):
         def __call__(self, state):
-            time.sleep(0.5)
+            small_strategies.NOW[0] += 10.0
             return super().__call__(state)
 
     monkeypatch.setattr(run_module, "Evaluator", SlowEvaluator)
-    status, _ = run("constant", "seconds", 0.2, 2)
-    assert status["scored_seconds"] == pytest.approx(0.2 + status["overshoot"])
-    assert status["scored_seconds"] < 0.5  # less than a single evaluation
-    assert status["evaluation_seconds"] > 1.0
+    status, rows = run("timed", "seconds", 1.0, 2)
+    assert len(rows) == 3
+    assert status["scored_seconds"] == 1.25  # the fourth step ends the budget
+    assert status["overshoot"] == 0.25
+    assert status["evaluation_seconds"] >= 30.0  # and what writing took
 
 
 class Counter:
