@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .metrics import relative_l2_error
-from .problem import Batch, Problem, Splits, TrainingSetting
+from ..metrics import relative_l2_error
+from ..problem import Batch, Problem, Splits, TrainingSetting
 
 PLACES, TIMES = 257, 101
 """Points of the grid along x and t, with the edges."""
