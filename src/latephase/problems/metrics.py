@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ class Metric:
         value: [k] sums over all rows -> the number.
         higher_is_better: the direction of improvement.
         on_train: whether it means something on the training split.
+        on_valid: whether it means something on the validation split.
     """
 
     name: str
@@ -26,6 +27,11 @@ class Metric:
     value: Callable[[Tensor], float]
     higher_is_better: bool
     on_train: bool = True
+    on_valid: bool = True
+
+    def is_of(self, split: str) -> bool:
+        """Whether it means something on a split: "train", "valid" or "test"."""
+        return {"train": self.on_train, "valid": self.on_valid}.get(split, True)
 
 
 def ratio(sums: Tensor) -> float:
@@ -88,3 +94,6 @@ rmse = Metric("rmse", _squared, _root_ratio, higher_is_better=False)
 relative_l2_error = Metric("relative_l2_error", _squared_and_reference, _root_ratio, False, on_train=False)
 """|outputs - targets| / |targets| in the Euclidean norm over all elements, the usual error of approximate solutions of
 differential equations."""
+
+solution_error = replace(relative_l2_error, on_valid=False)
+"""The same where the validation split holds residuals at points of its own, which have no such error."""

@@ -93,7 +93,8 @@ class Problem:
         model: () -> module, freshly initialised from torch's default generator. It needs no data.
         loss: (outputs, targets) -> scalar, without the L2 term: a mean over the rows, or a sum where it says
             `reduction == "sum"`.
-        load: () -> Splits. It may read from disk or download, and always returns the same values.
+        load: () -> Splits. It may read from disk or download, and always returns the same values; of a
+            physics-informed problem in torch's default dtype.
         training: The first-order setting.
         source: The paper, and where in it, that the problem is from.
         weight_decay: wd, or (wd, predicate(name, parameter)). The L2 term 0.5 * wd * sum theta_i^2 over the
@@ -107,6 +108,9 @@ class Problem:
         metrics: What is measured beside the loss.
         train_evaluation: (problem, splits, generator) -> the data, as the model takes it, on which the training loss is
             measured. Default: all of the training split, not augmented.
+        redraw: generator -> training data on fresh points of the same distribution, in the form in which
+            `load().train` is kept, for a problem whose data is points of a domain. All its randomness comes from the
+            generator, which is on the CPU. Default: none.
         dataset: Name of the data set that `load` needs (`latephase.problems.data`); None where nothing is read.
         options: What `latephase.problems.get` was given beside the name.
     """
@@ -126,6 +130,7 @@ class Problem:
     augment: Augment | None = None
     metrics: tuple[Metric, ...] = (accuracy,)
     train_evaluation: TrainEvaluation | None = None
+    redraw: Callable[[torch.Generator], Data] | None = None
     dataset: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -44,6 +44,15 @@ _OWN = {
     "pinn_convection": "pinn",
     "pinn_reaction": "pinn",
     "pinn_wave": "pinn",
+    "pinn_burgers": "pinn",
+    "pinn_allen_cahn": "pinn",
+    "pinn_kdv": "pinn",
+    "pinn_helmholtz": "pinn",
+    "pinn_poisson2d": "pinn",
+    "pinn_poisson5d": "pinn",
+    "pinn_poisson10d": "pinn",
+    "pinn_heat1d": "pinn",
+    "pinn_heat4d": "pinn",
 }
 """Module of each problem's function, which has the problem's name."""
 

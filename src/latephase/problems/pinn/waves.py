@@ -1,20 +1,13 @@
-"""Physics-informed networks: three differential equations whose solution a network is to be.
+"""The problems of Rathore et al. (2024, "Challenges in Training PINNs: A Loss Landscape Perspective").
 
-The problems of Rathore et al. (2024, "Challenges in Training PINNs: A Loss Landscape Perspective"). The loss is the
-mean squared residual of the equation on points of the domain's interior, plus those of the initial and of the boundary
-condition. It is badly conditioned, which is why these problems belong here: Adam and then L-BFGS stop far from a
-minimum.
-
-The training data is a list of three batches, one for each mean. A batch's inputs say by their key what is to be
-computed of their points, and carry 1 / sqrt(rows) as "scale": `forward` multiplies what it computes by it, the targets
-are scaled alike, and so the summed squares of all batches are the sum of the three means, however they are cut.
+The loss is the mean squared residual of the equation on points of the domain's interior, plus those of the initial and
+of the boundary condition. It is badly conditioned, which is why these problems belong here: Adam and then L-BFGS stop
+far from a minimum.
 """
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +16,8 @@ from torch import Tensor, nn
 
 from ..metrics import relative_l2_error
 from ..problem import Batch, Problem, Splits, TrainingSetting
+from .network import tanh_layers
+from .terms import forward, gradient, term, variable
 
 PLACES, TIMES = 257, 101
 """Points of the grid along x and t, with the edges."""
@@ -81,7 +76,7 @@ class Convection(Equation):
 
     def interior(self, model: nn.Module, points: Tensor) -> Tensor:
         """The equation's residual [N, 1] at points [N, 2]."""
-        points = _variable(points)
+        points = variable(points)
         u_x, u_t = _derivatives(model(points), points)
         return u_t + self.beta * u_x
 
@@ -100,7 +95,7 @@ class Reaction(Equation):
 
     def interior(self, model: nn.Module, points: Tensor) -> Tensor:
         """The equation's residual [N, 1] at points [N, 2]."""
-        points = _variable(points)
+        points = variable(points)
         u = model(points)
         _, u_t = _derivatives(u, points)
         return u_t - self.rho * u * (1 - u)
@@ -124,7 +119,7 @@ class Wave(Equation):
 
     def interior(self, model: nn.Module, points: Tensor) -> Tensor:
         """The equation's residual [N, 1] at points [N, 2]."""
-        points = _variable(points)
+        points = variable(points)
         u_x, u_t = _derivatives(model(points), points)
         u_xx, _ = _derivatives(u_x, points)
         _, u_tt = _derivatives(u_t, points)
@@ -132,7 +127,7 @@ class Wave(Equation):
 
     def initial(self, model: nn.Module, points: Tensor) -> Tensor:
         """Values u and u_t [N, 2] at points [N, 2] with t = 0."""
-        points = _variable(points)
+        points = variable(points)
         u = model(points)
         _, u_t = _derivatives(u, points)
         return torch.cat([u, u_t], dim=1)
@@ -148,41 +143,15 @@ class Wave(Equation):
         return torch.cat([model(lower), model(upper)], dim=1)
 
 
-def _variable(points: Tensor) -> Tensor:
-    return points.detach().requires_grad_()
-
-
 def _derivatives(values: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives [N, 1] in x and in t of values [N, 1] at points [N, 2], each row's value being of its own point."""
-    (slopes,) = torch.autograd.grad(values.sum(), points, create_graph=True)
+    slopes = gradient(values, points)
     return slopes[:, :1], slopes[:, 1:]
-
-
-def forward(model: nn.Module, inputs: Mapping[str, Tensor], equation: Equation) -> Tensor:
-    """What a batch's key says of its points, times the batch's scale: [N, k].
-
-    Args:
-        model: points [N, 2] -> values [N, 1].
-        inputs: "scale", and one of "interior" [N, 2], "initial" [N, 2], "boundary" [N, 2, 2] and "solution" [N, 2], the
-            last for the model's own values.
-        equation: what holds at these points.
-    """
-    ((key, points),) = ((key, points) for key, points in inputs.items() if key != "scale")
-    with torch.enable_grad():
-        values = model(points) if key == "solution" else getattr(equation, key)(model, points)
-    return inputs["scale"] * values
 
 
 def build_model(width: int) -> nn.Sequential:
     """The network: points [N, 2] -> values [N, 1], three hidden tanh layers; Xavier's normal weights, biases zero."""
-    sizes = (2, width, width, width, 1)
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        linear = nn.Linear(inputs, outputs)
-        nn.init.xavier_normal_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
+    return tanh_layers((2, width, width, width, 1))
 
 
 def load(equation: Equation) -> Splits:
@@ -192,19 +161,36 @@ def load(equation: Equation) -> Splits:
     each end. Test: the exact solution on all 257 x 101 points of the grid; that of the published program takes every
     other x of these. Validation: the solution in the middles between them.
     """
-    x, t = np.linspace(0.0, equation.extent, PLACES), np.linspace(0.0, 1.0, TIMES)
-    inside = _grid(x[1:-1], t[1:])
-    chosen = np.random.RandomState(SEED).choice(len(inside), INTERIOR_POINTS, replace=False)
-    start = _grid(x, t[:1])
-    ends = np.stack([_grid(x[:1], t), _grid(x[-1:], t)], axis=1)
-    train = [
-        _batch("interior", inside[chosen], np.zeros((INTERIOR_POINTS, 1))),
-        _batch("initial", start, equation.initial_targets(x)),
-        _batch("boundary", ends, np.zeros((TIMES, equation.boundary_conditions))),
-    ]
+    x, t = _axes(equation)
+    chosen = np.random.RandomState(SEED).choice(len(_inside(x, t)), INTERIOR_POINTS, replace=False)
     parts = (_grid((x[1:] + x[:-1]) / 2, (t[1:] + t[:-1]) / 2), _grid(x, t))
     valid, test = ([_batch("solution", points, equation.solution(*points.T)[:, None])] for points in parts)
-    return Splits(train, valid, test)
+    return Splits(_train(equation, chosen), valid, test)
+
+
+def redraw(equation: Equation, generator: torch.Generator) -> list[Batch]:
+    """Training data with another 10,000 of the 255 x 100 points inside the grid."""
+    chosen = torch.randperm(len(_inside(*_axes(equation))), generator=generator)[:INTERIOR_POINTS]
+    return _train(equation, chosen.numpy())
+
+
+def _axes(equation: Equation) -> tuple[np.ndarray, np.ndarray]:
+    return np.linspace(0.0, equation.extent, PLACES), np.linspace(0.0, 1.0, TIMES)
+
+
+def _inside(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+    return _grid(x[1:-1], t[1:])
+
+
+def _train(equation: Equation, chosen: np.ndarray) -> list[Batch]:
+    """The three batches, with these of the points inside the grid."""
+    x, t = _axes(equation)
+    ends = np.stack([_grid(x[:1], t), _grid(x[-1:], t)], axis=1)
+    return [
+        _batch("interior", _inside(x, t)[chosen], np.zeros((INTERIOR_POINTS, 1))),
+        _batch("initial", _grid(x, t[:1]), equation.initial_targets(x)),
+        _batch("boundary", ends, np.zeros((TIMES, equation.boundary_conditions))),
+    ]
 
 
 def _grid(x: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -213,10 +199,7 @@ def _grid(x: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def _batch(key: str, points: np.ndarray, targets: np.ndarray) -> Batch:
-    scale = 1 / math.sqrt(len(points))
-    # A scalar tensor takes no part in the choice of a dtype, so that float64 costs nothing and serves both.
-    inputs = {key: torch.from_numpy(points).to(torch.float32), "scale": torch.tensor(scale, dtype=torch.float64)}
-    return inputs, torch.from_numpy(scale * targets).to(torch.float32)
+    return term(key, torch.from_numpy(points), torch.from_numpy(targets))
 
 
 def _problem(equation: Equation, formula: str, width: int, lr: float) -> Problem:
@@ -233,6 +216,7 @@ def _problem(equation: Equation, formula: str, width: int, lr: float) -> Problem
         loss=nn.MSELoss(reduction="sum"),
         forward=functools.partial(forward, equation=equation),
         load=functools.partial(load, equation),
+        redraw=functools.partial(redraw, equation),
         training=TrainingSetting(lr=lr, batch_size=None, epochs=41_000, optimizer="adam"),
         metrics=(relative_l2_error,),
         source=(

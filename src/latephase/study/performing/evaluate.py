@@ -77,7 +77,7 @@ class Evaluator:
             return found | self._measure("valid", splits.valid) | self._measure("test", splits.test)
 
     def _measure(self, split: str, data: Data, prepared: bool = False) -> dict[str, float | None]:
-        metrics = [metric for metric in self._problem.metrics if split != "train" or metric.on_train]
+        metrics = [metric for metric in self._problem.metrics if metric.is_of(split)]
         sums, weighed = [torch.zeros((), dtype=torch.float64)] * len(metrics), _Weighed(self._problem.loss)
         objective = None
         for batch in self._batches(data, prepared):

@@ -248,7 +248,7 @@ def _direction(metric: str, problem: Problem, source: str) -> bool:
     Raises:
         ConfigError: the validation split has no such metric.
     """
-    known = {"valid_loss": False} | {f"valid_{m.name}": m.higher_is_better for m in problem.metrics}
+    known = {"valid_loss": False} | {f"valid_{m.name}": m.higher_is_better for m in problem.metrics if m.is_of("valid")}
     if metric not in known:
         raise ConfigError(
             f"{source}: tune.metric: {metric!r} is not measured on the validation split, on which alone settings are "
