@@ -15,6 +15,7 @@ ROWS = 300
 """Rows on which the loss is measured before and after."""
 
 SLOW = {
+    *(name for name in problems.names() if name.startswith("pinn_")),
     "cifar10_3c3d",
     "cifar100_allcnnc",
     "svhn_wrn164",
@@ -25,9 +26,6 @@ SLOW = {
     "mnist_lstm",
     "mnist_autoencoder",
     "faces_autoencoder",
-    "pinn_convection",
-    "pinn_reaction",
-    "pinn_wave",
 }
 SUBSETS = {name: {"rows": 2500} for name in problems.names() if name.startswith(("cifar", "svhn", "mnist", "fmnist"))}
 """Images that are read: enough for a batch, few enough to be there in the subset of CIFAR-10 too."""

@@ -120,12 +120,12 @@ class _Weighed:
         self._kept: list[tuple[Any, Chunk]] = []
 
     def add(self, part: Tensor, outputs: Any, chunk: Chunk) -> None:
-        """The loss of one more part, and what it was made of."""
+        """The loss of one more part, and what it was made of; both may have a graph to points of a domain."""
         if self._known:
             count = 1.0 if self._sums else loss_normalizer(self._loss, chunk, outputs)
-            self._parts.append((count, float(part)))
+            self._parts.append((count, float(part.detach())))
         else:
-            self._parts.append((1.0, float(part)))
+            self._parts.append((1.0, float(part.detach())))
             self._kept.append((outputs, replace(chunk, inputs=None)))
 
     def loss(self, evaluate: Evaluate) -> float:
