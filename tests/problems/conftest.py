@@ -1,7 +1,8 @@
-"""Files in the published formats where no real ones are to be had."""
+"""Files in the published formats where no real ones are to be had, and torch's default dtype."""
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import savemat
 
 
@@ -21,3 +22,11 @@ def svhn_folder(tmp_path_factory):
         labels = np.where(digits == 0, 10, digits).astype(np.uint8)[:, None]  # the files call the digit 0 ten
         savemat(folder / "SVHN" / f"{part}_32x32.mat", {"X": images.astype(np.uint8), "y": labels}, do_compression=True)
     return folder
+
+
+@pytest.fixture
+def float64():
+    """Float64 as torch's default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -1,58 +1,19 @@
-"""The physics-informed problems on a box: residuals against differences in NumPy, conditions, points, rows."""
+"""The physics-informed problems on a box: residuals against differences in NumPy, conditions, rows, the error."""
 
 import itertools
-import pickle
 
 import numpy as np
 import pytest
 import torch
+from box_cases import CASES, HARD, PLACES, as_function, exact, made, terms_of
 from torch import nn
 
-from latephase import GaussNewton, problems
+from latephase import GaussNewton
 from latephase.curvature import linearize
 from latephase.curvature.rows import chunk_rows
-from latephase.problems import ProblemError
 from latephase.study.performing.evaluate import Evaluator
 
-PLACES = {
-    **dict.fromkeys(("burgers", "allen_cahn", "kdv", "heat1d"), 1),
-    **{"helmholtz": 2, "poisson2d": 2, "poisson5d": 5, "poisson10d": 10, "heat4d": 4},
-}
-HARD = ("burgers", "allen_cahn", "kdv", "helmholtz", "poisson2d")
-CASES = [*((name, False) for name in PLACES), *((name, True) for name in HARD)]
-WIDE = ("burgers", "allen_cahn", "kdv", "helmholtz")
-"""Those on -1 <= x <= 1; the others are on 0 <= x <= 1."""
-TIMED = ("burgers", "allen_cahn", "kdv", "heat1d", "heat4d")
-
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def made(name, hard=False, width=4, points=40):
-    """A problem of a narrow network, and the network with biases that are not zero."""
-    problem = problems.get(f"pinn_{name}", width=width, points=points, **({"hard": True} if hard else {}))
-    torch.manual_seed(0)
-    model = problem.model()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return problem, model
-
-
-def as_function(model):
-    """A module as a function of points [N, d] in NumPy -> [N]."""
-
-    def f(points):
-        with torch.no_grad():
-            return model(torch.from_numpy(points))[:, 0].numpy()
-
-    return f
 
 
 STENCILS = {
@@ -69,19 +30,6 @@ def derivative(f, points, axis, order=1):
     h, weights = STENCILS[order]
     unit = np.eye(points.shape[1])[axis]
     return sum(weight * f(points + offset * h * unit) for offset, weight in weights.items()) / h**order
-
-
-def exact(name, points):
-    """Known solutions, [N]."""
-    x = points
-    return {
-        "helmholtz": lambda: np.sin(np.pi * x[:, 0]) * np.sin(4 * np.pi * x[:, 1]),
-        "poisson2d": lambda: np.sin(np.pi * x[:, 0]) * np.sin(np.pi * x[:, 1]),
-        "poisson5d": lambda: np.cos(np.pi * x).sum(1),
-        "poisson10d": lambda: sum(x[:, i] * x[:, i + 1] for i in range(0, 10, 2)),
-        "heat1d": lambda: np.exp(-(np.pi**2) * x[:, 1] / 4) * np.sin(np.pi * x[:, 0]),
-        "heat4d": lambda: np.exp(-x[:, 4]) * np.sin(2 * x[:, :4]).sum(1),
-    }[name]()
 
 
 def prescribed(name, points):
@@ -127,13 +75,6 @@ def reference_residuals(name, key, f, points):
     return np.stack(jumps, 1)
 
 
-def terms_of(data):
-    """(key, points, targets, scale) of each term."""
-    for inputs, targets in data:
-        ((key, points),) = ((key, leaf) for key, leaf in inputs.items() if key != "scale")
-        yield key, points, targets, inputs["scale"]
-
-
 @pytest.mark.parametrize(("name", "hard"), CASES)
 def test_residuals_are_those_of_the_equation(name, hard):
     problem, model = made(name, hard)
@@ -172,71 +113,6 @@ def test_hard_conditions_hold_for_any_weights(name):
             torch.testing.assert_close(residuals, torch.zeros_like(residuals), rtol=0, atol=1e-12)
     interior = next(terms_of(problem.load().train))[1]
     assert float(model(interior).detach().std()) > 0.01
-
-
-@pytest.mark.parametrize("name", PLACES)
-def test_points_lie_where_the_condition_holds(name):
-    problem, _ = made(name, points=400)
-    splits, lowest, places = problem.load(), -1.0 if name in WIDE else 0.0, PLACES[name]
-    for data in (splits.train, splits.valid):
-        found = {key: points for key, points, *_ in terms_of(data)}
-        assert list(found) == ["interior", *(["initial"] if name in TIMED else []), "boundary"]
-        assert [len(points) for points in found.values()] == [400] + [50] * (len(found) - 1)
-        inside, flat = found["interior"], [points.flatten(0, -2) for points in found.values()]
-        assert all((p[:, :places] >= lowest).all() and (p >= -1).all() and (p <= 1).all() for p in flat)
-        # Each coordinate is spread evenly: deciles have a tenth of the points each.
-        sides = [lowest] * places + [0.0] * (name in TIMED)
-        shares = torch.stack([torch.histc(x, 10, low, 1.0) for x, low in zip(inside.T, sides, strict=True)])
-        torch.testing.assert_close(shares, torch.full_like(shares, 40.0), rtol=0, atol=3.0)
-        if name in TIMED:
-            assert (found["initial"][:, -1] == 0).all()
-        if name in ("allen_cahn", "kdv"):
-            assert (found["boundary"][:, :, 0] == torch.tensor([-1.0, 1.0])).all()
-            assert torch.equal(*(found["boundary"][:, side, 1] for side in (0, 1)))
-        else:
-            on = torch.stack([found["boundary"][:, :places] == side for side in (lowest, 1.0)])
-            assert (on.sum((0, 2)) == 1).all()
-            assert (on.sum(1) >= 50 // (2 * places)).all()  # as many on each face
-    train, valid = (next(terms_of(data))[1] for data in (splits.train, splits.valid))
-    assert (torch.cdist(train, valid) > 0).all()
-
-
-@pytest.mark.parametrize("name", [*PLACES, "convection", "reaction", "wave"])
-def test_fresh_points_come_from_the_generator(name):
-    problem = made(name)[0] if name in PLACES else problems.get(f"pinn_{name}", width=4)
-    random = torch.Generator()
-    state, train = torch.get_rng_state(), problem.load().train
-    draws = [
-        list(terms_of(each.redraw(random.manual_seed(seed))))
-        for each, seed in ((problem, 5), (pickle.loads(pickle.dumps(problem)), 5), (problem, 6))
-    ]
-    assert torch.equal(torch.get_rng_state(), state)
-    for kept, first, again, other in zip(terms_of(train), *draws, strict=True):
-        assert kept[0] == first[0]
-        for a, b, c in zip(first[1:], again[1:], kept[1:], strict=True):
-            assert torch.equal(a, b)
-            assert (a.shape, a.dtype) == (c.shape, c.dtype)
-        if first[0] == "interior":
-            assert not torch.equal(first[1], other[1])
-            assert not torch.equal(first[1], kept[1])
-    following = problem.redraw(random)  # the generator has moved on
-    assert not torch.equal(next(terms_of(following))[1], draws[2][0][1])
-
-
-@pytest.mark.parametrize("name", [*PLACES, "convection", "reaction", "wave"])
-def test_data_has_the_default_dtype(name):
-    problem = made(name)[0] if name in PLACES else problems.get(f"pinn_{name}", width=4)
-    wide = problem.load()
-    fresh = problem.redraw(torch.Generator().manual_seed(1))
-    torch.set_default_dtype(torch.float32)
-    narrow = problem.load()
-    rounded = problem.redraw(torch.Generator().manual_seed(1))
-    for high, low in ((wide.train, narrow.train), (wide.test, narrow.test), (fresh, rounded)):
-        for a, b in zip(terms_of(high), terms_of(low), strict=True):
-            for exactly, nearly in zip(a[1:3], b[1:3], strict=True):
-                assert (exactly.dtype, nearly.dtype) == (torch.float64, torch.float32)
-                assert torch.equal(exactly.float(), nearly)
-    assert {parameter.dtype for parameter in problem.model().parameters()} == {torch.float32}
 
 
 def differences(problem, model, data, h=1e-5):
@@ -302,24 +178,3 @@ def test_the_error_is_measured_where_the_solution_is_known():
     error = np.linalg.norm(as_function(model)(points.numpy()) - u) / np.linalg.norm(u)
     assert found["test_relative_l2_error"] == pytest.approx(error, rel=0.05)  # of 4,000 random points
     assert found["valid_loss"] != found["train_loss"]
-
-
-def test_published_sizes():
-    sizes = {
-        ("burgers", 20, 4): 1_341, ("allen_cahn", 30, 3): 1_981, ("poisson5d", 64, 1): 449, ("poisson2d", 32, 2): 1_185,
-    }  # fmt: skip
-    for (name, width, depth), size in sizes.items():
-        problem = problems.get(f"pinn_{name}", width=width, depth=depth)
-        assert sum(parameter.numel() for parameter in problem.model().parameters()) == size
-        assert f"{size:,} parameters" in problem.description
-    hard = problems.get("pinn_allen_cahn", hard=True)
-    assert sum(parameter.numel() for parameter in hard.model().parameters()) == 2_011
-
-
-@pytest.mark.parametrize("option", [{"width": 0}, {"depth": 0}, {"points": 7}, {"points": 100.0}])
-def test_sizes_that_are_refused(option):
-    ((name, value),) = option.items()
-    with pytest.raises(ProblemError, match=rf"{name} must be an integer of at least \d, got {value}"):
-        problems.get("pinn_burgers", **option)
-    with pytest.raises(ProblemError, match="has no option 'hard'"):
-        problems.get("pinn_poisson5d", hard=True)
