@@ -41,6 +41,15 @@ class TestHessianFree(StrategyContract):
         return Expected(About("Hessian-free", True, False), 48, ("values", "gradients", "products"))
 
 
+class TestGaussNewton(StrategyContract):
+    def table(self):
+        options = {"solver": {"side": "dual"}, "damping": {"kind": "fixed", "value": 0.1}, "momentum": 0.9}
+        return {"kind": "gauss_newton", "name": "gn", "label": "GN", "batch_size": 24, "options": options}
+
+    def expected(self):
+        return Expected(About("Gauss-Newton", True, False), 24, ("values", "gradients"))
+
+
 class TestAdamQLR(StrategyContract):
     def table(self):
         return {"kind": "adamqlr", "name": "adamqlr", "label": "A", "batch_size": 48, "options": {"lr_clip": 0.1}}
@@ -75,6 +84,15 @@ class TestLBFGS(StrategyContract):
 
     def expected(self):
         return Expected(About("L-BFGS", True, False), 48, ("gradients",))
+
+
+@pytest.mark.filterwarnings("ignore:SelfScaledBroyden on parameters in torch.float32")
+class TestSelfScaledBroyden(StrategyContract):
+    def table(self):
+        return {"kind": "self_scaled_broyden", "name": "ssb", "label": "S", "options": {"line_search": {"c2": 0.5}}}
+
+    def expected(self):
+        return Expected(About("self-scaled Broyden", True, False), 96, ("gradients",))
 
 
 class TestCustom(StrategyContract):

@@ -107,6 +107,8 @@ class Problem:
         metrics: What is measured beside the loss.
         train_evaluation: (problem, splits, generator) -> the data, as the model takes it, on which the training loss is
             measured. Default: all of the training split, not augmented.
+        redraw: (generator) -> fresh training data drawn from the same distribution, in the form of `load().train`, with
+            as many rows; None where the data is fixed.
         dataset: Name of the data set that `load` needs (`latephase.problems.data`); None where nothing is read.
         options: What `latephase.problems.get` was given beside the name.
     """
@@ -126,6 +128,7 @@ class Problem:
     augment: Augment | None = None
     metrics: tuple[Metric, ...] = (accuracy,)
     train_evaluation: TrainEvaluation | None = None
+    redraw: Callable[[torch.Generator], Data] | None = None
     dataset: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
