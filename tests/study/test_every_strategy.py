@@ -33,6 +33,46 @@ class TestAveraging(StrategyContract):
         return Expected(About("first order"), 24, ("gradients",))
 
 
+class TestExponentialAverage(StrategyContract):
+    def table(self):
+        return first_order("ema", horizon=0.5, optimizer="adamw", options={"weight_decay": 0.1})
+
+    def expected(self):
+        return Expected(About("first order"), 24, ("gradients",))
+
+
+class TestMuon(StrategyContract):
+    def table(self):
+        return first_order("linear", name="muon", optimizer="muon", lr=0.01, redraw=2, options={"momentum": 0.9})
+
+    def expected(self):
+        return Expected(About("first order"), 24, ("gradients",))
+
+
+class TestSOAP(StrategyContract):
+    @pytest.fixture(autouse=True)
+    def _needs_the_package(self):
+        pytest.importorskip("pytorch_optimizer", reason="SOAP is of an optional package")
+
+    def table(self):
+        return first_order("one_minus_sqrt", name="soap", optimizer="soap", options={"precondition_frequency": 2})
+
+    def expected(self):
+        return Expected(About("first order"), 24, ("gradients",))
+
+
+class TestScheduleFree(StrategyContract):
+    @pytest.fixture(autouse=True)
+    def _needs_the_package(self):
+        pytest.importorskip("schedulefree", reason="schedule-free AdamW is of an optional package")
+
+    def table(self):
+        return first_order(name="free", optimizer="schedule_free", options={"warmup_steps": 2})
+
+    def expected(self):
+        return Expected(About("first order"), 24, ("values", "gradients"))
+
+
 class TestHessianFree(StrategyContract):
     def table(self):
         return hessian_free()
