@@ -33,12 +33,61 @@ class TestAveraging(StrategyContract):
         return Expected(About("first order"), 24, ("gradients",))
 
 
+class TestExponentialAverage(StrategyContract):
+    def table(self):
+        return first_order("ema", horizon=0.5, optimizer="adamw", options={"weight_decay": 0.1})
+
+    def expected(self):
+        return Expected(About("first order"), 24, ("gradients",))
+
+
+class TestMuon(StrategyContract):
+    def table(self):
+        return first_order("linear", name="muon", optimizer="muon", lr=0.01, redraw=2, options={"momentum": 0.9})
+
+    def expected(self):
+        return Expected(About("first order"), 24, ("gradients",))
+
+
+class TestSOAP(StrategyContract):
+    @pytest.fixture(autouse=True)
+    def _needs_the_package(self):
+        pytest.importorskip("pytorch_optimizer", reason="SOAP is of an optional package")
+
+    def table(self):
+        return first_order("one_minus_sqrt", name="soap", optimizer="soap", options={"precondition_frequency": 2})
+
+    def expected(self):
+        return Expected(About("first order"), 24, ("gradients",))
+
+
+class TestScheduleFree(StrategyContract):
+    @pytest.fixture(autouse=True)
+    def _needs_the_package(self):
+        pytest.importorskip("schedulefree", reason="schedule-free AdamW is of an optional package")
+
+    def table(self):
+        return first_order(name="free", optimizer="schedule_free", options={"warmup_steps": 2})
+
+    def expected(self):
+        return Expected(About("first order"), 24, ("values", "gradients"))
+
+
 class TestHessianFree(StrategyContract):
     def table(self):
         return hessian_free()
 
     def expected(self):
         return Expected(About("Hessian-free", True, False), 48, ("values", "gradients", "products"))
+
+
+class TestGaussNewton(StrategyContract):
+    def table(self):
+        options = {"solver": {"side": "dual"}, "damping": {"kind": "fixed", "value": 0.1}, "momentum": 0.9}
+        return {"kind": "gauss_newton", "name": "gn", "label": "GN", "batch_size": 24, "options": options}
+
+    def expected(self):
+        return Expected(About("Gauss-Newton", True, False), 24, ("values", "gradients"))
 
 
 class TestAdamQLR(StrategyContract):
@@ -75,6 +124,15 @@ class TestLBFGS(StrategyContract):
 
     def expected(self):
         return Expected(About("L-BFGS", True, False), 48, ("gradients",))
+
+
+@pytest.mark.filterwarnings("ignore:SelfScaledBroyden on parameters in torch.float32")
+class TestSelfScaledBroyden(StrategyContract):
+    def table(self):
+        return {"kind": "self_scaled_broyden", "name": "ssb", "label": "S", "options": {"line_search": {"c2": 0.5}}}
+
+    def expected(self):
+        return Expected(About("self-scaled Broyden", True, False), 96, ("gradients",))
 
 
 class TestCustom(StrategyContract):

@@ -16,7 +16,7 @@ from latephase.records.files import read_journal
 from latephase.study.performing.evaluate import Evaluator
 from latephase.study.performing.train import train
 from latephase.study.strategies import StrategyContext, copied, hessian_free, start_strategy
-from latephase.study.strategies.first_order import BATCHES
+from latephase.study.strategies.averages import BATCHES
 
 
 @pytest.fixture(scope="module")

@@ -128,9 +128,11 @@ class RowMethods:
         if self.source is not objective:
             return None
         if isinstance(objective.program, FreeForm):  # of one chunk, on one rank
+            objective.value_calls += 1
             return residual_of_free_form(objective, self._rows_of(0).scale(), at, self.space.dtype)
         if not all(objective.reduce.gather(is_squared_error(objective.program))):
             return None
+        objective.value_calls += 1
 
         def of_chunk(chunk, index):
             return (residual_of_pass(objective, chunk, index, at, self.space.dtype),)

@@ -227,7 +227,7 @@ class Objective(Parts):
         self.process_group: dist.ProcessGroup | None = None if isinstance(group, int) else group
         self.reduce: Reduce = Local() if self.process_group is None else ProcessGroup(self.process_group)
         self.seed: int | None = None  # of the random numbers of the step's passes
-        self.value_calls = 0  # how often `value` was computed, so that work can be counted
+        self.value_calls = 0  # how often `value`, or the residuals elsewhere, were computed
 
     @as_one_rank
     def __call__(self) -> Tensor:

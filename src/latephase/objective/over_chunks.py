@@ -25,7 +25,7 @@ class OverChunks(FunctionalModel):
         chunks: this rank's data.
         reduce: the ranks.
         seed: of the random numbers of the step's passes; None before the first.
-        value_calls: how often `value` was computed, so that work can be counted.
+        value_calls: how often `value`, or the residuals elsewhere, were computed, so that work can be counted.
     """
 
     chunks: list[Chunk]

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     AUGMENTATION = 3
     EVALUATION = 4
     CURVATURE = 5
+    REDRAW = 6
 
 
 def generator(stream: Stream, seed: int, index: int) -> torch.Generator:

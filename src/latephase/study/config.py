@@ -201,12 +201,12 @@ def check_fit(study: Study, problem: Problem, rows: int) -> Study:
     """Fill in what of strategies depends on the training split, and check that their batches fit it.
 
     Raises:
-        ConfigError: a batch is larger than the split.
+        ConfigError: a batch is larger than the split, or the problem has not what a strategy asks of it.
     """
     if study.training.batch_size is not None and study.training.batch_size > rows:
         raise ConfigError(f"training.batch_size is {study.training.batch_size}, but {problem.name} has {rows} rows")
     try:
-        return study.model_copy(update={"strategies": [s.fitted(problem.name, rows) for s in study.strategies]})
+        return study.model_copy(update={"strategies": [s.fitted(problem, rows) for s in study.strategies]})
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

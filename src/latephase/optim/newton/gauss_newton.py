@@ -78,7 +78,9 @@ class GaussNewton(Newton):
         momentum: float = 0.0,
         **others: Any,
     ):
-        given = locals() | {"damping": part("damping", damping, DEFAULT_DAMPING)}
+        # Tables change what they say of these parts, whose kind they need not name.
+        likes = {"solver": part("solver", solver, DEFAULT_SOLVER), "damping": part("damping", damping, DEFAULT_DAMPING)}
+        given = locals() | likes
         super().__init__(params, {name: given[name] for name in NAMES}, others)
 
     def _check_groups(self) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ...problems import Problem
 from ..outline import About, Table
 from .base import Strategy, copied
 from .context import StrategyContext
@@ -61,7 +62,7 @@ class Chain(StrategyTable):
         """With the parts' own."""
         return self._with_each(lambda strategy: strategy.warm_up_version())
 
-    def fitted(self, problem: str, rows: int) -> Self:
+    def fitted(self, problem: Problem, rows: int) -> Self:
         """With the parts' own."""
         return self._with_each(lambda strategy: strategy.fitted(problem, rows))
 
@@ -80,7 +81,7 @@ class ChainStrategy(Strategy):
     def __init__(self, config: Chain, context: StrategyContext):
         super().__init__(context)
         self._parts, self._begun, self._position = list(config.parts), 0.0, 0
-        self._current = self._parts[0].strategy.start(context)
+        self._current = self._parts[0].strategy.begin(context)
 
     @property
     def lr(self) -> float:
@@ -101,7 +102,7 @@ class ChainStrategy(Strategy):
             checkpoint=self.context.checkpoint | {"optimizer": None},
             seed=self.context.seed + SEEDS_APART * self._position,
         )
-        self._current = self._parts[0].strategy.start(context)
+        self._current = self._parts[0].strategy.begin(context)
 
     def held(self) -> dict[str, Tensor]:
         """Of the strategy whose turn it is."""

@@ -1,16 +1,18 @@
 """What a strategy starts from: the problem, the model at the checkpoint, data, and the seed of everything random."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ...objective import Objective
 from ...problems import Problem, Splits
 from ...problems.problem import row_count
-from ...problems.sampling import Stream, batches, generator
+from ...problems.sampling import Stream, batches, draw, generator
 from ..outline import SHARE, Training
 from .work import Work
 
@@ -53,6 +55,39 @@ class StrategyContext:
         """
         self.work.samples += self.rows if rows is None else len(rows)
         return self.problem.objective(self.model, self.problem.batch(self.splits.train, rows, random))
+
+    def objective_of_step(self, size: int | None, step: int) -> tuple[Objective, int]:
+        """The problem's objective on a step's own batch, and its rows.
+
+        Args:
+            size: rows of the batch, drawn anew from all; None for all rows in their own order.
+            step: number of the step, with which and the seed the batch is given.
+        """
+        rows = None if size is None else draw(self.rows, [size], self.seed, step)[0]
+        return self.objective(rows, generator(Stream.AUGMENTATION, self.seed, step)), size or self.rows
+
+    def redraw(self, step: int) -> None:
+        """Replace the training data by fresh data, of the dtypes and on the device of those before.
+
+        Args:
+            step: number of the step, with which and the seed the data is given.
+
+        Raises:
+            ValueError: the problem's data is fixed, or what it draws has another form.
+        """
+        problem, former = self.problem, self.splits.train
+        if problem.redraw is None:
+            raise ValueError(f"the training data of {problem.name} is fixed: it cannot be drawn anew")
+        fresh = problem.redraw(generator(Stream.REDRAW, self.seed, step))
+        try:
+            fresh = tree_map(lambda new, old: new.to(old) if isinstance(old, Tensor) else new, fresh, former)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"redraw of {problem.name} gave data of another form than its training split") from error
+        if row_count(fresh) != self.rows:
+            raise ValueError(
+                f"redraw of {problem.name} gave {row_count(fresh)} rows, but its training split has {self.rows}"
+            )
+        self.splits = dataclasses.replace(self.splits, train=fresh)
 
     def epochs(self, size: int | None = None) -> Iterator[tuple[Objective, int, bool]]:
         """Mini-batches without end, from the checkpoint's epoch on.

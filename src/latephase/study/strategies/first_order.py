@@ -1,47 +1,62 @@
-"""First-order optimizers under a schedule, and the average of weights, the strongest cheap rival of a decaying rate."""
+"""First-order optimizers under a schedule, or with an average of the weights."""
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ...objective import cuda_devices, forked
 from ...problems.problem import start_optimizer
-from ...problems.sampling import Stream, batches, generator
 from ..outline import About
+from .averages import HORIZON, WINDOW, Average, Exponential, Latest, Mean, ScheduleFree
 from .base import Strategy
 from .context import StrategyContext
-from .table import StrategyTable, checked
+from .fresh_optimizers import FRESH, check_fresh, start_fresh
+from .redrawing import OnTrainingData
+from .table import checked
 
-BATCHES = 50
-"""Mini-batches whose statistics batch norm gets; its running statistics belong to no average of weights."""
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "linear": lambda share: 1 - share,
+    "one_minus_sqrt": lambda share: 1 - math.sqrt(share),
+}
+"""Factors on the rate by the share of the budget that is spent."""
 
 
-class FirstOrder(StrategyTable):
+class FirstOrder(OnTrainingData):
     """Go on with a first-order optimizer under a learning-rate schedule (Tatzel et al. 2022, Section 3.2).
 
-    Schedules: "constant"; "tenth", a tenth of the rate; "cosine", to zero over the budget; "plateau", torch's
-    ReduceLROnPlateau with a patience such that three reductions fit; "averaging", the constant rate with the average of
-    the weights since the checkpoint evaluated (`torch.optim.swa_utils`), batch norm's statistics renewed on the clock.
+    Schedules: "constant"; "tenth", a tenth of the rate; "cosine" and "linear", to zero over the budget;
+    "one_minus_sqrt", which cools a constant rate by 1 - sqrt(share of the budget) (Haegele et al. 2024, "Scaling Laws
+    and Compute-Optimal Training Beyond Fixed Training Durations", arXiv:2405.18392); "plateau", torch's
+    ReduceLROnPlateau with a patience such that three reductions fit. With the constant rate go averages of the weights
+    since the checkpoint, which are evaluated in place of them: "averaging", of all (`torch.optim.swa_utils`), "ema", an
+    exponential one, "lawa", of the latest (`averages`); batch norm's statistics are renewed on the clock.
     """
 
     about: ClassVar = About("first order", counts=("gradients", "values"))
     kind: Literal["first_order"]
-    schedule: Literal["constant", "tenth", "cosine", "plateau", "averaging"] = Field(
-        description="constant, tenth, cosine, plateau, averaging"
-    )
-    optimizer: Literal["training", "sgd", "adam"] = Field(
+    schedule: Literal[
+        "constant", "tenth", "cosine", "linear", "one_minus_sqrt", "plateau", "averaging", "ema", "lawa"
+    ] = Field(description="constant, tenth, cosine, linear, one_minus_sqrt, plateau, averaging, ema, lawa")
+    optimizer: Literal["training", "sgd", "adam", "adamw", "muon", "soap", "schedule_free"] = Field(
         default="training", description="the training's own, its state included, or a fresh one"
     )
-    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="default: the training's")
+    lr: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="default: the training's, or published with the optimizer"
+    )
     batch_size: int | None = Field(default=None, ge=1, description="default: the training's")
-    options: dict[str, Any] = Field(default_factory=dict, description="of torch's optimizer, beside the rate")
+    horizon: float | None = Field(
+        default=None, gt=0, le=1, description=f"of ema, a share of the budget; default: {HORIZON}"
+    )
+    window: int | None = Field(
+        default=None, ge=1, description=f"states that lawa averages, a hundredth of the budget apart; default: {WINDOW}"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="of the optimizer, beside the rate")
 
     @model_validator(mode="after")
     def _known(self) -> "FirstOrder":
@@ -55,11 +70,43 @@ class FirstOrder(StrategyTable):
             checked(torch.optim.Adam, self.options)
         elif self.optimizer == "sgd":
             checked(torch.optim.SGD, {"momentum": 0.9} | self.options)  # the training's, where none is given
+        elif self.optimizer in FRESH:
+            check_fresh(self.optimizer, self.options)
+        return self
+
+    @model_validator(mode="after")
+    def _averages(self) -> "FirstOrder":
+        for key, schedule in (("horizon", "ema"), ("window", "lawa")):
+            if getattr(self, key) is not None and self.schedule != schedule:
+                raise ValueError(f'{key} goes with schedule = "{schedule}", got "{self.schedule}"')
+        if self.optimizer == "schedule_free" and self.schedule != "constant":
+            raise ValueError(
+                f'optimizer "schedule_free" has an average of its own and goes with schedule = "constant", '
+                f'got "{self.schedule}"'
+            )
         return self
 
     def start(self, context: StrategyContext) -> "FirstOrderStrategy":
         """The strategy."""
         return FirstOrderStrategy(self, context)
+
+    def rate(self, training: float) -> float:
+        """The learning rate before any schedule.
+
+        Args:
+            training: the training's.
+        """
+        return self.lr or (FRESH[self.optimizer].lr if self.optimizer in FRESH else training)
+
+    def average(self, context: StrategyContext, optimizer: Any) -> Average | None:
+        """What is evaluated in place of the last weights, if that is not themselves."""
+        if self.optimizer == "schedule_free":
+            return ScheduleFree(context, optimizer)
+        if self.schedule == "ema":
+            return Exponential(context, self.horizon or HORIZON)
+        if self.schedule == "lawa":
+            return Latest(context, self.window or WINDOW)
+        return Mean(context) if self.schedule == "averaging" else None
 
 
 class FirstOrderStrategy(Strategy):
@@ -70,10 +117,8 @@ class FirstOrderStrategy(Strategy):
         self.model.train()
         training = context.training
         self._schedule = config.schedule
-        self._rate = (config.lr or training.lr) * (0.1 if config.schedule == "tenth" else 1.0)
-        kind = training.optimizer if config.optimizer == "training" else config.optimizer
-        parameters = self.model.parameters()
-        self._optimizer = start_optimizer(kind, parameters, self._rate, training.momentum, config.options)
+        self._rate = config.rate(training.lr) * (0.1 if config.schedule == "tenth" else 1.0)
+        self._optimizer = self._started(config)
         if config.optimizer == "training" and context.checkpoint.get("optimizer") is not None:
             # torch would take over the checkpoint's own tensors, which the next start needs as they are
             self._optimizer.load_state_dict(copy.deepcopy(context.checkpoint["optimizer"]))
@@ -82,7 +127,15 @@ class FirstOrderStrategy(Strategy):
         self._plateau = ReduceLROnPlateau(self._optimizer, factor=0.1, patience=patience)
         self._losses: list[Tensor] = []
         self._objectives = context.epochs(config.batch_size)
-        self._average = Average(context) if config.schedule == "averaging" else None
+        self._average = config.average(context, self._optimizer)
+
+    def _started(self, config: FirstOrder) -> Any:
+        """The optimizer, fresh."""
+        training, parameters = self.context.training, self.model.parameters()
+        if config.optimizer in FRESH:
+            return start_fresh(config.optimizer, parameters, self._rate, config.options)
+        kind = training.optimizer if config.optimizer == "training" else config.optimizer
+        return start_optimizer(kind, parameters, self._rate, training.momentum, config.options)
 
     @property
     def lr(self) -> float:
@@ -95,13 +148,13 @@ class FirstOrderStrategy(Strategy):
 
     def step(self, share: float) -> None:
         """Take one step on the next mini-batch."""
-        if self._schedule == "cosine":
-            self._set_lr(0.5 * self._rate * (1 + math.cos(math.pi * min(share, 1.0))))
+        if self._schedule in SCHEDULES:
+            self._set_lr(self._rate * SCHEDULES[self._schedule](min(share, 1.0)))
         objective, rows, last_of_epoch = next(self._objectives)
         loss = self._optimizer.step(objective)
         self.context.work.gradients += rows
         if self._average is not None:
-            self._average.update()
+            self._average.update(share)
         if self._schedule == "plateau" and loss is not None:
             self._losses.append(loss)
             if last_of_epoch:
@@ -115,46 +168,3 @@ class FirstOrderStrategy(Strategy):
     def finished(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Batch norm's statistics anew where weights were averaged."""
         return state if self._average is None else self._average.with_statistics(state)
-
-
-class Average:
-    """The running mean of the weights (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima"), step by step.
-
-    Args:
-        context: model, data and seed.
-    """
-
-    def __init__(self, context: StrategyContext):
-        self._context = context
-        self._average = AveragedModel(context.model)
-        self._has_statistics = any(isinstance(module, _BatchNorm) for module in context.model.modules())
-
-    def update(self) -> None:
-        """Count the model's present weights in."""
-        self._average.update_parameters(self._context.model)
-
-    def state(self) -> dict[str, Tensor]:
-        """The model's state dict with averaged weights."""
-        return self._average.module.state_dict()
-
-    def with_statistics(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state with batch norm's statistics measured on training batches; as it is without batch norm."""
-        if not self._has_statistics:
-            return state
-        model: nn.Module = self._average.module
-        own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(state)
-        # In a fork: dropout draws in these forward passes, and must not move what the steps draw.
-        with torch.no_grad(), forked(self._context.seed, cuda_devices(model)):
-            update_bn(self._inputs(), model)
-        refreshed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(own)
-        return refreshed
-
-    def _inputs(self):
-        context = self._context
-        size = context.training.batch_size or context.rows
-        random = generator(Stream.EVALUATION, context.seed, 0)
-        for rows in batches(context.rows, size, context.seed, 0)[:BATCHES]:
-            context.work.values += size
-            yield context.problem.batch(context.splits.train, rows, random)

@@ -6,15 +6,14 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from ...objective import Objective
-from ...problems.sampling import Stream, draw, generator
 from ..outline import About
 from .base import Strategy
 from .context import StrategyContext
-from .table import StrategyTable, checked
+from .redrawing import OnTrainingData
+from .table import checked
 
 
-class LBFGS(StrategyTable):
+class LBFGS(OnTrainingData):
     """Go on with `torch.optim.LBFGS`, a fresh batch for each of its steps."""
 
     about: ClassVar = About("L-BFGS", second_order=True, has_rate=False)
@@ -50,17 +49,10 @@ class LBFGSStrategy(Strategy):
     def step(self, share: float) -> None:
         """Take one step, which is several iterations on one batch."""
         self._steps += 1
-        objective, rows = _fresh_batch(self.context, self._batch_size, self._steps)
+        objective, rows = self.context.objective_of_step(self._batch_size, self._steps)
 
         def closure() -> Tensor:
             self.context.work.gradients += rows
             return objective()
 
         self._optimizer.step(closure)
-
-
-def _fresh_batch(context: StrategyContext, size: int | None, step: int) -> tuple[Objective, int]:
-    """The objective of a step's own batch, and its rows; all rows where no size is given."""
-    rows = None if size is None else draw(context.rows, [size], context.seed, step)[0]
-    objective = context.objective(rows, generator(Stream.AUGMENTATION, context.seed, step))
-    return objective, context.rows if size is None else size

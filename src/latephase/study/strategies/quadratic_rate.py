@@ -11,7 +11,8 @@ from ...optim import SGDQLR, AdamQLR, DecreasingLoss, Fixed, LevenbergMarquardt,
 from ..outline import About, hint
 from .base import Strategy
 from .context import StrategyContext
-from .table import StrategyTable, checked, made_by
+from .redrawing import OnTrainingData
+from .table import checked, made_by
 
 TUNED = LevenbergMarquardt(1.0, factors=(0.95, 1.0526), range=(1e-8, math.inf), model="damped")
 ADAM_QLR: dict[str, dict[str, Any]] = {
@@ -30,7 +31,7 @@ for batch size, damping and both factors; "hessian" is "tuned" with the Hessian 
 """
 
 
-class QuadraticRate(StrategyTable):
+class QuadraticRate(OnTrainingData):
     """Go on with an optimizer that finds its rate, on batches of `batch_size`."""
 
     optimizer: ClassVar[type]

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from ...optim import in_a_table
+from ...problems import Problem
 from ..outline import NAME as NAME_ALONE
 from ..outline import About, Table, hint
 from .base import Strategy
@@ -29,6 +30,10 @@ class StrategyTable(Table):
         """The strategy, starting at the context's model as it is."""
         raise NotImplementedError
 
+    def begin(self, context: StrategyContext) -> Strategy:
+        """The strategy as a study performs it: as `start` makes it, and what keys that kinds share make of that."""
+        return self.start(context)
+
     @property
     def singles(self) -> "list[StrategyTable]":
         """The strategies that it consists of: itself."""
@@ -48,25 +53,25 @@ class StrategyTable(Table):
         """The strategy with cheaper steps, which call all that its own call."""
         return self
 
-    def fitted(self, problem: str, rows: int) -> Self:
+    def fitted(self, problem: Problem, rows: int) -> Self:
         """The strategy with what depends on the training split filled in.
 
         Args:
-            problem: its name, for errors.
-            rows: of the training split.
+            problem: the problem.
+            rows: of its training split.
 
         Raises:
-            ValueError: a batch is larger than the split.
+            ValueError: a batch is larger than the split, or the problem has not what the strategy asks of it.
         """
         self._check_fit(getattr(self, "batch_size", None) or 0, 0, problem, rows)
         return self
 
-    def _check_fit(self, size: int, held_out: int, problem: str, rows: int) -> None:
+    def _check_fit(self, size: int, held_out: int, problem: Problem, rows: int) -> None:
         if size + held_out > rows:
             beside = f" and the disjoint evaluation batch of {held_out}" if held_out else ""
             exceed = "exceed" if held_out else "exceeds"
             raise ValueError(
-                f"strategy {self.name}: batch_size {size}{beside} {exceed} the {rows} training rows of {problem}"
+                f"strategy {self.name}: batch_size {size}{beside} {exceed} the {rows} training rows of {problem.name}"
             )
 
 
@@ -78,7 +83,7 @@ def start_strategy(table: StrategyTable, context: StrategyContext) -> Strategy:
     context.model.load_state_dict(context.checkpoint["model"])
     context.model.train().zero_grad(set_to_none=True)
     torch.manual_seed(context.seed)
-    return table.start(context)
+    return table.begin(context)
 
 
 def made_by(optimizer: type, preset: str) -> Callable[..., Any]:
