@@ -1,0 +1,89 @@
+"""The figures of a suite: performance profiles over its problems, and how far each strategy is behind. No torch."""
+
+import io
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ...records import DPI, as_label, freeze, house_style, legend, panels
+from ..page import styles_of
+from ..results import profile
+from .scores import SuiteScores
+from .verdicts import name_of, ratios, ratios_of
+
+FURTHEST = 1000.0
+"""Profiles and distances end at so many times the best: three digits."""
+
+
+def profile_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
+    """Draw the share of problems on which each strategy's median lies within a factor of the best one's.
+
+    The performance profile of Dolan and Moré (2002), of final values in place of times; factors are logarithmic.
+    """
+    figure, (axes,) = panels(1, narrow=narrow, height=3.9 + (0.25 if narrow else 0.12) * len(scores.strategies))
+    looks, taus = styles_of(scores.strategies), np.geomspace(1, FURTHEST, 301)
+    found = ratios(scores)
+    for number, strategy in enumerate(scores.strategies):
+        look = looks[strategy.name]
+        shares = [profile(found[strategy.name], tau) for tau in taus]
+        marks = {**look.marks, "markevery": (6 * number % 50, 50)}
+        axes.plot(taus, shares, color=look.colour, linestyle=look.line, label=as_label(strategy.label), **marks)
+    axes.set_xscale("log")
+    axes.set(xlim=(1, FURTHEST), ylim=(-0.03, 1.03), ylabel="share of the problems")
+    axes.set(xlabel="median, in multiples of the best", title="Performance profile")
+    axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
+    legend(figure, axes, narrow=narrow)
+    return figure
+
+
+def distance_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
+    """Draw how far each strategy's median is from the best one's, a row for each problem.
+
+    What is further than `FURTHEST` times, or failed, is drawn at the right edge.
+    """
+    cases = [case for case in scores.cases if ratios_of(case)]
+    height = 1.4 + 0.32 * len(cases) + (0.25 if narrow else 0.12) * len(scores.strategies)
+    figure, (axes,) = panels(1, narrow=narrow, height=height)
+    looks = styles_of(scores.strategies)
+    for strategy in scores.strategies:
+        points = [(min(row[strategy.name], FURTHEST), place) for place, case in enumerate(cases)
+                  if strategy.name in (row := ratios_of(case))]  # fmt: skip
+        look = looks[strategy.name]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(
+                x, y, color=look.colour, linestyle="", label=as_label(strategy.label), clip_on=False, **look.marks
+            )
+    axes.set_xscale("log")
+    axes.set(xlim=(0.93, FURTHEST), ylim=(len(cases) - 0.5, -0.5), xlabel="median, in multiples of the best")
+    axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "≥ 1000"])
+    axes.set_yticks(range(len(cases)), [as_label(_short(name_of(case, scores), narrow)) for case in cases])
+    axes.set_title("Distance from the best")
+    legend(figure, axes, narrow=narrow)
+    return figure
+
+
+def _short(name: str, narrow: bool) -> str:
+    return f"{name[:17]}…" if narrow and len(name) > 18 else name
+
+
+def figures(scores: SuiteScores, *, narrow: bool = False) -> dict[str, Figure]:
+    """The figures of a suite by name, as far as its scores are enough: `profile`, of two rows or more, `distance`."""
+    found = {}
+    with house_style():
+        if any(len(row) > 1 for row in ratios(scores).values()):
+            found["profile"] = profile_figure(scores, narrow=narrow)
+        if any(math.isfinite(each) for case in scores.cases for each in ratios_of(case).values()):
+            found["distance"] = distance_figure(scores, narrow=narrow)
+        for figure in found.values():
+            freeze(figure)
+    return found
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    with house_style():
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
