@@ -2,9 +2,12 @@
 
 import io
 import math
+from collections.abc import Iterable
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ...records import DPI, as_label, freeze, house_style, legend, panels
 from ..page import styles_of
@@ -13,7 +16,7 @@ from .scores import SuiteScores
 from .verdicts import name_of, ratios, ratios_of
 
 FURTHEST = 1000.0
-"""Profiles and distances end at so many times the best: three digits."""
+"""Profiles and distances end at so many times the best at most: three digits."""
 
 
 def profile_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
@@ -22,17 +25,16 @@ def profile_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
     The performance profile of Dolan and Moré (2002), of final values in place of times; factors are logarithmic.
     """
     figure, (axes,) = panels(1, narrow=narrow, height=3.9 + (0.25 if narrow else 0.12) * len(scores.strategies))
-    looks, taus = styles_of(scores.strategies), np.geomspace(1, FURTHEST, 301)
     found = ratios(scores)
+    end = _end(found.values())
+    looks, taus = styles_of(scores.strategies), np.geomspace(1, end, 301)
     for number, strategy in enumerate(scores.strategies):
         look = looks[strategy.name]
         shares = [profile(found[strategy.name], tau) for tau in taus]
         marks = {**look.marks, "markevery": (6 * number % 50, 50)}
         axes.plot(taus, shares, color=look.colour, linestyle=look.line, label=as_label(strategy.label), **marks)
-    axes.set_xscale("log")
-    axes.set(xlim=(1, FURTHEST), ylim=(-0.03, 1.03), ylabel="share of the problems")
-    axes.set(xlabel="median, in multiples of the best", title="Performance profile")
-    axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
+    _multiples(axes, 1.0, end)
+    axes.set(ylim=(-0.03, 1.03), ylabel="share of the problems", title="Performance profile")
     legend(figure, axes, narrow=narrow)
     return figure
 
@@ -45,23 +47,35 @@ def distance_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
     cases = [case for case in scores.cases if ratios_of(case)]
     height = 1.4 + 0.32 * len(cases) + (0.25 if narrow else 0.12) * len(scores.strategies)
     figure, (axes,) = panels(1, narrow=narrow, height=height)
-    looks = styles_of(scores.strategies)
+    looks, end = styles_of(scores.strategies), _end(ratios_of(case).values() for case in cases)
     for strategy in scores.strategies:
-        points = [(min(row[strategy.name], FURTHEST), place) for place, case in enumerate(cases)
-                  if strategy.name in (row := ratios_of(case))]  # fmt: skip
-        look = looks[strategy.name]
+        behind = {place: ratios_of(case).get(strategy.name) for place, case in enumerate(cases)}
+        points = [(min(each, end), place) for place, each in behind.items() if each is not None]
+        look, label = looks[strategy.name], as_label(strategy.label)
         if points:
             x, y = zip(*points, strict=True)
-            axes.plot(
-                x, y, color=look.colour, linestyle="", label=as_label(strategy.label), clip_on=False, **look.marks
-            )
-    axes.set_xscale("log")
-    axes.set(xlim=(0.93, FURTHEST), ylim=(len(cases) - 0.5, -0.5), xlabel="median, in multiples of the best")
-    axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "≥ 1000"])
+            axes.plot(x, y, color=look.colour, linestyle="", label=label, clip_on=False, **look.marks)
+    _multiples(axes, 0.93, end)
+    axes.set(ylim=(len(cases) - 0.5, -0.5))
     axes.set_yticks(range(len(cases)), [as_label(_short(name_of(case, scores), narrow)) for case in cases])
     axes.set_title("Distance from the best")
     legend(figure, axes, narrow=narrow)
     return figure
+
+
+def _end(rows: Iterable[Iterable[float]]) -> float:
+    """The power of ten that all distances are below that are finite; from 10 to `FURTHEST`."""
+    largest = max((each for row in rows for each in row if math.isfinite(each)), default=1.0)
+    return min(FURTHEST, max(10.0, 10.0 ** math.ceil(math.log10(largest))))
+
+
+def _multiples(axes: Axes, start: float, end: float) -> None:
+    """A logarithmic axis of multiples of the best, in plain numbers."""
+    axes.set_xscale("log")
+    axes.set(xlim=(start, end), xlabel="median, in multiples of the best")
+    ticks = [1, 2, 5, 10] if end == 10 else [tick for tick in (1, 10, 100, 1000) if tick <= end]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _short(name: str, narrow: bool) -> str:

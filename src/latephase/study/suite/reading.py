@@ -8,7 +8,7 @@ from typing import Any
 
 from ...records import DamagedFile, ResultsError, read_toml, refuse_links
 from ..outline import NAME
-from ..results import Results, load_results
+from ..results import Results, load_results, read_training_status
 
 SUITE_TOML = "suite.toml"
 RESERVED = ("report",)
@@ -123,6 +123,8 @@ def _found(plan: SuitePlan, entry: Entry) -> Found:
     if not (folder / "study.toml").exists():
         return Found(entry, None, "not begun")
     try:
+        if read_training_status(folder / "training" / "status.json", sealed=True).get("status") != "finished":
+            return Found(entry, None, "its training is not finished")
         results = load_results(folder)
     except (ResultsError, OSError) as error:
         return Found(entry, None, str(error))

@@ -139,8 +139,8 @@ def verdict(scores: SuiteScores) -> list[str]:
     measures = {case.measured for case in scores.cases}
     what = f"the {_best_word(scores)} median {measures.pop().name}" if len(measures) == 1 else "the best median score"
     who = " and ".join(f"“{label(row.name)}”" for row in leaders)
-    verb = "has" if len(leaders) == 1 else "have, each,"
-    lines = [f"On {leaders[0].wins} of {total} {_rows_word(scores)} {who} {verb} {what}"]
+    each, verb = ("", "has") if len(leaders) == 1 else (" each,", "have")
+    lines = [f"On {leaders[0].wins} of {total} {_rows_word(scores)}{each} {who} {verb} {what}"]
     lines[0] += f"; {ahead}." if len(leaders) == 1 and (ahead := _ahead(scores, leaders[0])) else "."
     if len(leaders) == 1 and leaders[0].close:
         lines[0] += f" On {leaders[0].close} more it lies within the spread of the best."
