@@ -18,6 +18,7 @@ from latephase.study.config import ConfigError
 from latephase.study.performing import Conditions, RunKey
 from latephase.study.suite import read_scores, write_suite_report
 from latephase.study.suite.conduct import interleaved
+from latephase.study.suite.page import number_text
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_the_scores_are_the_last_rows_and_the_page_says_them(whole):
         for name, values in case.values.items():
             last = [rows_of(whole / case.folder)[f"checkpoint-0000_{name}_seed-{v.seed}"][-1] for v in values]
             assert [value.value for value in values] == [row["test_relative_l2_error"] for row in last]
-            assert case.measured.value(case.median(name)) in page
+            assert number_text(case.measured, case.median(name)) in page
         assert f'href="../{case.folder}/report.html"' in page
     assert "On 2 of 2 problems “fast” has the lowest median test relative L2 error" in page
 

@@ -1,6 +1,8 @@
 """Suites read: a problem's keys in place of the suite's, and errors that name problem, key and remedy."""
 
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -105,6 +107,15 @@ def test_shipped_suites_are_read_and_are_no_studies():
         table, source = study_table(name)
         assert is_suite(table)
         assert parse_suite(table, source).name == name
+
+
+def test_the_suite_of_the_documentation_is_one():
+    text = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    (toml,) = re.findall(r"^```toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    suite = parse_suite(tomllib.loads(toml), "study.md")
+    assert [member.folder for member in suite.members] == ["pinn_reaction", "pinn_wave", "wave-8"]
+    assert [member.study.budget.amount for member in suite.members] == [20, 50, 20]
+    assert suite.members[2].study.strategies[0].lr == 0.01
 
 
 def test_an_unknown_name_lists_studies_and_suites(tmp_path, monkeypatch):

@@ -5,13 +5,15 @@ import re
 from statistics import median
 
 import pytest
+from headless_browser import NAMES, browse, find_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_suites import case, scores_with
 
 from latephase.records import DamagedFile, ResultsError
+from latephase.study.results import Measure
 from latephase.study.suite import draw_suite, read_scores
-from latephase.study.suite.page import cell_of, context_of
+from latephase.study.suite.page import cell_of, context_of, multiple_text, number_text
 from latephase.study.suite.scores import write_scores
 from latephase.study.suite.verdicts import best_of, groups, ratios, ratios_of, standings, verdict, within_spread
 
@@ -85,12 +87,26 @@ def test_wins_are_counted_by_kind_as_well():
 def test_a_cell_says_median_spread_and_what_went_wrong():
     wave, _, burgers = known().cases
     cell = cell_of(wave, "newton", "best")
-    assert (cell.text, cell.spread, cell.note, cell.mark) == ("0.2000", "0.1000 to 0.3000", "", "best")
+    assert (cell.text, cell.spread, cell.note, cell.mark) == ("0.200", "0.10 to 0.30", "", "best")
     cell = cell_of(burgers, "sgd")
     assert (cell.text, cell.number, cell.note) == ("diverged", math.inf, "1 of 3 diverged, 1 of 3 failed")
     cell = cell_of(case("half", {"x": [1.0, "missing", "running"]}), "x")
-    assert (cell.text, cell.spread, cell.note) == ("1.000", "", "1 of 3 runs")
+    assert (cell.text, cell.spread, cell.note) == ("1.00", "", "1 of 3 runs")
     assert cell_of(case("none", {"x": ["missing"]}), "x").text == "–"
+
+
+@pytest.mark.parametrize(("number", "text"), [
+    (0.0, "0.000"), (0.12345, "0.123"), (0.001, "0.00100"), (0.00099, "9.90e−4"), (-2.0, "-2.00"), (123.4, "123"),
+    (1234.5, "1,234"), (12345.0, "1.23e4"), (2.5e-17, "2.50e−17"),
+])  # fmt: skip
+def test_numbers_have_few_digits(number, text):
+    assert number_text(Measure("test_loss", False), number) == text
+
+
+def test_multiples_of_the_best_are_plain_numbers():
+    assert [multiple_text(ratio) for ratio in (1.0, 1.234, 999.0, 12345.6, 2.5e9, math.inf)] == [
+        "1", "1.23", "999", "12,346", "2.5e+09", "failed"
+    ]  # fmt: skip
 
 
 def test_the_page_is_drawn_from_the_kept_scores_alone(tmp_path):
@@ -102,7 +118,7 @@ def test_the_page_is_drawn_from_the_kept_scores_alone(tmp_path):
     again = draw_suite(scores, tmp_path / "again").read_text(encoding="utf-8")
     text = page.read_text(encoding="utf-8")
     assert text == again
-    for part in ("Known &amp; &lt;answers&gt;.", "not begun &lt;yet&gt;", "0.1000 to 0.3000", "hyperbolic",
+    for part in ("Known &amp; &lt;answers&gt;.", "not begun &lt;yet&gt;", "0.10 to 0.30", "hyperbolic",
                  "60.0\u00a0s", "within 10 times", "3 of 3", "data:image/png", "(seed 1)", "float64"):  # fmt: skip
         assert part in text, part
     assert 'href="../' not in text
@@ -110,7 +126,7 @@ def test_the_page_is_drawn_from_the_kept_scores_alone(tmp_path):
         "index.html", "profile.png", "profile.pdf", "distance.png", "distance.pdf"
     }  # fmt: skip
     cells = re.findall(r'<td class="num best"[^>]*>([^<\s]+)', text)
-    assert cells == ["0.2000", "0.4000", "0.01000"]
+    assert cells == ["0.200", "0.400", "0.0100"]
 
 
 def test_scores_that_were_changed_are_refused(tmp_path):
@@ -147,3 +163,28 @@ def test_whatever_runs_come_to_the_page_has_words_and_wins_are_those_of_a_plain_
         for name in "xyz":
             wins[name] += math.isfinite(least) and middles[name] == least
     assert {row.name: row.wins for row in context["standings"]} == wins
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason=f"no browser: none of {', '.join(NAMES)} is installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_large_suite_fits_a_desktop_and_a_phone_and_sorts(width, tmp_path):
+    strategies = [f"a strategy with a long name, number {n}" for n in range(10)]
+    values = [{name: [10.0 ** (m - n), "failed", "failed"][: 1 + n % 3] for n, name in enumerate(strategies)}
+              for m in range(13)]  # fmt: skip
+    scores = scores_with(*(case(f"a_differential_equation_{m}", row) for m, row in enumerate(values)))
+    file = draw_suite(scores, tmp_path)
+    with browse(find_browser(), tmp_path / "profile") as page:
+        page.open(file, width)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        shown = page.evaluate("[...document.images].map(i => [i.complete, i.clientWidth > 300, i.clientWidth])")
+        assert len(shown) == 2
+        assert all(complete and wide and size <= width for complete, wide, size in shown)
+        order = page.evaluate("""(() => {
+          const table = document.querySelector("#medians table");
+          table.tHead.rows[0].cells[1].querySelector("button").click();
+          table.tHead.rows[0].cells[1].querySelector("button").click();
+          return [...table.tBodies[0].rows].map(row => Number(row.cells[1].dataset.value));
+        })()""")
+        assert order == sorted(order, reverse=True)
+        assert len(set(order)) == 13

@@ -9,14 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ...records import DPI, as_label, freeze, house_style, legend, panels
+from ...records import DPI, as_label, freeze, house_style, panels
 from ..page import styles_of
 from ..results import profile
 from .scores import SuiteScores
 from .verdicts import name_of, ratios, ratios_of
 
-FURTHEST = 1000.0
-"""Profiles and distances end at so many times the best at most: three digits."""
+FURTHEST = 10_000.0
+"""Profiles and distances end at so many times the best at most: four digits."""
+
+LONGEST_BESIDE = 20
+"""Letters of labels of which two stand beside each other on a phone."""
 
 
 def profile_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
@@ -35,7 +38,7 @@ def profile_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
         axes.plot(taus, shares, color=look.colour, linestyle=look.line, label=as_label(strategy.label), **marks)
     _multiples(axes, 1.0, end)
     axes.set(ylim=(-0.03, 1.03), ylabel="share of the problems", title="Performance profile")
-    legend(figure, axes, narrow=narrow)
+    _legend(figure, axes, narrow)
     return figure
 
 
@@ -59,7 +62,7 @@ def distance_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
     axes.set(ylim=(len(cases) - 0.5, -0.5))
     axes.set_yticks(range(len(cases)), [as_label(_short(name_of(case, scores), narrow)) for case in cases])
     axes.set_title("Distance from the best")
-    legend(figure, axes, narrow=narrow)
+    _legend(figure, axes, narrow)
     return figure
 
 
@@ -73,9 +76,16 @@ def _multiples(axes: Axes, start: float, end: float) -> None:
     """A logarithmic axis of multiples of the best, in plain numbers."""
     axes.set_xscale("log")
     axes.set(xlim=(start, end), xlabel="median, in multiples of the best")
-    ticks = [1, 2, 5, 10] if end == 10 else [tick for tick in (1, 10, 100, 1000) if tick <= end]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    ticks = [1, 2, 5, 10] if end == 10 else [tick for tick in (1, 10, 100, 1000, 10_000) if tick <= end]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: Axes, narrow: bool) -> None:
+    """Below the panel; on a phone, long labels below each other."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 1 if narrow and max(map(len, labels), default=0) > LONGEST_BESIDE else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, handlelength=3)
 
 
 def _short(name: str, narrow: bool) -> str:

@@ -12,7 +12,7 @@ from jinja2 import PackageLoader
 
 from ...records import write_text_atomic
 from ..page import page_templates, picture, save, styles_of
-from ..results import amount_text
+from ..results import Measure, amount_text
 from .figures import figures, png
 from .reading import read_members, read_suite, refuse_member_links
 from .scores import CONCLUDED, Case, SuiteScores, scores_of, write_scores
@@ -94,6 +94,7 @@ def draw_suite(scores: SuiteScores, folder: Path, links: dict[str, str] | None =
     pictures = {name: picture(png(figure), png(narrow[name])) for name, figure in drawn.items()}
     context = context_of(scores, links or {}) | {"pictures": pictures}
     templates = page_templates(PackageLoader("latephase.study.suite"))
+    templates.filters.update(multiple=multiple_text)
     write_text_atomic(folder / "index.html", templates.get_template("suite.html.jinja").render(context))
     return folder / "index.html"
 
@@ -152,14 +153,32 @@ def cell_of(case: Case, strategy: str, mark: str = "") -> Cell:
     notes = [f"{counts[status]} of {len(planned)} {status}" for status in ("diverged", "failed") if counts[status]]
     if len(ended) < len(planned):
         notes.append(f"{len(ended)} of {len(planned)} runs")
-    known, write = [value.value for value in ended if value.value is not None], case.measured.value
-    spread = f"{write(min(known))} to {write(max(known))}" if len(known) > 1 else ""
+    known = [value.value for value in ended if value.value is not None]
+    ends = [number_text(case.measured, end, 2) for end in (min(known), max(known))] if len(known) > 1 else []
+    spread = " to ".join(ends)
     if middle is None:
         return Cell("–", None, "", ", ".join(notes), mark)
     if math.isfinite(middle):
-        return Cell(write(middle), middle, spread, ", ".join(notes), mark)
+        return Cell(number_text(case.measured, middle), middle, spread, ", ".join(notes), mark)
     word = "diverged" if counts["diverged"] >= counts["failed"] else "failed"
     return Cell(word, middle, spread, ", ".join(notes), mark)
+
+
+def number_text(measure: Measure, number: float, digits: int = 3) -> str:
+    """Write a value with few digits, so that ten columns stand beside each other; an accuracy as a study does."""
+    if measure.is_share or number == 0:
+        return measure.value(number)
+    if 1e-3 <= abs(number) < 1e4:
+        return f"{number:#.{digits}g}".rstrip(".") if abs(number) < 10**digits else f"{number:,.0f}"
+    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", "−")
+
+
+def multiple_text(ratio: float) -> str:
+    """Write how many times the best something is."""
+    if not math.isfinite(ratio):
+        return "failed"
+    return f"{ratio:.3g}" if ratio < 1000 else f"{ratio:,.0f}" if ratio < 1e6 else f"{ratio:.1e}"
 
 
 def _size(case: Case, scores: SuiteScores) -> dict[str, Any]:
@@ -172,7 +191,7 @@ def _size(case: Case, scores: SuiteScores) -> dict[str, Any]:
         "name": name_of(case, scores),
         "budget": amount_text(case.budget, case.unit),
         "best": [scores.label(name) for name in best],
-        "median": case.measured.value(case.median(best[0]) or 0.0) if best else "–",
+        "median": number_text(case.measured, case.median(best[0]) or 0.0) if best else "–",
         "baseline": row.get(scores.baseline),
         "next": None if against is None or len(best) > 1 else min(row[name] for name in others),
     }

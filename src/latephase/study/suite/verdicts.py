@@ -163,7 +163,9 @@ def _best_word(scores: SuiteScores) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.3g} times the best" if math.isfinite(ratio) else "half of its runs or more failed or diverged"
+    if not math.isfinite(ratio):
+        return "half of its runs or more failed or diverged"
+    return f"{ratio:.3g} times the best" if ratio < 1000 else f"{ratio:,.0f} times the best"
 
 
 def _ahead(scores: SuiteScores, leader: Standing) -> str:
