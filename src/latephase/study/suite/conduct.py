@@ -63,8 +63,8 @@ def conduct_suite(
             claim_suite(suite, directory)
         with contextlib.ExitStack() as stack:
             by_study, broken = [], []
-            for member in suite.members:
-                progress.note(f"{member.folder}: {member.study.problem}")
+            for number, member in enumerate(suite.members, start=1):
+                progress.note(f"{member.folder}, problem {number} of {len(suite.members)}")
                 try:
                     shared = stack.enter_context(held(member.study, directory / member.folder, progress, shard))
                 except StudyError as error:  # of this problem's training: the others go on
