@@ -3,6 +3,7 @@
 The rows of a study are megabytes and are not kept, so that what needs them (losses over the budget, paths) is one
 figure beside the scores, drawn when the study was run. Everything else is drawn here: relative performance, times to
 target, performance profiles, a table of the means, and of tunings the metric against each value that was searched for.
+Of a suite, its `report/scores.json` is kept, from which its whole page is drawn.
 
     python benchmarks/study_pages.py                      # or `make pages`
     python benchmarks/study_pages.py fashion-mnist --out somewhere
@@ -25,6 +26,8 @@ from latephase.records import freeze, house_style
 from latephase.study.page import save
 from latephase.study.page.of_scores import performance_profile, relative_performance, target_bars
 from latephase.study.results import Results, Score, measures_of, read_plan, summarize
+from latephase.study.suite import draw_suite
+from latephase.study.suite import read_scores as read_suite_scores
 from latephase.study.tune.config import Tuning, read_tuning
 from latephase.study.tune.figures import draw as draw_tuning
 from latephase.study.tune.outcome import Outcome
@@ -160,7 +163,9 @@ def page_of(results: Results, scores: Sequence[Score], pictures: Sequence[Path])
 
 
 def draw(folder: Path, out: Path) -> Path:
-    """Draw a study's page and figures; the path of the page."""
+    """Draw the page and figures of a study or a suite; the path of the page."""
+    if (folder / "scores.json").exists():
+        return draw_suite(read_suite_scores(folder / "scores.json"), out)
     scores = read_scores(folder / "scores.csv")
     results = read_results(folder, scores)
     assert all(math.isfinite(row.best_train_loss) for row in scores)
@@ -185,7 +190,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="studies; default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/pages"), help="folder; default runs/pages")
     arguments = parser.parse_args()
-    for name in arguments.names or sorted(path.parent.name for path in STUDIES.glob("*/scores.csv")):
+    for name in arguments.names or sorted(path.parent.name for path in STUDIES.glob("*/scores.*")):
         print(draw(STUDIES / name, arguments.out / name))
 
 

@@ -30,7 +30,7 @@ WINGS = ("study", "problems")
 """Rooms whose doors are those of the rooms inside, and their own files."""
 READING = (
     *("records.files", "outline", "scores_table", "results", "results.load", "results.score"),
-    *("page", "page.figures", "page.page"),
+    *("page", "page.figures", "page.page", "suite", "suite.page", "command"),
 )
 """Modules that read result files, of `study` but for the first; torch must not be needed for that."""
 

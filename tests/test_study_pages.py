@@ -2,14 +2,18 @@
 
 import csv
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
 
 import pytest
 
+from latephase.study.suite.scores import write_scores
+
 ROOT = Path(__file__).parent.parent
-STUDIES = sorted(path.parent for path in (ROOT / "docs" / "studies").glob("*/scores.csv"))
+STUDIES = sorted(path.parent for path in (ROOT / "docs" / "studies").glob("*/scores.*"))
+"""Studies, which keep scores.csv, and suites, which keep scores.json."""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,11 @@ def test_a_study_keeps_its_scores_and_one_figure(folder):
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_the_scores_read_back_as_they_stand(folder, pages, tmp_path):
+    if (folder / "scores.json").exists():
+        suite = pages.read_suite_scores(folder / "scores.json")
+        write_scores(suite, tmp_path / "scores.json")
+        assert json.loads((tmp_path / "scores.json").read_text()) == json.loads((folder / "scores.json").read_text())
+        return
     scores = pages.read_scores(folder / "scores.csv")
     with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -53,6 +62,19 @@ def test_a_page_has_every_strategy_its_means_and_its_figures(pages, tmp_path):
     for picture in tmp_path.glob("*.png"):
         assert picture.name in page
         assert picture.stat().st_size > 10_000
+
+
+def test_the_page_of_a_suite_is_drawn_from_its_scores(pages, tmp_path):
+    value = {"seed": 0, "status": "finished", "seconds": 1.5}
+    values = {"sgd": [value | {"value": 0.5}], "newton": [value | {"value": 0.01}]}
+    case = {"folder": "wave", "problem": "pinn_wave", "title": "PINN: wave", "kind": "", "parameters": 81, "rows": 10}
+    case |= {"epoch": 0, "measure": "test_loss", "higher_is_better": False, "unit": "steps", "budget": 4.0}
+    strategies = [{"name": name, "kind": "custom", "label": name, "about": {}} for name in values]
+    suite = {"name": "physics", "description": "", "baseline": "sgd", "strategies": strategies, "troubles": {}}
+    suite |= {"cases": [case | {"dtype": "float64", "scale": 1.0, "values": values}], "machine": {}}
+    (tmp_path / "scores.json").write_text(json.dumps(suite), encoding="utf-8")
+    page = pages.draw(tmp_path, tmp_path / "page").read_text(encoding="utf-8")
+    assert "On 1 of 1 problem “newton” has the lowest median test loss; on 1 it is at least ten times below" in page
 
 
 def test_the_trials_of_a_tuning_are_read_with_what_they_tried(pages):

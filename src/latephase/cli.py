@@ -52,14 +52,15 @@ def study(
     ] = "1/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
 ) -> None:
-    """Run a late-phase study, or what is left of it, and write its report.
+    """Run a late-phase study or a suite of them, or what is left of it, and write its report.
 
     Trains the study's problem with its first-order setting, saves checkpoints, and from chosen ones lets every strategy
-    go on under the same budget. What is finished is not run again.
+    go on under the same budget. What is finished is not run again. A suite does so for several problems.
     """
     from .problems import ProblemError
     from .problems.data import DataError
-    from .study.config import ConfigError
+    from .study.command import asked_for, change_of, say_scores
+    from .study.config import ConfigError, study_table
     from .study.performing import (
         ExecutorError,
         StudyError,
@@ -70,40 +71,28 @@ def study(
         parse_shard,
     )
     from .study.results import ResultsError
+    from .study.suite import describe_suite, is_suite, perform_suite
 
     changes = {"jobs": jobs, "device": device, "seeds": None if seeds is None else list(range(seeds))}
     try:
         part = parse_shard(shard)
         check_executor(executor)
-        config = _study_of(name_or_file, scale, changes, seconds, dry_run)
+        table, source = study_table(name_or_file)
+        config = asked_for(table, source, change_of(scale, changes, seconds), out, dry=dry_run)
         if dry_run:
-            for thing in describe(config, directory, part):
+            for thing in (describe_suite if is_suite(table) else describe)(config, directory, part):
                 out.print(thing, soft_wrap=True, highlight=False)
             return
         with StudyProgress(out) as progress:
-            page, _ = conduct(config, directory, progress, executor, part)
-        failed, damaged = _say_scores(directory)
+            perform = perform_suite if is_suite(table) else conduct
+            page, _ = perform(config, directory, progress, executor, part)
+        failed, damaged = say_scores(directory, out, err)
     except (ConfigError, StudyError, ExecutorError, ProblemError, DataError, ResultsError, OSError) as error:
         raise _fail(error) from error
     except KeyboardInterrupt:
         err.print("\nStopped. The same command goes on from here.")
         raise typer.Exit(130) from None
     _end(page, failed + damaged)
-
-
-def _study_of(name_or_file: str, scale: float, changes: dict[str, Any], seconds: float | None, dry: bool) -> Any:
-    """The study that is asked for; says first whose code is called, or in a dry run would be."""
-    from .study.config import parse_study, scaled, study_table, with_seconds
-    from .study.performing import announcement, resolve
-
-    table, source = study_table(name_or_file)
-    for line in announcement(table, source, now=not dry):
-        out.print(line, soft_wrap=True, highlight=False)
-    config = parse_study(table, source, call=not dry)
-    config = config if scale == 1.0 else scaled(config, scale)
-    config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
-    config = config if seconds is None else with_seconds(config, seconds)
-    return config if dry else resolve(config)
 
 
 def _end(page: Path, troubles: list[str]) -> None:
@@ -115,16 +104,18 @@ def _end(page: Path, troubles: list[str]) -> None:
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")]) -> None:
-    """Write scores, figures and page anew from a study's files; works while the study runs."""
+def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study or suite.")]) -> None:
+    """Write scores, figures and page anew from the files of a study or suite; works while it runs."""
+    from .study.command import say_scores
     from .study.page import write_report
     from .study.results import ResultsError
+    from .study.suite import holds_suite, report_suite
 
     try:
-        if not (directory / "study.toml").is_file():
+        if not holds_suite(directory) and not (directory / "study.toml").is_file():
             raise ResultsError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
-        page = write_report(directory)
-        _, damaged = _say_scores(directory)
+        page = (report_suite if holds_suite(directory) else write_report)(directory)
+        _, damaged = say_scores(directory, out, err)
     except (OSError, ResultsError) as error:
         raise _fail(error) from error
     _end(page, damaged)
@@ -260,30 +251,3 @@ def _checked(subject: Any, factory: str, microbatch_size: int | None, device: st
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _say_scores(directory: Path) -> tuple[list[str], list[str]]:
-    """Print the mean scores over seeds, one line per checkpoint and strategy.
-
-    Returns:
-        A line for each run that failed, and one for each damaged file.
-    """
-    from .study.results import load_results
-    from .study.scores_table import scores_table
-
-    results = load_results(directory)
-    out.print(scores_table(results))
-    failed = [f"{run.run_id} failed: {run.record.get('error', '')}" for run in results.runs if run.status == "failed"]
-    damaged = [
-        f"{damage.path} is damaged ({damage.problem}); the same study command runs it again"
-        for run in results.runs
-        for damage in run.damage
-    ]
-    if not results.plan.sealed:
-        err.print(
-            f"latephase: {directory} was written by an earlier version, whose files carry no checksums: whether values "
-            "in them were changed cannot be told",
-            highlight=False,
-            soft_wrap=True,
-        )
-    return failed, damaged

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from latephase.problems import Problem, Splits, TrainingSetting
+from latephase.problems.metrics import relative_l2_error
 
 
 def _three_classes() -> Splits:
@@ -48,6 +49,33 @@ def noisy(*, optimizer: str = "sgd", dropout: float = 0.2, batch_norm: bool = Tr
         weight_decay=1e-3,
         augment=_shaken,
         redraw=_other_rows,
+    )
+
+
+def _points() -> Splits:
+    random = torch.Generator().manual_seed(6)
+    inputs = torch.rand(40, 2, generator=random, dtype=torch.float32)  # whatever the default is
+    targets = (3 * inputs[:, :1]).sin() * inputs[:, 1:]
+    return Splits(*((inputs[rows], targets[rows]) for rows in torch.arange(40).split([24, 8, 8])))
+
+
+def smooth(*, width: int = 5, dtype: str | None = None) -> Problem:
+    """Regression on all 24 rows at once, nothing random after the weights; a dtype of its own where one is given."""
+
+    def model() -> nn.Module:
+        kind = None if dtype is None else getattr(torch, dtype)
+        return nn.Sequential(nn.Linear(2, width, dtype=kind), nn.Tanh(), nn.Linear(width, 1, dtype=kind))
+
+    return Problem(
+        name="smooth",
+        version=1,
+        title="Smooth",
+        description="A smooth function of two variables.",
+        model=model,
+        loss=nn.MSELoss(),
+        load=_points,
+        training=TrainingSetting(lr=0.1, batch_size=None, epochs=2, momentum=0.9),
+        metrics=(relative_l2_error,),
     )
 
 

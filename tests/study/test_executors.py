@@ -102,7 +102,7 @@ def test_a_shard_beside_the_whole_study_is_refused(study, whole, tmp_path, monke
     directory = shutil.copytree(whole, tmp_path / "study")
     entered, leave = threading.Event(), threading.Event()
 
-    def waiting(conditions, keys):
+    def waiting(runs):
         entered.set()
         leave.wait(60)
         yield from ()

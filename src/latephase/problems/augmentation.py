@@ -76,5 +76,5 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Images as floats from 0 to 1; bytes are divided by 255, floats are left as they are."""
-    return images if images.is_floating_point() else images.float() / 255
+    """Images as floats from 0 to 1; bytes are divided by 255, in torch's default dtype, floats are left as they are."""
+    return images if images.is_floating_point() else images.to(torch.get_default_dtype()) / 255

@@ -137,6 +137,8 @@ class Problem:
     def batch(self, data: Data, rows: Tensor | slice | None = None, generator: torch.Generator | None = None) -> Data:
         """Rows of a split as the model takes them, ready for `Objective`.
 
+        What is kept in float32 is widened where torch's default dtype is float64, as that of the model then is.
+
         Args:
             data: a split, or rows of one.
             rows: which, int64 [n] or a slice. Default: all, in order.
@@ -160,7 +162,8 @@ class Problem:
         inputs, targets = batch
         if self.augment is not None and generator is not None:
             inputs, targets = self.augment(inputs, targets, generator)
-        return (inputs if self.prepare is None else self.prepare(inputs)), targets
+        batch = (inputs if self.prepare is None else self.prepare(inputs)), targets
+        return _each_tensor(_widened, batch) if torch.get_default_dtype() == torch.float64 else batch
 
     def objective(self, model: nn.Module, data: Data, **options: Any) -> Objective:
         """The objective of a model on what `batch` returned, the L2 term included.
@@ -194,6 +197,11 @@ def row_count(data: Data) -> int:
 
 def _each_tensor(function: Callable[[Tensor], Tensor], data: Any) -> Any:
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) and leaf.dim() else leaf, data)
+
+
+def _widened(leaf: Tensor) -> Tensor:
+    """Data that is kept in float32 fits models that are made in float64, torch's default dtype then."""
+    return leaf.double() if leaf.dtype == torch.float32 else leaf
 
 
 def is_weight(name: str, parameter: nn.Parameter) -> bool:

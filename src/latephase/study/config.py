@@ -62,7 +62,12 @@ class ConfigError(ValueError):
 
 def named_studies() -> list[str]:
     """Names of the studies that come with the package."""
-    return sorted(path.stem for path in STUDIES.glob("*.toml"))
+    return sorted(path.stem for path in STUDIES.glob("*.toml") if "problems" not in read_toml(path))
+
+
+def named_suites() -> list[str]:
+    """Names of the suites, studies of several problems (`latephase.study.suite`), that come with the package."""
+    return sorted(path.stem for path in STUDIES.glob("*.toml") if "problems" in read_toml(path))
 
 
 def read_study(name_or_file: str) -> Study:
@@ -86,10 +91,11 @@ def study_table(name_or_file: str) -> tuple[dict[str, Any], str]:
     if path.suffix != ".toml":
         path = STUDIES / f"{name_or_file}.toml"
         if not path.is_file():
-            known = named_studies()
+            known, suites = named_studies(), named_suites()
+            beside = f"suites: {', '.join(suites)}; " if suites else ""
             raise ConfigError(
-                f"no study {name_or_file!r}{hint(name_or_file, known)}; known studies: {', '.join(known)}; "
-                "a study of your own is a file FILE.toml"
+                f"no study {name_or_file!r}{hint(name_or_file, known + suites)}; known studies: {', '.join(known)}; "
+                f"{beside}a study of your own is a file FILE.toml"
             )
     return read_toml(path), str(path)
 

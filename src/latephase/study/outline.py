@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """What a strategy may be called, so that folders can be."""
 DEVICE = r"^(cpu|cuda)$"
+DTYPE = "float32"
+"""Of data and model, where nothing else is said."""
 SHARE = 0.1
 """Of the training that a run may spend, where nothing else is said."""
 
@@ -107,6 +109,7 @@ class Outline(Table):
         min_length=1, description="epochs that strategies start from, or how many of them"
     )
     fresh_weights: bool = Field(default=False, description="from epoch 0, every seed starts from weights of its own")
+    dtype: Literal["float32", "float64"] = Field(default=DTYPE, description="of data, model and everything computed")
     curves: Literal["mean", "median"] = Field(
         default="mean", description="over the budget: mean and quartiles, or median and its bootstrap interval"
     )

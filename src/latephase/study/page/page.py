@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -62,7 +62,7 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
         write_tables(results, scores)
         wide = {path.stem: path.read_bytes() for path in draw_results(results) if path.suffix == ".png"}
         narrow = render(results, narrow=True)
-        pictures = {name: _picture(wide[name], narrow[name]) for name in wide}
+        pictures = {name: picture(wide[name], narrow[name]) for name in wide}
         write_text_atomic(root / "report.html", render_page(results, scores, pictures))
     return root / "report.html"
 
@@ -76,8 +76,18 @@ def render_page(results: Results, scores: list[Score], pictures: dict[str, Pictu
         pictures: The figures, keyed by the names that `figures.build` gives them; what is not there is
             left out of the page.
     """
+    context = context_of(results, scores, _EXPLAINED) | {"pictures": pictures}
+    return page_templates().get_template("report.html.jinja").render(context)
+
+
+def page_templates(*loaders: BaseLoader) -> Environment:
+    """The templates of pages, whatever they say being escaped.
+
+    Args:
+        loaders: where more of them are, which may use those of a study's page.
+    """
     environment = Environment(
-        loader=_LOADER,
+        loader=ChoiceLoader([*loaders, _LOADER]),
         autoescape=True,
         finalize=_letters,
         undefined=StrictUndefined,
@@ -85,9 +95,7 @@ def render_page(results: Results, scores: list[Score], pictures: dict[str, Pictu
         lstrip_blocks=True,
     )
     environment.filters.update(duration=duration_text, word=number_word)
-    return environment.get_template("report.html.jinja").render(
-        context_of(results, scores, _EXPLAINED) | {"pictures": pictures}
-    )
+    return environment
 
 
 def _letters(value: Any) -> Any:
@@ -95,7 +103,8 @@ def _letters(value: Any) -> Any:
     return visible(without_passwords(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _picture(wide: bytes, narrow: bytes) -> Picture:
+def picture(wide: bytes, narrow: bytes) -> Picture:
+    """A figure of a page, from its PNG and the one for a phone."""
     width, height = struct.unpack(">II", wide[16:24])  # the IHDR chunk of a PNG begins with them
     return Picture(_address(wide), _address(narrow), round(width * 96 / DPI), round(height * 96 / DPI))
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ...records import DPI, write_atomic
-from ..results import Measure, Plan
+from ..results import Measure, Plan, Strategy
 
 # Okabe & Ito, "Color Universal Design" (2008), without the yellow (too pale for a line) and the vermilion (taken by the
 # reds); their black is a grey here, as the constant learning rate has in the paper.
@@ -43,14 +43,19 @@ class Style:
 
 
 def styles(plan: Plan) -> dict[str, Style]:
+    """Return the style of each strategy of a study, keyed by name; see `styles_of`."""
+    return styles_of(plan.strategies)
+
+
+def styles_of(strategies: Sequence[Strategy]) -> dict[str, Style]:
     """Return the style of each strategy, keyed by name.
 
     Second-order strategies have reds that darken in the order of the plan and filled markers, the others the colours of
     Okabe and Ito and hollow markers. Line style and marker differ as well, so that strategies are told apart without
     any colour: both are repeated together only after 24 strategies of a kind.
     """
-    second = [strategy for strategy in plan.strategies if strategy.is_second_order]
-    first = [strategy for strategy in plan.strategies if not strategy.is_second_order]
+    second = [strategy for strategy in strategies if strategy.is_second_order]
+    first = [strategy for strategy in strategies if not strategy.is_second_order]
     reds = matplotlib.colormaps["Reds"](np.linspace(0.45, 0.95, len(second)) if len(second) > 1 else [0.75])
     table: dict[str, Style] = {}
     for i, strategy in enumerate(first):

@@ -6,11 +6,16 @@ from .conducting import ALLOCATOR as ALLOCATOR
 from .conducting import ExecutorError as ExecutorError
 from .conducting import StudyError as StudyError
 from .conducting import conduct as conduct
+from .conducting import held as held
+from .conducting import in_words as in_words
+from .conducting import perform as perform
 from .conducting import resolve as resolve
+from .conducting import runs_of as runs_of
 from .conducting import stopped_by as stopped_by
 from .dry_run import check_executor as check_executor
 from .dry_run import describe as describe
 from .dry_run import parse_shard as parse_shard
+from .dtypes import called_in_dtype as called_in_dtype
 from .evaluate import Evaluator as Evaluator
 from .identity import code_version as code_version
 from .identity import own_code as own_code
@@ -21,4 +26,5 @@ from .progress import StudyProgress as StudyProgress
 from .run import fresh_start as fresh_start
 from .run import make_way as make_way
 from .runs import Conditions as Conditions
+from .runs import PlannedRun as PlannedRun
 from .runs import RunKey as RunKey

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from ..config import ConfigError, Study, check_fit
 from ..page import write_report
 from ..results import JOURNALS, read_training_rows
 from .claiming import LOCKED_AT_MOST, alone, check_folder, claim, claim_machine, claim_training, one_trains
+from .dtypes import called_in_dtype, check_dtype
 from .execute import ALLOCATOR, EXECUTORS, ExecutorError
 from .identity import own_code
 from .processes import how_ended, in_process
 from .progress import StudyProgress
-from .runs import Conditions, RunKey, plan_runs, set_damaged_aside, status_of
+from .runs import Conditions, PlannedRun, RunKey, plan_runs, set_damaged_aside, status_of
 from .train import is_whole, problem_record, train, training_status
 
 NO_ROOM = "the disk is full: nothing that was written is damaged; make room, and the same command goes on from there"
@@ -43,8 +45,8 @@ def resolve(study: Study) -> Study:
     """The study with everything filled in that depends on the data and the machine.
 
     Raises:
-        ConfigError: a strategy's batches do not fit the data, the runs at a time not the cores, or there is no such
-            device.
+        ConfigError: a strategy's batches do not fit the data, the runs at a time not the cores, there is no such
+            device, or the problem does not follow the dtype.
         DataError: data is missing and cannot be downloaded.
     """
     problem = get(study.problem, **study.problem_options)
@@ -58,7 +60,9 @@ def resolve(study: Study) -> Study:
             f"jobs ({study.jobs}) times threads ({study.threads}) exceeds the {cores} cores of this machine, so that "
             "runs would starve each other; give --jobs"
         )
-    return check_fit(study, problem, row_count(problem.load().train))
+    train = called_in_dtype(study, problem.load).train
+    check_dtype(study, problem, train)
+    return check_fit(study, problem, row_count(train))
 
 
 def conduct(
@@ -82,26 +86,50 @@ def conduct(
         StudyError: training died, or the disk is full.
         ExecutorError: the executor is not installed.
     """
+    with in_words(), held(study, directory, progress, shard) as conditions:
+        broken = perform([(conditions, key) for key in runs_of(study, shard)], progress, executor)
+        return write_report(directory), broken
+
+
+def runs_of(study: Study, shard: tuple[int, int]) -> list[RunKey]:
+    """The i-th of N parts of a study's runs."""
     part, parts = shard
+    return plan_runs(study)[part - 1 :: parts]
+
+
+@contextlib.contextmanager
+def in_words() -> Iterator[None]:
+    """Say of locks that are held and of errors of the system what they mean for a study.
+
+    Raises:
+        ConfigError: another process works on a folder.
+        StudyError: the system refused something.
+    """
     try:
-        refuse_links(directory)
-        check_folder(study, directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        with alone(directory, part, parts):
-            if parts == 1:  # nobody else writes here
-                remove_leftovers(directory)
-            os.environ.update(ALLOCATOR)  # for the processes that are started from here on
-            environment = describe_environment(study.threads, study.jobs, study.device)
-            with FileLock(directory / ".lock", timeout=LOCKED_AT_MOST):  # of several parts one after the other
-                claim(study, directory)
-                claim_machine(directory, environment, study)
-            conditions = _trained(study, directory, environment, progress)
-            broken = _perform(conditions, plan_runs(study)[part - 1 :: parts], progress, executor)
-            return write_report(directory), broken
+        yield
     except Timeout as error:
+        directory = Path(error.lock_file).parent
         raise ConfigError(f"another process works on {directory}; wait for it, or stop it") from error
     except OSError as error:
         raise StudyError(stopped_by(error)) from error
+
+
+@contextlib.contextmanager
+def held(study: Study, directory: Path, progress: StudyProgress, shard: tuple[int, int]) -> Iterator[Conditions]:
+    """Hold a study's folder for one part of its runs; its training is done first, where it is not. As `conduct`."""
+    part, parts = shard
+    refuse_links(directory)
+    check_folder(study, directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with alone(directory, part, parts):
+        if parts == 1:  # nobody else writes here
+            remove_leftovers(directory)
+        os.environ.update(ALLOCATOR)  # for the processes that are started from here on
+        environment = describe_environment(study.threads, study.jobs, study.device)
+        with FileLock(directory / ".lock", timeout=LOCKED_AT_MOST):  # of several parts one after the other
+            claim(study, directory)
+            claim_machine(directory, environment, study)
+        yield _trained(study, directory, environment, progress)
 
 
 def stopped_by(error: OSError) -> str:
@@ -118,7 +146,7 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
         claim_training(study, directory)
         if not is_whole(directory, study, progress.note):
             progress.begin("training, epochs", epochs, _epochs_done(directory))
-            worker = in_process(train, directory, study, threads=study.threads)
+            worker = in_process(called_in_dtype, study, train, directory, study, threads=study.threads)
             while worker.process.join(1.0) or worker.process.is_alive():
                 progress.advance(_epochs_done(directory))
             how = worker.ended()
@@ -130,7 +158,7 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
             progress.advance(epochs)
         status = training_status(directory)
         if read_or_set_aside(directory / "problem.json") is None:
-            write_json(directory / "problem.json", problem_record(study))
+            write_json(directory / "problem.json", called_in_dtype(study, problem_record, study))
     whole = float(status[study.budget.unit])
     budget = study.budget.of(whole)
     return Conditions(directory, study, budget, study.budget.share or budget / whole, environment)
@@ -145,33 +173,56 @@ def _epochs_done(directory: Path) -> int:
     return max((row["epoch"] for row in rows), default=0)
 
 
-def _perform(conditions: Conditions, keys: list[RunKey], progress: StudyProgress, executor: str) -> list[str]:
-    """Perform the runs that are left; a line for each that broke."""
-    left = [key for key in keys if not _holds(conditions, key)]
-    done = len(keys) - len(left)
-    progress.begin("runs", len(keys), done)
+def perform(runs: Sequence[PlannedRun], progress: StudyProgress, executor: str) -> list[str]:
+    """Perform the runs that are left, of one study or of several that are held and take equally many threads.
+
+    Args:
+        runs: each with what it shares with the others of its study, in order.
+        progress: told what is running.
+        executor: "local" or "ray".
+
+    Returns:
+        A line for each that broke.
+
+    Raises:
+        ConfigError: a run is finished with another configuration.
+        StudyError: the user's own code was changed meanwhile.
+    """
+    left = [run for run in runs if not _holds(*run)]
+    done = len(runs) - len(left)
+    progress.begin("runs", len(runs), done)
     broken: list[str] = []
     if not left:
         return broken
-    study = conditions.study
-    code = own_code(study.problem, study.strategies)
-    with contextlib.closing(EXECUTORS[executor](conditions, left)) as outcomes:
-        for key, outcome in outcomes:
+    several = len({conditions.directory for conditions, _ in runs}) > 1
+    code = _code_of(left)
+    with contextlib.closing(EXECUTORS[executor](left)) as outcomes:
+        for (conditions, key), outcome in outcomes:
             done += 1
-            progress.advance(done, f"{key.run_id} {outcome}")
+            name = f"{conditions.directory.name}/{key.run_id}" if several else key.run_id
+            progress.advance(done, f"{name} {outcome}")
             if outcome not in ("finished", "failed"):
                 error = f"its worker was {outcome}; the same command tries it again"
-                broken.append(f"{key.run_id}: {error}")
+                broken.append(f"{name}: {error}")
                 folder = conditions.directory / "runs" / key.run_id
                 record = {"status": "failed", "error": error, "journals": _journals(folder)}
                 write_json(folder / "status.json", record)
-    after = own_code(study.problem, study.strategies)
+    after = _code_of(left)
     if changed := [factory for factory in code if after[factory] != code[factory]]:
         raise StudyError(
             f"the code of {', '.join(changed)} was changed while the study ran: runs before and after do not belong in "
             "one table; choose another folder with --out, or put it back and delete the folders of the later runs"
         )
     return broken
+
+
+def _code_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
+    """Hashes of the code outside of this package that runs call."""
+    studies = {conditions.directory: conditions.study for conditions, _ in runs}.values()
+    found: dict[str, str] = {}
+    for study in studies:
+        found |= own_code(study.problem, study.strategies)
+    return found
 
 
 def _journals(folder: Path) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from collections.abc import Generator, Sequence
 import torch
 
 from ...records import is_ours
+from .dtypes import called_in_dtype
 from .identity import code_version
 from .processes import Pool, how_ended
 from .run import perform_run
-from .runs import Conditions, RunKey, status_of
+from .runs import Conditions, PlannedRun, RunKey, status_of
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Settings of glibc's allocator for all runs alike: it keeps freed memory instead of handing it back at every step.
@@ -20,7 +21,7 @@ By default every large temporary tensor is mapped anew. On one CPU thread that t
 product on 384 digits (41 ms against 28 ms) and none of a gradient's on 128 (7.0 ms), so it would bias the comparison.
 """
 
-Outcome = tuple[RunKey, str]
+Outcome = tuple[PlannedRun, str]
 """A run, and "finished", "failed", or what killed its worker."""
 
 
@@ -28,33 +29,33 @@ class ExecutorError(RuntimeError):
     """Runs cannot be performed as asked; says why and what to do."""
 
 
-def perform_locally(conditions: Conditions, keys: Sequence[RunKey]) -> Generator[Outcome, None, None]:
+def perform_locally(runs: Sequence[PlannedRun]) -> Generator[Outcome, None, None]:
     """Perform runs in processes of this machine, `study.jobs` at a time, one process for each.
 
     Args:
-        conditions: what the runs share.
-        keys: which runs, in order.
+        runs: which, in order, at least one; all have the same number of threads and of runs at a time.
 
     Yields:
         Each run as it ends.
     """
-    waiting = list(keys)
-    with contextlib.closing(Pool(conditions.study.jobs, conditions.study.threads)) as pool:
+    waiting, study = list(runs), runs[0][0].study
+    with contextlib.closing(Pool(study.jobs, study.threads)) as pool:
         while waiting or pool.running:
             while waiting and pool.has_room:
-                key = waiting.pop(0)
-                pool.start(key, _perform, conditions, key)
+                run = waiting.pop(0)
+                pool.start(run, _perform, *run)
             for job, _ in pool.wait():
-                status = status_of(conditions.directory, conditions.study, job.what)
+                conditions, key = job.what
+                status = status_of(conditions.directory, conditions.study, key)
                 yield job.what, job.how or (status if status in ("finished", "failed") else how_ended(0))
 
 
 def _perform(conditions: Conditions, key: RunKey) -> None:
-    perform_run(conditions, key)
+    called_in_dtype(conditions.study, perform_run, conditions, key)
     os._exit(0)  # at once: a worker has nothing to clean up
 
 
-def perform_with_ray(conditions: Conditions, keys: Sequence[RunKey]) -> Generator[Outcome, None, None]:
+def perform_with_ray(runs: Sequence[PlannedRun]) -> Generator[Outcome, None, None]:
     """Perform each run as a task of a Ray cluster, all of whose machines see the study's folder at the same path.
 
     A task takes `study.threads` CPUs, and a GPU where the study is on one; Ray decides how many run at a time. Attach
@@ -62,8 +63,7 @@ def perform_with_ray(conditions: Conditions, keys: Sequence[RunKey]) -> Generato
     that no run finds what another has traced; it imports torch first, which takes some seconds.
 
     Args:
-        conditions: what the runs share.
-        keys: which runs.
+        runs: which, at least one; all have the same number of threads.
 
     Yields:
         Each run as it ends.
@@ -81,20 +81,21 @@ def perform_with_ray(conditions: Conditions, keys: Sequence[RunKey]) -> Generato
         os.environ.setdefault("RAY_worker_niceness", "0")  # by default, everything else on the machine goes first
         settings = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
         ray.init(runtime_env={"env_vars": ALLOCATOR}, **settings)
-    gpus = 1 if conditions.study.device == "cuda" else 0
-    task = ray.remote(num_cpus=conditions.study.threads, num_gpus=gpus, max_retries=0, max_calls=1)(_in_ray)
+    study = runs[0][0].study
+    gpus = 1 if study.device == "cuda" else 0
+    task = ray.remote(num_cpus=study.threads, num_gpus=gpus, max_retries=0, max_calls=1)(_in_ray)
     try:
-        pending = {task.remote(conditions, key): key for key in keys}
+        pending = {task.remote(*run): run for run in runs}
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
-            key = pending.pop(done)
+            run = pending.pop(done)
             try:
-                yield key, ray.get(done)
+                yield run, ray.get(done)
             except RayError as error:
                 cause = getattr(error, "cause", None)  # what a task raised; a worker that died has none
                 if isinstance(cause, OSError) and is_ours(cause):
                     raise cause from error
-                yield key, f"lost ({type(error).__name__ if cause is None else cause})"
+                yield run, f"lost ({type(error).__name__ if cause is None else cause})"
     finally:
         if started:
             ray.shutdown()
@@ -104,7 +105,7 @@ def _in_ray(conditions: Conditions, key: RunKey) -> str:
     torch.set_num_threads(conditions.study.threads)
     if code_version() != conditions.code:
         raise ExecutorError("this worker has another version of latephase's code than the study began with")
-    return perform_run(conditions, key)
+    return called_in_dtype(conditions.study, perform_run, conditions, key)
 
 
 EXECUTORS = {"local": perform_locally, "ray": perform_with_ray}

@@ -11,6 +11,7 @@ import torch
 
 from ...problems.registry import factory_of
 from ..config import Study
+from ..outline import DTYPE
 from ..strategies import StrategyTable
 from .source import code_of, digest_of
 
@@ -96,7 +97,7 @@ def _common(study: Study, code: str | None) -> dict[str, Any]:
         "own_code": own_code(study.problem),
         "code": code_version() if code is None else code,
         "torch": torch.__version__,
-    }
+    } | ({} if study.dtype == DTYPE else {"dtype": study.dtype})  # results that were made before there was such a key
 
 
 def _hash(table: dict[str, Any]) -> str:

@@ -51,6 +51,10 @@ class Conditions:
         return identity_of(self.study, key.strategy, key.checkpoint_epoch, key.seed, self.budget, self.code)
 
 
+PlannedRun = tuple[Conditions, RunKey]
+"""A run with what it shares with the others of its study."""
+
+
 def plan_runs(study: Study) -> list[RunKey]:
     """All runs, strategies innermost and in a fixed random order.
 

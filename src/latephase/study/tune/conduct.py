@@ -19,6 +19,7 @@ from ..performing import (
     Pool,
     StudyError,
     StudyProgress,
+    called_in_dtype,
     how_ended,
     resolve,
     stopped_by,
@@ -149,7 +150,7 @@ class _Worker:
         key = TrialKey(strategy, APART + self.tuning.tune.seed, claimed.trial.number)
         arguments = (self.conditions, key, self.tuning.tune.metric, self.tuning.points)
         try:
-            self.pool.start(claimed, perform_trial, *arguments, talks=True)
+            self.pool.start(claimed, called_in_dtype, self.study, perform_trial, *arguments, talks=True)
         except BaseException:  # an interrupt above all: starting takes seconds the first time
             self.trials.give_up(claimed)
             raise
