@@ -57,6 +57,8 @@ def test_seeds_tell_draws_apart_and_nothing_else_does():
     assert first(0).equal(first(0, held_out=0))  # held-out points have a stream of their own
     assert first(None).equal(first(None))
     assert not torch.isin(first(0), first(1)).any()
+    by_hand = torch.cat([SQUARE(40, torch.Generator().manual_seed(seed)) for seed in range(4)])
+    assert not torch.isin(first(0), by_hand).any()
     points = Points(objective_of(), DRAWERS, seed=0)
     assert not torch.isin(points._held["interior"], points.redraw().points_of("interior")).any()
 

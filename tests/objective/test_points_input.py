@@ -134,7 +134,8 @@ BAD_STATES: list[tuple[Any, type[Exception], str]] = [
     ({"ranks": [1, 2]}, ValueError, "of rank 1 of 2, this is rank 0 of 1"),
     ({"points": {"interior": uniform(4, 3)}}, ValueError, "term 'interior' are float64"),
     ({"held_out": {"interior": uniform(4, 3)}}, ValueError, "term 'interior' are float64"),
-    ({"generator": torch.zeros(3, dtype=torch.uint8)}, RuntimeError, "."),
+    ({"generator": torch.zeros(3, dtype=torch.uint8)}, ValueError, "generator that torch does not take"),
+    ({"generator": [3]}, TypeError, "has no generator"),
     ({"report": {"loss": 3.0}}, TypeError, "."),
 ]
 

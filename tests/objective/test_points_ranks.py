@@ -34,7 +34,10 @@ def child(rank: int, folder: str) -> None:
     told = message_of(lambda: Points(objective, {"interior": bad_on_one}, held_out=0).redraw())
     other = message_of(lambda: points.load_state_dict(state | {"ranks": [1 - rank, 2]}))
     first = Points(objective, {"interior": SQUARE}, seed=5, held_out=10)
+    unlike = message_of(lambda: Points(objective, {"interior": SQUARE}, every=1 + rank))
+    none = message_of(lambda: Points(objective, {"interior": SQUARE}, every=rank))
     results = {"losses": losses, "report": report.as_dict(), "state": state, "told": told, "other": other}
+    results |= {"unlike": unlike, "none": none}
     results["streams"] = torch.cat([first._held["interior"], first.redraw().points_of("interior")])
     results["parameters"] = [p.detach() for p in model.parameters()]
     torch.save(results, Path(folder) / f"rank{rank}.pt")
@@ -65,6 +68,9 @@ def test_ranks_draw_their_own_points_and_measure_together(tmp_path):
     assert first["report"]["terms"] == pytest.approx(expected, rel=1e-12)
     assert first["report"]["held_out_terms"]["interior"] == pytest.approx(apart["interior"], rel=1e-12)
     assert first["report"]["held_out"] == pytest.approx(sum(WEIGHTS[name] * x for name, x in apart.items()), rel=1e-12)
+    for each in (first, second):
+        assert "every of Points" in each["unlike"]
+        assert "every of Points must be at least 1, got 0" in each["none"]
     assert "RankError" in first["told"]
     assert "drawer of term 'interior' gives 6 points where 7 were asked for" in first["told"]
     assert second["told"].startswith("ValueError: the drawer of term 'interior' gives 6 points")

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_map
 
 from .drawn_points import Adaptive, Draw, chosen, drawn
 from .objective import Objective
-from .randomness import seed_of_chunk, shared_seed
+from .randomness import seed_of_stream, shared_seed
 from .ranks import Reduce, as_one_rank
-from .reading_points import VERSION, check_state, read_adaptive, read_drawers, threshold, whole_number
+from .reading_points import VERSION, check_objective, check_state, read_adaptive, read_drawers, threshold, whole_number
 from .reading_terms import check_alike
 from .residuals import term_of
 
@@ -109,26 +109,31 @@ class Points:
         warn_above: float = 10.0,
         seed: int | None = None,
     ):
-        self._draw = read_drawers(objective, draw)
-        self._adaptive = read_adaptive(adaptive, list(self._draw))
-        self.every = None if every is None else whole_number("every", every, 1)
-        self.watch = whole_number("watch", watch, 1)
-        self.warn_above = threshold("warn_above", warn_above)
-        held_out = whole_number("held_out", held_out, 0)
+        check_objective(objective)
         self.objective, self.steps, self.redraws = objective, 0, 0
         self.report: PointsReport | None = None
         self._above = False
         with self.reduce.together():
-            if seed is None:
-                seed = shared_seed(self.reduce.share, next(objective.model.parameters()).device)
-            seed = whole_number("seed", seed, 0)
-            self._generator, apart = (
-                torch.Generator().manual_seed(seed_of_chunk(seed, stream, self.reduce.rank)) for stream in (0, 1)
-            )
-            share = -(-held_out // self.reduce.size)
-            self._held = {
-                name: drawn(objective, name, each, share, apart) for name, each in self._draw.items() if share
-            }
+            self._draw = read_drawers(draw, list(objective.program.weights))
+            self._adaptive = read_adaptive(adaptive, list(self._draw))
+            self.every = None if every is None else whole_number("every", every, 1)
+            self.watch = whole_number("watch", watch, 1)
+            self.warn_above = threshold("warn_above", warn_above)
+            self._begin(whole_number("held_out", held_out, 0), None if seed is None else whole_number("seed", seed, 0))
+
+    def _begin(self, held_out: int, seed: int | None) -> None:
+        """Start the generators, and draw the held-out points."""
+        if seed is None:
+            seed = shared_seed(self.reduce.share, next(self.objective.model.parameters()).device)
+        options = {"every": self.every, "watch": self.watch, "held_out": held_out, "seed": seed}
+        self.reduce.compare(lambda: {f"{name} of Points": value for name, value in options.items()})
+        self._generator, apart = (
+            torch.Generator().manual_seed(seed_of_stream(seed, stream, self.reduce.rank))
+            for stream in ("points", "held-out points")
+        )
+        share = -(-held_out // self.reduce.size)
+        drawers = self._draw if share else {}
+        self._held = {name: drawn(self.objective, name, draw, share, apart) for name, draw in drawers.items()}
 
     @property
     def reduce(self) -> Reduce:
@@ -235,7 +240,7 @@ class Points:
         return found | {f"held_out/{name}": value for name, value in report.held_out_terms.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Points, generator, counts and report, of each rank its own; a run that loads them goes on as if undisturbed."""
+        """Points, generator, counts and report, each rank its own; a run that loads them goes on as if undisturbed."""
         return {
             "version": VERSION,
             "ranks": [self.reduce.rank, self.reduce.size],
@@ -262,7 +267,10 @@ class Points:
         check_state(state, list(self._draw), [self.reduce.rank, self.reduce.size])
         held = {name: self._placed(name, points) for name, points in state["held_out"].items()}
         generator = torch.Generator()
-        generator.set_state(state["generator"].cpu())
+        try:
+            generator.set_state(state["generator"].cpu())
+        except RuntimeError as error:
+            raise ValueError(f"the state of Points has a generator that torch does not take: {error}") from error
         report = None if state["report"] is None else PointsReport(**state["report"])
         points = {name: self._placed(name, points) for name, points in state["points"].items()}
         self.objective = self.objective.on(points)

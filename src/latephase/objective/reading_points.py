@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
 from .drawn_points import Adaptive, Draw
 from .over_terms import OverTerms
 from .reading_terms import check_redrawn
@@ -15,26 +17,35 @@ VERSION = 1
 """Of a state of `Points`."""
 _FORM = {
     "steps": int, "redraws": int, "above": bool, "ranks": Sequence, "points": Mapping, "held_out": Mapping,
+    "report": Mapping | None, "generator": Tensor,
 }  # fmt: skip
 
 
-def read_drawers(objective: Any, draw: Any) -> dict[str, Draw]:
-    """The drawers by name, in the order of the objective's terms.
+def check_objective(objective: Any) -> None:
+    """Refuse what has no terms.
 
     Raises:
-        TypeError: no objective, no dict by name, or a drawer that cannot be called as (n, generator).
-        ValueError: an objective without terms, an unknown term, or no drawer.
+        TypeError: no objective.
+        ValueError: one of another kind.
     """
     if not isinstance(objective, OverTerms):
         raise TypeError(f"Points are those of an Objective, got {type(objective).__name__}")
     if not isinstance(objective.program, Residuals):
         raise ValueError("Points are those of an objective made by Objective.from_residuals; this one has no terms")
+
+
+def read_drawers(draw: Any, names: Sequence[str]) -> dict[str, Draw]:
+    """The drawers by name, in the order of the objective's terms.
+
+    Raises:
+        TypeError: no dict by name, or a drawer that cannot be called as (n, generator).
+        ValueError: an unknown term, or no drawer.
+    """
     form = 'drawers are a dict {"name": draw} with draw(n, generator) -> n points of the term'
     if not isinstance(draw, Mapping):
         raise TypeError(f"{form}; got {type(draw).__name__}")
     if not draw:
         raise ValueError(f"there is no drawer: {form}")
-    names = list(objective.program.weights)
     check_redrawn(draw, names)
     for name, each in draw.items():
         if not callable(each):
@@ -111,8 +122,8 @@ def check_state(state: Any, names: Sequence[str], ranks: Sequence[int]) -> None:
         raise TypeError(f"this is no state of Points, but {type(state).__name__}; Points.state_dict() gives one")
     if state["version"] != VERSION:
         raise ValueError(f"the state of Points has version {state['version']!r}, this release reads {VERSION}")
-    for key in (*_FORM, "report", "generator"):
-        if key not in state or not isinstance(state[key], _FORM.get(key, object)):
+    for key, kind in _FORM.items():
+        if key not in state or not isinstance(state[key], kind):
             raise TypeError(f"the state of Points has no {key}, or something else in its place")
     for key in ("points", "held_out"):
         if list(state[key]) != list(names) and (state[key] or key == "points"):
