@@ -268,3 +268,17 @@ def test_a_log_has_each_measurement_once(tmp_path):
     assert last["held_out_ratio"] == report.ratio
     # of the same parameters as the loss before the step; two sums of a hundred squares
     assert last["residual/curve"] == last["residual"] == pytest.approx(last["loss"], rel=1e-12)
+
+
+def test_a_drawer_may_look_at_the_residuals_itself():
+    points: Points | None = None
+
+    def largest(n: int, generator: torch.Generator) -> Tensor:
+        x = SQUARE(4 * n, generator)
+        if points is None:
+            return x[:n]
+        return x[points.objective.residuals_at("interior", x).abs().topk(n).indices]
+
+    points = Points(objective_of(), {"interior": largest}, seed=0)
+    anywhere = Points(objective_of(), {"interior": SQUARE}, seed=0).redraw()
+    assert points.redraw().terms()["interior"] > anywhere.terms()["interior"]
