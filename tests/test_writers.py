@@ -175,6 +175,47 @@ def test_an_optimizer_without_reports_is_refused(writer):
         writer(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), (), {})
 
 
+def test_numbers_of_ones_own_are_written_beside_the_report(tmp_path):
+    optimizer, objective = problem()
+    given = [{"error": 0.5, "n/a": math.nan}, {}, {"error": 2}]
+    with JSONLinesWriter(tmp_path / "steps.jsonl", extra=lambda: given[writer.step]) as writer:
+        optimizer.register_step_post_hook(writer)
+        for _ in given:
+            optimizer.step(objective)
+    rows = lines(tmp_path / "steps.jsonl")
+    assert [(row.get("error"), row.get("n/a", 0)) for row in rows] == [(0.5, None), (None, 0), (2.0, 0)]
+    assert rows[0].keys() - {"n/a", "error"} == rows[1].keys()
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind", "words"),
+    [
+        (lambda: {"loss": 1.0}, ValueError, "extra gives loss, which the line of a step has itself"),
+        (lambda: None, TypeError, "extra of a JSONLinesWriter must return a dict of numbers by name, got None"),
+        (lambda: {"a": "b"}, TypeError, "dict of numbers by name"),
+        (lambda: {"a": True}, TypeError, "dict of numbers by name"),
+        (lambda: {"a": torch.tensor(1.0)}, TypeError, "dict of numbers by name"),
+        (lambda: {1: 1.0}, TypeError, "dict of numbers by name"),
+    ],
+)
+def test_what_is_no_number_of_ones_own_is_refused(extra, kind, words, tmp_path):
+    optimizer, objective = problem()
+    optimizer.register_step_post_hook(JSONLinesWriter(tmp_path / "steps.jsonl", extra=extra))
+    with pytest.raises(kind, match=words):
+        optimizer.step(objective)
+    assert lines(tmp_path / "steps.jsonl") == []
+
+
+@pytest.mark.parametrize("made", [JSONLinesWriter, TensorBoardWriter])
+def test_a_writer_with_numbers_of_ones_own_is_not_copied(made, tmp_path):
+    with pytest.raises(TypeError, match="extra must be a callable"):
+        made(tmp_path / "log", extra={"error": 1.0})
+    writer = made(tmp_path / "log", extra=dict)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="with extra cannot be copied or pickled"):
+            copied(writer)
+
+
 def test_a_step_after_the_end_is_an_error(writer):
     optimizer, objective = problem()
     with writer:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .curvature import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom, Preconditioner
     from .diagnosis import check
-    from .objective import Objective, WithHidden
+    from .objective import RAD, Box, Objective, Points, PointsReport, WithHidden
     from .optim import (
         CG,
         GGN,
@@ -46,10 +46,12 @@ __all__ = [
     "CG",
     "GGN",
     "KFAC",
+    "RAD",
     "SGDQLR",
     "AdamQLR",
     "Armijo",
     "Blocks",
+    "Box",
     "DecreasingLoss",
     "Direct",
     "EmpiricalFisher",
@@ -66,6 +68,8 @@ __all__ = [
     "LevenbergMarquardt",
     "Nystrom",
     "Objective",
+    "Points",
+    "PointsReport",
     "Preconditioner",
     "QuadraticLearningRate",
     "QuadraticStepReport",
@@ -92,6 +96,7 @@ _ROOMS = {
     "AdamQLR": "optim",
     "Armijo": "optim",
     "Blocks": "optim",
+    "Box": "objective",
     "CG": "optim",
     "DecreasingLoss": "optim",
     "Direct": "optim",
@@ -111,11 +116,14 @@ _ROOMS = {
     "LevenbergMarquardt": "optim",
     "Nystrom": "curvature",
     "Objective": "objective",
+    "Points": "objective",
+    "PointsReport": "objective",
     "Preconditioner": "curvature",
     "QuadraticLearningRate": "optim",
     "QuadraticStepReport": "optim",
     "QuadraticStepStatus": "optim",
     "QuasiNewtonStepReport": "optim",
+    "RAD": "objective",
     "ResidualsResult": "optim",
     "SGDQLR": "optim",
     "SecondOrderReport": "optim",

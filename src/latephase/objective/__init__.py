@@ -1,5 +1,6 @@
 """The objective: the sum over chunks and ranks, what a pass over a chunk computes, and what each chunk weighs."""
 
+from .boxes import Box as Box
 from .copies import copied as copied
 from .data import Chunk as Chunk
 from .data import cut as cut
@@ -15,12 +16,15 @@ from .memory import peak_bytes as peak_bytes
 from .microbatch import largest_microbatch as largest_microbatch
 from .microbatch import recut as recut
 from .objective import Objective as Objective
+from .points import Points as Points
+from .points import PointsReport as PointsReport
 from .program import Between as Between
 from .program import FreeForm as FreeForm
 from .program import LossOfOutputs as LossOfOutputs
 from .program import WithHidden as WithHidden
 from .program import as_wide as as_wide
 from .program import name_of as name_of
+from .rad import RAD as RAD
 from .randomness import cuda_devices as cuda_devices
 from .randomness import forked as forked
 from .randomness import generator_states as generator_states

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .data import Chunk, check_size, cut
 from .memory import available
@@ -47,9 +48,7 @@ class OverTerms(OverChunks):
         Raises:
             ValueError: the objective was not made by `from_residuals`.
         """
-        program = self.program
-        if not isinstance(program, Residuals):
-            raise ValueError("an objective has terms where Objective.from_residuals made it; this one is one term")
+        program = self._terms_program()
         rows = program.counts(self.chunks, self.reduce, next(self.model.parameters()).device)
         places = {name: place for place, name in enumerate(rows)}
         point = {name: p.detach() for name, p in self.model.named_parameters()}
@@ -64,6 +63,58 @@ class OverTerms(OverChunks):
             return (found,)
 
         return dict(zip(places, means.sum(term)[0].unbind(), strict=True))
+
+    def points_of(self, name: str) -> Any:
+        """The points of one term, as they were given; under a process group this rank's, perhaps none ([0, d]).
+
+        Raises:
+            ValueError: an unknown term, or the objective was not made by `from_residuals`.
+        """
+        kinds = self._terms_program(name).kinds
+        own = [chunk.inputs[name] for chunk in self.chunks if term_of(chunk) == name]
+        return tree_map(lambda *leaves: torch.cat(leaves), *own) if own else kinds[name]
+
+    def residuals_at(self, name: str, points: Any = None) -> Tensor:
+        """The residuals of one term at its points or at others, detached; without weights, and of this rank alone.
+
+        They are computed in pieces no larger than the objective's own chunks, so that a gradient needs more memory.
+
+        Args:
+            name: of the term.
+            points: of the same kind as the term's, as many as you like. Default: the term's own.
+
+        Returns:
+            [N, k] or [N], as the term's function returns them.
+
+        Raises:
+            TypeError: these are no points, as in `from_residuals`.
+            ValueError: the same; or points of another kind, an unknown term, or another objective.
+        """
+        program = self._terms_program(name)
+        whole = read_points(name, self.points_of(name) if points is None else points)
+        check_alike(name, whole.inputs[name], program.kinds[name])
+        own = [chunk.rows for chunk in self.chunks if term_of(chunk) == name]
+        most = max(own or [chunk.rows for chunk in self.chunks])
+        point = {key: p.detach() for key, p in self.model.named_parameters()}
+        apart = copy.copy(self)  # a seed that is drawn here is not the objective's
+        parts = []
+        for index, start in enumerate(range(0, whole.rows, most)):
+            chunk = cut(whole, start, min(start + most, whole.rows))
+            with torch.enable_grad(), apart.random_numbers(index):
+                parts.append(apart.forward_pass(chunk, point, apart.buffers())[1].detach())
+        if not parts:
+            device = next(self.model.parameters()).device
+            tail, dtype = program.functions.tails.get(name, ()), program.dtypes.get(name)
+            return torch.zeros(0, *tail, dtype=dtype, device=device)
+        return torch.cat(parts)
+
+    def _terms_program(self, name: str | None = None) -> Residuals:
+        """The program of an objective that has terms, this one among them."""
+        if not isinstance(self.program, Residuals):
+            raise ValueError("an objective has terms where Objective.from_residuals made it; this one is one term")
+        if name is not None and name not in self.program.weights:
+            raise ValueError(f"there is no term {name!r}: the terms are {', '.join(map(repr, self.program.weights))}")
+        return self.program
 
     def kind_of(self, chunk: Chunk) -> Hashable:
         """As `FunctionalModel`; each term's passes are of a kind of their own."""

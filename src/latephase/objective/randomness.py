@@ -1,6 +1,7 @@
 """Random numbers that every pass over a chunk draws alike, without disturbing torch's generators."""
 
 import contextlib
+import hashlib
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,11 @@ def other_generators(model: nn.Module) -> Callable[[], None]:
 def seed_of_chunk(seed: int, index: int, rank: int) -> int:
     """The seed of one chunk on one rank: each draws numbers of its own."""
     return (seed + index + 1_000_003 * rank) % 2**63
+
+
+def seed_of_stream(seed: int, stream: str, rank: int) -> int:
+    """A seed unlike those that are drawn with elsewhere: what a user draws by the same seed is not drawn again."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {stream} {rank}".encode(), digest_size=7).digest())
 
 
 def peek_seed() -> int:

@@ -5,7 +5,9 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,16 +40,26 @@ _GROUPS = {
 """Group of a report's field in TensorBoard; those named cg_... are in "cg" as well, all others in "step"."""
 _LINE_BEGINS = b'{"step": '
 
+Extra = Callable[[], Mapping[str, float]]
+"""() -> numbers by name, asked for after each step; none where there is nothing to say of it."""
+
 
 class _Writer:
     """A hook that hands each step's report on, numbered.
 
     Attributes:
         step: number of the last step written.
+        extra: gives what is written beside the reports.
     """
 
     step: int
+    extra: Extra | None = None
     _closed = False
+
+    def __init__(self, extra: Extra | None):
+        if not (extra is None or callable(extra)):
+            raise TypeError(f"extra must be a callable () -> numbers by name, got {type(extra).__name__}")
+        self.extra = extra
 
     def __call__(self, optimizer: "Optimizer", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Write the report of the optimizer's last step; nothing where there is none yet.
@@ -58,7 +70,7 @@ class _Writer:
             kwargs: of the step; not used.
 
         Raises:
-            TypeError: an optimizer without a report.
+            TypeError: an optimizer without a report, or `extra` gives no numbers by name.
             ValueError: the writer was closed.
             OSError: the file cannot be written. The step itself has been taken by then.
         """
@@ -77,6 +89,13 @@ class _Writer:
         """Write one report under the number `step + 1`."""
         raise NotImplementedError
 
+    def _extra(self) -> dict[str, float]:
+        """Numbers beside the report of the present step."""
+        given = {} if self.extra is None else self.extra()
+        if not isinstance(given, Mapping) or not all(_is_named_number(*pair) for pair in given.items()):
+            raise TypeError(f"extra of a {type(self).__name__} must return a dict of numbers by name, got {given!r}")
+        return {name: float(value) for name, value in given.items()}
+
     def close(self) -> None:
         """End the writing; steps after that are an error."""
         self._closed = True
@@ -87,33 +106,41 @@ class _Writer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.extra is not None:  # a copy's would tell of a copy, which nobody trains
+            raise TypeError(f"a {type(self).__name__} with extra cannot be copied or pickled; make another one")
+        return self.__dict__
+
 
 class JSONLinesWriter(_Writer):
     """One line of JSON for each step, appended to a file.
 
-    A line holds `step` (counted from 1), `time` (Unix time in seconds) and all of `StepReport.as_dict()`. It is strict
-    JSON, which has no infinity and no NaN: a number that is not finite becomes null, the reduction ratio for example
-    where the model predicted no decrease. Each line is handed to the operating system at once, so a process that dies
-    loses none; only a machine that loses power may.
+    A line holds `step` (counted from 1), `time` (Unix time in seconds), all of `StepReport.as_dict()`, and what `extra`
+    gives. It is strict JSON, which has no infinity and no NaN: a number that is not finite becomes null, the reduction
+    ratio for example where the model predicted no decrease. Each line is handed to the operating system at once, so a
+    process that dies loses none; only a machine that loses power may.
 
     A file that exists is appended to, and the count goes on from its last line. A last line that was torn, its process
     having been killed while writing, is cut off, so that every line of the file can be read; whole lines stay as they
     are. Under `torch.distributed` let rank 0 alone write; every rank has the same report.
 
-    It can be pickled: the copy writes to the same file and goes on from its own count.
+    Without `extra` it can be pickled: the copy writes to the same file and goes on from its own count.
 
     Args:
         path: the file; its folder is made where it is missing.
         step: number of the last step taken, where training resumes from a checkpoint that is older than the file's last
             line; the steps taken again are then in the file twice, and the later line counts. Default: what the file
             says, 0 where there is none.
+        extra: () -> numbers by name for the line of each step, such as `Points.measures`. Default: nothing.
 
     Raises:
+        TypeError: `extra` cannot be called.
         ValueError: the file exists and holds something else.
         OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, step: int | None = None):
+    def __init__(self, path: str | os.PathLike[str], *, step: int | None = None, extra: Extra | None = None):
+        super().__init__(extra)
         self.path = Path(path).absolute()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         last = self._mend()
@@ -121,7 +148,10 @@ class JSONLinesWriter(_Writer):
 
     def _write(self, report: Any) -> None:
         row = {"step": self.step + 1, "time": time.time()} | report.as_dict()
-        self._append((json.dumps(finite(row), allow_nan=False) + "\n").encode())
+        extra = self._extra()
+        if taken := row.keys() & extra.keys():
+            raise ValueError(f"extra gives {', '.join(sorted(taken))}, which the line of a step has itself: rename it")
+        self._append((json.dumps(finite(row | extra), allow_nan=False) + "\n").encode())
 
     def _append(self, text: bytes) -> None:
         with self.path.open("ab") as file:  # nothing stays open: a step takes far longer than this
@@ -159,25 +189,27 @@ class TensorBoardWriter(_Writer):
     blocks `cg/iterations` is the largest number of any block. A status is written as one scalar for each value that it
     can have: `step/status/taken` is 1 where the step was taken and 0 elsewhere, `cg/status/progress` the share of the
     blocks that stopped so; smoothed, they are shares of the steps. The methods of the products are texts, `cg/method`
-    and `cg/block_methods`, written where they change.
+    and `cg/block_methods`, written where they change. `extra/` has what `extra` gives.
 
     Numbers that are not finite are left out, and so is what the report does not have (`new_loss` is None where the
     evaluation objective is another). Each step is flushed. Under `torch.distributed` let rank 0 alone write; every rank
     has the same report.
 
-    It can be pickled where it was given a folder: the copy begins a new event file there and goes on from its own
-    count.
+    Without `extra`, and given a folder, it can be pickled: the copy begins a new event file there and goes on from its
+    own count.
 
     Args:
         log: a folder, or a `SummaryWriter` of your own, which then stays open when this writer is closed.
         step: number of the last step taken, where training resumes. Default 0.
+        extra: () -> numbers by name, such as `Points.measures`, written after each step. Default: nothing.
 
     Raises:
         ImportError: `tensorboard` is not installed.
-        TypeError: neither a folder nor something that can write scalars.
+        TypeError: neither a folder nor something that can write scalars; or `extra` cannot be called.
     """
 
-    def __init__(self, log: Any, *, step: int = 0):
+    def __init__(self, log: Any, *, step: int = 0, extra: Extra | None = None):
+        super().__init__(extra)
         if not isinstance(log, (str, os.PathLike)) and not hasattr(log, "add_scalar"):
             raise TypeError(f"log must be a folder or a SummaryWriter, got {type(log).__name__}")
         self.step = step
@@ -191,7 +223,7 @@ class TensorBoardWriter(_Writer):
         """Write the scalars of one report, and flush them."""
         summary = self._open()
         number = self.step + 1
-        for tag, value in _scalars(report).items():
+        for tag, value in (_scalars(report) | {f"extra/{name}": x for name, x in self._extra().items()}).items():
             if math.isfinite(value):
                 summary.add_scalar(tag, value, number)
         for name, text in (("method", report.method), ("block_methods", getattr(report, "block_methods", None))):
@@ -217,7 +249,7 @@ class TensorBoardWriter(_Writer):
     def __getstate__(self) -> dict[str, Any]:
         if not self._own:
             raise TypeError("a TensorBoardWriter on a SummaryWriter of your own cannot be pickled; give it a folder")
-        return self.__dict__ | {"_summary": None}
+        return super().__getstate__() | {"_summary": None}
 
 
 def _number(line: bytes) -> int | None:
@@ -246,6 +278,10 @@ def _scalars(report: Any) -> dict[str, float]:
         elif all(isinstance(entry, (int, float)) for entry in blocks):
             scalars[tag] = float(max(blocks))
     return scalars
+
+
+def _is_named_number(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _values(status: StrEnum) -> list[StrEnum]:
