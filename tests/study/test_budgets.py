@@ -10,6 +10,7 @@ from latephase.curvature.linearization import Linearization
 from latephase.objective.objective import Objective
 from latephase.problems import get
 from latephase.records.files import read_journal, read_json
+from latephase.study.config import Study
 from latephase.study.performing import clock as clock_module
 from latephase.study.performing import run as run_module
 from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoint
@@ -234,3 +235,24 @@ KINDS = {
     "sgdqlr": ("gradients", "values", "products"),
     "undamped": ("gradients", "forms"),
 }
+
+
+def test_the_process_clock_stands_still_while_a_step_sleeps(monkeypatch):
+    """Steps of 0.25 s of the wall and 0.125 s of the processor, on clocks moved by hand."""
+    processor, wall = [7.0], [1000.0]
+    clocks = SimpleNamespace(perf_counter=lambda: wall[0], process_time=lambda: processor[0])
+    monkeypatch.setattr(clock_module, "time", clocks)
+    study = study_of(custom("Plain"))
+    for kind, scored in (("wall", 0.25), ("process", 0.125)):
+        clock = clock_module.Clock(study.model_copy(update={"clock": kind}), 3.0)
+        with clock:
+            wall[0] += 0.25
+            processor[0] += 0.125
+        assert clock.seconds == 3.0 + scored
+
+
+@pytest.mark.parametrize("more", [{"device": "cuda"}, {"threads": 2}])
+def test_processor_time_is_that_of_one_thread_on_a_cpu(more):
+    table = study_of(custom("Plain")).model_dump(exclude_none=True) | {"clock": "process"} | more
+    with pytest.raises(ValueError, match="clock"):
+        Study.model_validate(table)

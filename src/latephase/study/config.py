@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -22,7 +22,19 @@ class Study(Outline):
     jobs: int = Field(default=1, ge=1, description="runs at a time")
     threads: int = Field(default=1, ge=1, description="threads of each run")
     device: str = Field(default="cpu", pattern=DEVICE)
+    clock: Literal["wall", "process"] = Field(
+        default="wall", description="seconds that pass, or of the run's own processor time where a machine is shared"
+    )
     strategies: list[StrategyConfig] = Field(min_length=1, description="at least one table [[strategies]]")
+
+    @model_validator(mode="after")
+    def _clock_fits(self) -> "Study":
+        if self.clock == "process" and (self.device == "cuda" or self.threads > 1):
+            raise ValueError(
+                'clock: "process" adds up the time of all threads and knows nothing of a GPU: it goes with '
+                'device = "cpu" and threads = 1'
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -76,7 +76,7 @@ class ActiveRun:
         except BaseException:
             self.journal.close()
             raise
-        self.clock, self.evaluation_clock = Clock(conditions.study.device), Clock(conditions.study.device)
+        self.clock, self.evaluation_clock = Clock(conditions.study), Clock(conditions.study)
         self.steps, self.warmup_seconds, self.spent = 0, 0.0, 0.0
         self.within: dict[str, float] = {}
         self.due, self.ended = list(due), ""
@@ -186,7 +186,7 @@ class ActiveRun:
 
     def _warm_up(self, context: StrategyContext) -> None:
         """A few untimed steps, after which model and random numbers are put back bit for bit when the run starts."""
-        clock = Clock(self.conditions.study.device)
+        clock = Clock(self.conditions.study)
         with clock:
             strategy = start_strategy(self.key.strategy.warm_up_version(), context)
             for start in self.key.strategy.begins:

@@ -97,7 +97,14 @@ def _common(study: Study, code: str | None) -> dict[str, Any]:
         "own_code": own_code(study.problem),
         "code": code_version() if code is None else code,
         "torch": torch.__version__,
-    } | ({} if study.dtype == DTYPE else {"dtype": study.dtype})  # results that were made before there was such a key
+    } | {  # no key for what results are that were made before there was such a key
+        name: value for name, value, former in _later(study) if value != former
+    }
+
+
+def _later(study: Study) -> list[tuple[str, str, str]]:
+    """Keys that came later: name, value, and what results without it have."""
+    return [("dtype", study.dtype, DTYPE), ("clock", study.clock, "wall")]
 
 
 def _hash(table: dict[str, Any]) -> str:

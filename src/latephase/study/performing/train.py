@@ -158,7 +158,7 @@ class _Training:
         self.model = self.problem.model().to(study.device).train()
         self.optimizer = self._fresh_optimizer()
         self.evaluate = Evaluator(self.problem, self.model, self.splits)
-        self.epoch, self.steps, self.clock = 0, 0, Clock(study.device)
+        self.epoch, self.steps, self.clock = 0, 0, Clock(study)
         self.journal: Journal | None = None
         rows = _rows(directory)
         self.to_save = _lost(directory, study) if finished else study.checkpoints
@@ -195,7 +195,7 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         restore_random_states(state["random"])
         self.epoch, self.steps = state["epoch"], state["steps"]
-        self.clock = Clock(self.study.device, state["seconds"])
+        self.clock = Clock(self.study, state["seconds"])
 
     def _state(self) -> dict[str, Any]:
         return {
