@@ -172,6 +172,7 @@ def pinn_poisson5d(*, width: int = 32, depth: int = 2, points: int = 1_600) -> P
     500 points. Of 1,000 s with 10,065 parameters (64, 64, 48, 48 units): 1e-2 by Adam, 2.5e-4 by Hessian-free, 6e-3 by
     a dense natural gradient, 1.4e-6 by its dual form, 3.0e-6 by SPRING. Of 3,000 s with 449 parameters (one layer of
     64): 1.1e-3 by Adam, 9e-4 by L-BFGS, 6e-6 by Hessian-free, 2.6e-6 by K-FAC, 5.6e-8 by the dense natural gradient.
+    By the authors of DSGNAR (2026, arXiv 2607.02194), on an H100: 3e-16 after 407 s.
 
     Args:
         width: units of each hidden layer. Default 32, for a direct solve on one core; published: 64.

@@ -161,7 +161,7 @@ def box_problem(
         ValueError: a width or depth below 1, or fewer points than leave one for each condition.
     """
     for option, value, least in (("width", width, 1), ("depth", depth, 1), ("points", points, SHARE)):
-        if not isinstance(value, int) or value < least:
+        if type(value) is not int or value < least:
             raise ValueError(f"{option} must be an integer of at least {least}, got {value!r}")
     return Problem(
         name=f"pinn_{name}",
