@@ -97,6 +97,8 @@ def test_sizes_that_are_refused(option):
     ((name, value),) = option.items()
     with pytest.raises(ProblemError, match=rf"{name} must be an integer of at least \d, got {value}"):
         problems.get("pinn_burgers", **option)
+    with pytest.raises(ProblemError, match="hard must be True or False, got 'yes'"):
+        problems.get("pinn_burgers", hard="yes")
     with pytest.raises(ProblemError, match="has no option 'hard'"):
         problems.get("pinn_poisson5d", hard=True)
 
