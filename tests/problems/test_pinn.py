@@ -285,3 +285,18 @@ def test_hessian_free_steps_lower_the_loss(make):
     optimizer = HessianFree(model.parameters(), solver=CG(max_iter=20))
     losses = [float(optimizer.step(objective)) for _ in range(3)] + [float(objective.value())]
     assert all(after < before for before, after in itertools.pairwise(losses))
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_fewer_points_are_as_many_and_some_of_the_grid(make):
+    whole, few = make(), make(points=40)
+    assert "at 40 points" in few.description
+    inside, drawn = (problem.load().train[0][0]["interior"] for problem in (whole, few))
+    assert drawn.shape == (40, 2)
+    redrawn = few.redraw(torch.Generator().manual_seed(0))
+    assert redrawn[0][0]["interior"].shape == (40, 2)
+    assert float(redrawn[0][0]["scale"]) == pytest.approx(40**-0.5, rel=1e-15)
+    assert set(map(tuple, inside.tolist())) & set(map(tuple, drawn.tolist()))
+    for wrong in (0, 25_501):
+        with pytest.raises(ValueError, match=r"points must be from 1 to 25,500"):
+            make(points=wrong)

@@ -5,9 +5,12 @@ import pickle
 import pytest
 import torch
 from box_cases import PLACES, TIMED, WIDE, made, terms_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from latephase import problems
 from latephase.problems import ProblemError
+from latephase.problems.pinn.points import at_both_ends, grid, inside, on_faces
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -89,10 +92,40 @@ def test_published_sizes():
     assert sum(parameter.numel() for parameter in hard.model().parameters()) == 2_011
 
 
-@pytest.mark.parametrize("option", [{"width": 0}, {"depth": 0}, {"points": 7}, {"points": 100.0}])
+@pytest.mark.parametrize("option", [{"width": 0}, {"depth": 0}, {"points": 7}, {"points": 100.0}, {"width": True}])
 def test_sizes_that_are_refused(option):
     ((name, value),) = option.items()
     with pytest.raises(ProblemError, match=rf"{name} must be an integer of at least \d, got {value}"):
         problems.get("pinn_burgers", **option)
+    with pytest.raises(ProblemError, match="hard must be True or False, got 'yes'"):
+        problems.get("pinn_burgers", hard="yes")
     with pytest.raises(ProblemError, match="has no option 'hard'"):
         problems.get("pinn_poisson5d", hard=True)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    sides=st.lists(st.tuples(st.floats(-9, 9), st.floats(0.1, 9)), min_size=1, max_size=6),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_points_of_any_box(sides, count, seed):
+    box = torch.tensor([[low, low + length] for low, length in sides], dtype=torch.float64).T
+    random = torch.Generator()
+    within = inside(box, count, random.manual_seed(seed))
+    faces = on_faces(box, count, random.manual_seed(seed), range(len(sides)))
+    pairs = at_both_ends(box, count, random.manual_seed(seed))
+    for points in (within, faces, *pairs.unbind(1)):
+        assert points.shape == (count, len(sides))
+        assert ((points >= box[0]) & (points <= box[1])).all()
+    # All make the same points first, which then move to a face.
+    assert ((faces != within).sum(1) <= 1).all()
+    assert ((faces == box[0]) | (faces == box[1])).any(1).all()
+    assert torch.equal(pairs[:, :, 0], box[:, 0].expand(count, 2))
+    assert torch.equal(pairs[:, 0, 1:], within[:, 1:])
+    assert torch.equal(pairs[:, 1, 1:], within[:, 1:])
+
+
+def test_a_grid_has_the_edges_and_its_first_coordinate_runs_fastest():
+    found = grid(torch.tensor([[-1.0, 0.0], [1.0, 2.0]]), (3, 2))
+    assert found.tolist() == [[-1, 0], [0, 0], [1, 0], [-1, 2], [0, 2], [1, 2]]

@@ -142,32 +142,49 @@ def build(equation: BoxEquation, width: int, depth: int) -> nn.Module:
     return Constrained(layers, equation) if equation.hard else layers
 
 
-def box_problem(
-    equation: BoxEquation, name: str, title: str, formula: str, source: str, *, width: int, depth: int, points: int
-) -> Problem:
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What is said of a problem.
+
+    Attributes:
+        name: after "pinn_".
+        title: the equation's name.
+        formula: the equation.
+        source: whom the problem is from.
+        published: errors that others reach, and who publishes them.
+    """
+
+    name: str
+    title: str
+    formula: str
+    source: str
+    published: str = ""
+
+
+def box_problem(equation: BoxEquation, about: About, *, width: int, depth: int, points: int) -> Problem:
     """The problem of an equation.
 
     Args:
         equation: the equation.
-        name: of the problem, after "pinn_".
-        title: the equation's name.
-        formula: the equation, for the description.
-        source: whom the problem is from.
+        about: what is said of it.
         width: units of each hidden layer.
         depth: hidden layers.
         points: of the interior.
 
     Raises:
-        ValueError: a width or depth below 1, or fewer points than leave one for each condition.
+        ValueError: a width or depth below 1, fewer points than leave one for each condition, or `hard` is neither True
+            nor False.
     """
     for option, value, least in (("width", width, 1), ("depth", depth, 1), ("points", points, SHARE)):
-        if not isinstance(value, int) or value < least:
+        if type(value) is not int or value < least:
             raise ValueError(f"{option} must be an integer of at least {least}, got {value!r}")
+    if type(equation.hard) is not bool:
+        raise ValueError(f"hard must be True or False, got {equation.hard!r}")
     return Problem(
-        name=f"pinn_{name}",
+        name=f"pinn_{about.name}",
         version=1,
-        title=f"PINN: {title}",
-        description=_description(equation, formula, width, depth, points),
+        title=f"PINN: {about.title}",
+        description=_description(equation, about, width, depth, points),
         model=functools.partial(build, equation, width, depth),
         loss=nn.MSELoss(reduction="sum"),
         forward=functools.partial(forward, equation=equation),
@@ -175,18 +192,20 @@ def box_problem(
         redraw=functools.partial(redraw, equation, points),
         training=TrainingSetting(lr=1e-3, batch_size=None, epochs=20_000, optimizer="adam"),
         metrics=(solution_error,),
-        source=source,
+        source=about.source,
     )
 
 
-def _description(equation: BoxEquation, formula: str, width: int, depth: int, points: int) -> str:
-    inputs = len((equation.features(equation.box) if equation.hard else equation.box)[0])
+def _description(equation: BoxEquation, about: About, width: int, depth: int, points: int) -> str:
+    inputs = (equation.features(equation.box) if equation.hard else equation.box).shape[1]
     parameters = (inputs + 1) * width + (depth - 1) * (width + 1) * width + width + 1
     terms = [f"{count:,} {key} points" for key, count in equation.terms(points).items()]
-    met = ", and meets the conditions by construction" if equation.hard else ""
+    met = " Conditions that are not among them hold by construction." if equation.hard else ""
+    published = f" {about.published}" if about.published else ""
     return (
         f"A network with {depth} hidden layers of {width} tanh units, {parameters:,} parameters, is to solve "
-        f"{formula}{met}; mean squared residuals on {', '.join(terms)}. Validation: the same on other points."
+        f"{about.formula}; mean squared residuals on {', '.join(terms)}.{met} Validation: the same on other points."
+        f"{published}"
     )
 
 

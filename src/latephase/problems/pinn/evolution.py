@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..problem import Problem
-from .equation import SHARE, BoxEquation, box_problem
+from .equation import SHARE, About, BoxEquation, box_problem
 from .points import grid
 from .reference import INTERVALS, allen_cahn, burgers, korteweg_de_vries, on_grid
 from .terms import derivative, gradient, variable
 
+RAISSI = "Raissi, Perdikaris and Karniadakis (2019), Physics-informed neural networks"
 PLACES = 257
 """Of the grid on which the error is measured, with both ends; its times are those of `reference`."""
 VISCOSITY = 0.01 / math.pi
@@ -150,28 +151,27 @@ class KortewegDeVries(Evolution):
 def pinn_burgers(*, width: int = 20, depth: int = 4, points: int = 1_600, hard: bool = False) -> Problem:
     """Burgers' equation with a viscosity of 0.01 / pi. Test error against the solution of Cole and Hopf.
 
-    Relative errors published by Kiyani et al. (2025), with 1,341 parameters in float64: 2.1e-3 by L-BFGS, 7.6e-8 by
-    self-scaled Broyden; by the authors of DSGNAR (2026, arXiv 2607.02194), on an H100: 4.8e-7 after 9.8 s in float32,
-    8e-14 after 346 s in float64. Some 10,000 points are usual there.
-
     Args:
         width: units of each hidden layer. Default 20.
-        depth: hidden layers. Default 4, which makes the published 1,341 parameters.
+        depth: hidden layers. Default 4, which makes the 1,341 parameters of Kiyani et al. (2025).
         points: of the interior; an eighth of them on the beginning, and on the ends. Default 1,600, so that a direct
-            solve takes part of a second on one core.
+            solve takes part of a second on one core; 10,000 are usual in papers.
         hard: beginning and ends are met by construction: u = -sin(pi x) + t (1 - x^2) times the network.
+
+    Raises:
+        ValueError: a size or `hard` is none.
     """
-    return box_problem(
-        Burgers(hard),
+    about = About(
         "burgers",
         "Burgers",
         "u_t + u u_x = 0.01 / pi u_xx with u(x, 0) = -sin(pi x), u = 0 at x = -1 and 1",
-        "Raissi, Perdikaris and Karniadakis (2019), Physics-informed neural networks; the network of Kiyani et al. "
-        "(2025), Optimizing the Optimizer for Physics-Informed Neural Networks and Kolmogorov-Arnold Networks",
-        width=width,
-        depth=depth,
-        points=points,
+        f"{RAISSI}; the network of Kiyani et al. (2025), Optimizing the Optimizer for Physics-Informed Neural Networks "
+        "and Kolmogorov-Arnold Networks",
+        "Relative errors published by Kiyani et al. (2025), 1,341 parameters in float64: 2.1e-3 by L-BFGS, 7.6e-8 by "
+        "self-scaled Broyden; by the authors of DSGNAR (2026, arXiv 2607.02194) on an H100: 4.8e-7 after 9.8 s in "
+        "float32, 8e-14 after 346 s in float64.",
     )
+    return box_problem(Burgers(hard), about, width=width, depth=depth, points=points)
 
 
 def pinn_allen_cahn(*, width: int = 30, depth: int = 3, points: int = 1_600, hard: bool = False) -> Problem:
@@ -187,18 +187,18 @@ def pinn_allen_cahn(*, width: int = 30, depth: int = 3, points: int = 1_600, har
         points: as in `pinn_burgers`.
         hard: u is periodic by construction, x being given to the network as cos(pi x) and sin(pi x). The beginning
             stays a term of the loss.
+
+    Raises:
+        ValueError: a size or `hard` is none.
     """
-    return box_problem(
-        AllenCahn(hard),
+    about = About(
         "allen_cahn",
         "Allen-Cahn",
         "u_t = 0.0001 u_xx + 5 u - 5 u^3 with u(x, 0) = x^2 cos(pi x), periodic",
-        "Raissi, Perdikaris and Karniadakis (2019), Physics-informed neural networks; the network of Urban, Stefanou "
-        "and Pons (2025), Unveiling the optimization process of physics informed neural networks",
-        width=width,
-        depth=depth,
-        points=points,
+        f"{RAISSI}; the network of Urban, Stefanou and Pons (2025), Unveiling the optimization process of Physics "
+        "Informed Neural Networks",
     )
+    return box_problem(AllenCahn(hard), about, width=width, depth=depth, points=points)
 
 
 def pinn_kdv(*, width: int = 30, depth: int = 3, points: int = 1_600, hard: bool = False) -> Problem:
@@ -211,14 +211,10 @@ def pinn_kdv(*, width: int = 30, depth: int = 3, points: int = 1_600, hard: bool
         points: as in `pinn_burgers`.
         hard: beginning and ends are met by construction: u = cos(pi x) + t times the network, to which x is given as
             cos(pi x) and sin(pi x).
+
+    Raises:
+        ValueError: a size or `hard` is none.
     """
-    return box_problem(
-        KortewegDeVries(hard),
-        "kdv",
-        "Korteweg-de Vries",
-        "u_t + u u_x + 0.0025 u_xxx = 0 with u(x, 0) = cos(pi x), periodic",
-        "Raissi, Perdikaris and Karniadakis (2019), Physics-informed neural networks",
-        width=width,
-        depth=depth,
-        points=points,
-    )
+    formula = "u_t + u u_x + 0.0025 u_xxx = 0 with u(x, 0) = cos(pi x), periodic"
+    about = About("kdv", "Korteweg-de Vries", formula, RAISSI)
+    return box_problem(KortewegDeVries(hard), about, width=width, depth=depth, points=points)

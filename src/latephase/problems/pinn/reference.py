@@ -1,4 +1,4 @@
-"""Solutions of equations that have no closed form, by spectral methods, to ten digits.
+"""Solutions of equations that have no closed form, by spectral methods, to nine digits.
 
 Burgers' equation by the transformation of Cole and Hopf. The periodic equations of Allen and Cahn and of Korteweg and
 de Vries as Fourier series, in time by the fourth-order exponential scheme of Cox and Matthews (2002), with its

@@ -154,23 +154,23 @@ def build_model(width: int) -> nn.Sequential:
     return tanh_layers((2, width, width, width, 1))
 
 
-def load(equation: Equation) -> Splits:
+def load(equation: Equation, count: int) -> Splits:
     """The points, which are the same always.
 
-    Training: 10,000 of the 255 x 100 points inside the grid, chosen once for all, 257 initial points, and 101 points on
-    each end. Test: the exact solution on all 257 x 101 points of the grid; that of the published program takes every
+    Training: `count` of the 255 x 100 points inside the grid, chosen once for all, 257 initial points, and 101 points
+    on each end. Test: the exact solution on all 257 x 101 points of the grid; that of the published program takes every
     other x of these. Validation: the solution in the middles between them.
     """
     x, t = _axes(equation)
-    chosen = np.random.RandomState(SEED).choice(len(_inside(x, t)), INTERIOR_POINTS, replace=False)
+    chosen = np.random.RandomState(SEED).choice(len(_inside(x, t)), count, replace=False)
     parts = (_grid((x[1:] + x[:-1]) / 2, (t[1:] + t[:-1]) / 2), _grid(x, t))
     valid, test = ([_batch("solution", points, equation.solution(*points.T)[:, None])] for points in parts)
     return Splits(_train(equation, chosen), valid, test)
 
 
-def redraw(equation: Equation, generator: torch.Generator) -> list[Batch]:
-    """Training data with another 10,000 of the 255 x 100 points inside the grid."""
-    chosen = torch.randperm(len(_inside(*_axes(equation))), generator=generator)[:INTERIOR_POINTS]
+def redraw(equation: Equation, count: int, generator: torch.Generator) -> list[Batch]:
+    """Training data with another `count` of the 255 x 100 points inside the grid."""
+    chosen = torch.randperm(len(_inside(*_axes(equation))), generator=generator)[:count]
     return _train(equation, chosen.numpy())
 
 
@@ -187,7 +187,7 @@ def _train(equation: Equation, chosen: np.ndarray) -> list[Batch]:
     x, t = _axes(equation)
     ends = np.stack([_grid(x[:1], t), _grid(x[-1:], t)], axis=1)
     return [
-        _batch("interior", _inside(x, t)[chosen], np.zeros((INTERIOR_POINTS, 1))),
+        _batch("interior", _inside(x, t)[chosen], np.zeros((len(chosen), 1))),
         _batch("initial", _grid(x, t[:1]), equation.initial_targets(x)),
         _batch("boundary", ends, np.zeros((TIMES, equation.boundary_conditions))),
     ]
@@ -202,7 +202,9 @@ def _batch(key: str, points: np.ndarray, targets: np.ndarray) -> Batch:
     return term(key, torch.from_numpy(points), torch.from_numpy(targets))
 
 
-def _problem(equation: Equation, formula: str, width: int, lr: float) -> Problem:
+def _problem(equation: Equation, formula: str, width: int, points: int, lr: float) -> Problem:
+    if not 1 <= points <= (PLACES - 2) * (TIMES - 1):
+        raise ValueError(f"points must be from 1 to {(PLACES - 2) * (TIMES - 1):,}, all inside the grid, got {points}")
     name = type(equation).__name__.lower()
     return Problem(
         name=f"pinn_{name}",
@@ -210,13 +212,14 @@ def _problem(equation: Equation, formula: str, width: int, lr: float) -> Problem
         title=f"PINN: {name}",
         description=(
             f"A network with three hidden layers of {width} tanh units is to solve {formula}; mean squared residuals "
-            "of the equation at 10,000 points, of the initial condition at 257 and of the boundary condition at 101."
+            f"of the equation at {points:,} points, of the initial condition at 257 and of the boundary condition at "
+            "101."
         ),
         model=functools.partial(build_model, width),
         loss=nn.MSELoss(reduction="sum"),
         forward=functools.partial(forward, equation=equation),
-        load=functools.partial(load, equation),
-        redraw=functools.partial(redraw, equation),
+        load=functools.partial(load, equation, points),
+        redraw=functools.partial(redraw, equation, points),
         training=TrainingSetting(lr=lr, batch_size=None, epochs=41_000, optimizer="adam"),
         metrics=(relative_l2_error,),
         source=(
@@ -226,7 +229,7 @@ def _problem(equation: Equation, formula: str, width: int, lr: float) -> Problem
     )
 
 
-def pinn_convection(*, width: int = 200, beta: float = 40.0) -> Problem:
+def pinn_convection(*, width: int = 200, beta: float = 40.0, points: int = INTERIOR_POINTS) -> Problem:
     """The convection equation. Published relative errors: 4.2e-3 by Adam and L-BFGS, 1.9e-3 with NysNewton-CG after.
 
     The setting is the published one of Adam's phase, for all of the paper's 41,000 steps.
@@ -234,27 +237,30 @@ def pinn_convection(*, width: int = 200, beta: float = 40.0) -> Problem:
     Args:
         width: units of each hidden layer. Default 200, which the paper's fine-tuning by second-order steps has.
         beta: speed. Default 40, as in the paper.
+        points: of the equation, inside the grid. Default 10,000, as in the paper.
     """
-    return _problem(Convection(beta), f"u_t + {beta:g} u_x = 0 with u(x, 0) = sin x, periodic", width, 1e-4)
+    return _problem(Convection(beta), f"u_t + {beta:g} u_x = 0 with u(x, 0) = sin x, periodic", width, points, 1e-4)
 
 
-def pinn_reaction(*, width: int = 200, rho: float = 5.0) -> Problem:
+def pinn_reaction(*, width: int = 200, rho: float = 5.0, points: int = INTERIOR_POINTS) -> Problem:
     """The reaction equation. Published relative errors: 1.9e-2 by Adam and L-BFGS, 9.9e-3 with NysNewton-CG after.
 
     Args:
         width: as in `pinn_convection`.
         rho: growth rate. Default 5, as in the paper.
+        points: as in `pinn_convection`.
     """
-    return _problem(Reaction(rho), f"u_t = {rho:g} u (1 - u), from a bump", width, 1e-3)
+    return _problem(Reaction(rho), f"u_t = {rho:g} u (1 - u), from a bump", width, points, 1e-3)
 
 
-def pinn_wave(*, width: int = 200, beta: float = 5.0) -> Problem:
+def pinn_wave(*, width: int = 200, beta: float = 5.0, points: int = INTERIOR_POINTS) -> Problem:
     """The wave equation. Published relative errors: 5.5e-2 by Adam and L-BFGS, 1.3e-2 with NysNewton-CG after.
 
     Args:
         width: as in `pinn_convection`.
         beta: frequency of the faster of the two waves, relative to the slower one; a whole number, so that both fit.
             Default 5, as in the paper.
+        points: as in `pinn_convection`.
     """
     formula = f"u_tt = 4 u_xx, two standing waves of relative frequency {beta:g}"
-    return _problem(Wave(beta), formula, width, 1e-4)
+    return _problem(Wave(beta), formula, width, points, 1e-4)
