@@ -11,6 +11,7 @@ from ...objective import Objective, is_exhaustion
 from ..parts import the_objective
 from .candidates import Subject, candidates, contestant
 from .contestant import Contestant, Wants
+from .detectors import default_detector
 from .given import beside_of, checked, scores_of
 from .hand_over import HandOver
 from .report import LatePhaseReport
@@ -189,10 +190,7 @@ class LatePhase(Optimizer):
         self._seen = objective, count + 1 if before is objective else 1
         base: Any = self.base
         loss = base.step(objective)
-        groups = self.base.param_groups
-        parameters = [p for group in groups for p in group["params"] if p.requires_grad]
-        gradients = [p.grad for p in parameters]
-        self.detector.update(parameters, gradients=gradients, loss=loss, lr=float(groups[0].get("lr", 1.0)))
+        self.detector.update(self.base.param_groups, loss=loss)
         self._budget.stop(1)
         self.report = LatePhaseReport("base", "base", float(loss), self._budget.spent, None, None, _report(self.base))
         if self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
@@ -322,8 +320,6 @@ class LatePhase(Optimizer):
 def _detector(given: Any) -> Any:
     """The detector that is meant; False for none."""
     if given is None:
-        from .detectors import default_detector
-
         return default_detector()
     if given is False or hasattr(given, "in_diffusion"):
         return given
