@@ -52,7 +52,7 @@ class LatePhase(Optimizer):
             of `Contestant`. Default: those that fit.
         detector: says when the base is in diffusion; None for the default one, False to race at once.
         settings: shares and numbers. Default `Halving()`.
-        unit: "seconds" (default) or "steps". In steps a run is the same on every machine, but a step of one contestant
+        unit: "seconds" (default), "processor_seconds" of this process, or "steps". In steps a run is the same on every machine, but a step of one contestant
             costs as much as one of another.
 
     Attributes:
