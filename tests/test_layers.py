@@ -13,6 +13,7 @@ SOURCE = Path(latephase.__file__).parent
 LAYERS = {
     "cli": 7,
     "bench": 6,
+    "finishing": 6,
     "study": 5,
     "problems": 4,
     "diagnosis": 4,
@@ -108,7 +109,7 @@ def violations(root: Path) -> list[str]:
 
 def _allowed(own: str, other: str) -> bool:
     if not own:  # the package's own names come from the library
-        return LAYERS.get(other, 9) <= LAYERS["optim"] or other == "diagnosis"
+        return LAYERS.get(other, 9) <= LAYERS["optim"] or other in ("diagnosis", "finishing")
     if not other:  # ... and only those above the library may ask for them
         return LAYERS.get(own, 0) >= LAYERS["study"]
     return own != "solve" and LAYERS.get(own, 0) > LAYERS.get(other, 9)

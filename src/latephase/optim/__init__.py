@@ -2,6 +2,7 @@
 
 from .former import in_a_table as in_a_table
 from .kfac import KFAC, KFACStepReport, KroneckerFactors
+from .late_phase import Contestant, Halving, LatePhase, LatePhaseReport, OneObjective, Source, Wants
 from .newton import CG, GGN, Armijo, Blocks, Direct, GaussNewton, Hessian, HessianFree
 from .newton import DirectPlan as DirectPlan
 from .parts import (
@@ -27,16 +28,21 @@ __all__ = [
     "AdamQLR",
     "Armijo",
     "Blocks",
+    "Contestant",
     "DecreasingLoss",
     "Direct",
     "Fixed",
     "GaussNewton",
     "GaussNewtonReport",
+    "Halving",
     "Hessian",
     "HessianFree",
     "KFACStepReport",
     "KroneckerFactors",
+    "LatePhase",
+    "LatePhaseReport",
     "LevenbergMarquardt",
+    "OneObjective",
     "QuadraticLearningRate",
     "QuadraticStepReport",
     "QuadraticStepStatus",
@@ -44,9 +50,11 @@ __all__ = [
     "ResidualsResult",
     "SecondOrderReport",
     "SelfScaledBroyden",
+    "Source",
     "StepReport",
     "StepStatus",
     "TargetRatio",
+    "Wants",
     "Wolfe",
     "WolfeStatus",
     "minimize_residuals",

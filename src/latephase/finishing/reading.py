@@ -1,0 +1,139 @@
+"""What `finish` is given, read: an objective to make others of, where steps get data, what scores states."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..objective import Objective
+from ..optim import OneObjective, Source
+from ..problems.sampling import Stream, generator
+from .source import Batches, Rows, as_batch, in_common, row_count, taken
+
+HELD_OUT_SHARE = 0.1
+"""Of the training rows, what is held out where no held-out data is given."""
+FEWEST_ROWS = 20
+"""Of which some can be held out."""
+PARTS = 10
+"""Into which held-out rows are divided, so that differences of losses have an interval."""
+LOOKED_AT = 200_000
+"""Rows up to which training and held-out data are searched for equal rows."""
+
+
+class Task(NamedTuple):
+    """What there is to do.
+
+    Attributes:
+        template: an objective of the model.
+        source: where steps get data.
+        scores: objectives of the held-out data, in parts.
+    """
+
+    template: Objective
+    source: Source
+    scores: list[Objective]
+
+
+def objective_alone(objective: Objective, held_out: Any, remarks: list[str]) -> Task:
+    """The task where every step sees one objective.
+
+    Args:
+        objective: the one.
+        held_out: an objective, data for `objective.on`, or None.
+        remarks: what a user should know; added to.
+    """
+    source = OneObjective(objective)
+    if held_out is None:
+        remarks.append("no held-out data was given: the scores are the training loss itself")
+        return Task(objective, source, [objective])
+    return Task(objective, source, [held_out if isinstance(held_out, Objective) else objective.on(held_out)])
+
+
+class Reading:
+    """The task where training data are rows or a loader.
+
+    Args:
+        model: that is finished.
+        loss: of outputs and targets.
+        options: of objectives: `forward` and `weight_decay`.
+        batch: rows of the base's steps, where all rows are at hand.
+        seed: of what is drawn.
+        remarks: what a user should know; added to.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        options: dict[str, Any],
+        batch: int,
+        seed: int,
+        remarks: list[str],
+    ):
+        self._model, self._loss, self._options = model, loss, options
+        self._batch, self._seed, self._remarks = batch, seed, remarks
+
+    def of(self, data: Any, held_out: Any) -> Task:
+        """The task.
+
+        Raises:
+            TypeError: an Objective as held-out data, or batches of another form.
+            ValueError: a loader without held-out data, or too few rows to hold some out.
+        """
+        if isinstance(held_out, Objective):
+            raise TypeError("held_out must be data of the same form as the training data, not an Objective")
+        if is_pair(data):
+            if held_out is None:
+                data, held_out = self._divided(data)
+            template = self._objective(data)
+            self._notice_overlap(data, held_out)
+            source: Source = Rows(template, tuple(data), self._batch, self._seed)
+        else:
+            if held_out is None:
+                raise ValueError("a loader's rows cannot be divided here: give held_out=(inputs, targets), or a loader")
+            template = self._objective(as_batch(next(iter(data))))
+            source = Batches(template, data)
+        return Task(template, source, self._scores(held_out))
+
+    def _objective(self, batch: Any) -> Objective:
+        return Objective(self._model, self._loss, batch, **self._options)
+
+    def _scores(self, held_out: Any) -> list[Objective]:
+        """The held-out loss in parts, without the L2 term."""
+        device = next(self._model.parameters()).device
+        if is_pair(held_out):
+            rows = row_count(held_out)
+            parts = torch.arange(rows).tensor_split(min(PARTS, rows))
+            batches = [taken(held_out, part) for part in parts]
+        else:
+            batches = [as_batch(batch, device) for batch in held_out]
+        plain = Objective(self._model, self._loss, batches[0], forward=self._options["forward"])
+        return [plain, *(plain.on(batch) for batch in batches[1:])]
+
+    def _divided(self, data: Any) -> tuple[Any, Any]:
+        """Training rows, and those of them that are held out from now on."""
+        rows = row_count(data)
+        if rows < FEWEST_ROWS:
+            raise ValueError(f"{rows} rows are too few to hold some out: give held_out=(inputs, targets)")
+        count = round(HELD_OUT_SHARE * rows)
+        order = torch.randperm(rows, generator=generator(Stream.EVALUATION, self._seed, 0))
+        self._remarks.append(
+            f"no held-out data was given: {count:,} of the {rows:,} training rows are held out from now on; the model "
+            "was trained on them before, so that the losses are too low"
+        )
+        return taken(data, order[count:]), taken(data, order[:count])
+
+    def _notice_overlap(self, data: Any, held_out: Any) -> None:
+        if not is_pair(held_out) or row_count(data) + row_count(held_out) > LOOKED_AT:
+            return
+        if count := in_common(held_out, data):
+            remark = f"{count:,} of the {row_count(held_out):,} held-out rows are training rows, bit for bit"
+            self._remarks.append(remark)
+            warnings.warn(f"finish: {remark}; the scores favour contestants that overfit", stacklevel=4)
+
+
+def is_pair(data: Any) -> bool:
+    """Whether this is (inputs, targets), and not a loader or a list of batches."""
+    return isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[0], (tuple, list))

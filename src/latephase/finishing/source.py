@@ -1,0 +1,179 @@
+"""Training data as the hand-over draws it: rows in memory, or the batches of a loader."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..objective import Objective
+from ..optim import Wants
+from ..problems.sampling import batches, draw
+
+STATISTICS = 16
+"""Batches of the training data on which batch norm's statistics of an average are taken."""
+
+
+class Rows:
+    """Rows in memory: what a step gets follows from its number and the seed alone.
+
+    Steps that are judged by other rows get disjoint sets, drawn anew for each; others go through epochs in batches of
+    one size, the last short batch being left out.
+
+    Args:
+        template: an objective of the model, of any rows.
+        data: (inputs, targets), of n rows.
+        batch: rows of the base's steps; None for all.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, template: Objective, data: tuple[Any, Any], batch: int | None, seed: int):
+        self._template, self._data, self._seed = template, data, seed
+        self.rows: int | None = row_count(data)
+        self._size = self.rows
+        self.batch = None if batch is None or batch >= self._size else batch
+        self.deterministic = self.batch is None
+        self._epoch: tuple[int, int, list[Tensor]] = (0, -1, [])
+        self._whole: Objective | None = None
+
+    def draw(self, wants: Wants, step: int) -> tuple[Objective, Objective | None]:
+        """The data of a step."""
+        if wants.rows is None or (wants.rows >= self._size and not wants.evaluation):
+            self._whole = self._template.on(self._data) if self._whole is None else self._whole
+            return self._whole, None
+        if wants.evaluation:
+            sizes = [min(wants.rows, self._size - wants.evaluation), wants.evaluation]
+            return self._of(draw(self._size, sizes, self._seed, step)[0]), self._of(
+                draw(self._size, sizes, self._seed, step)[1]
+            )
+        epoch, place = divmod(step, self._size // wants.rows)
+        if self._epoch[:2] != (wants.rows, epoch):
+            self._epoch = wants.rows, epoch, batches(self._size, wants.rows, self._seed, epoch)
+        return self._of(self._epoch[2][place]), None
+
+    def statistics(self) -> Sequence[Objective]:
+        """Batches for batch norm's statistics of an average; the same always."""
+        size = self.batch or self._size
+        return [self._of(rows) for rows in batches(self._size, size, self._seed, 0)[:STATISTICS]]
+
+    def _of(self, rows: Tensor) -> Objective:
+        return self._template.on(taken(self._data, rows))
+
+
+class Batches:
+    """The batches of a loader, in its order; a step that wants more rows gets several, as chunks.
+
+    What a step gets depends on what was taken before: a run that is resumed goes on with a new pass.
+
+    Args:
+        template: an objective of the model, of any rows.
+        loader: gives batches (inputs, targets), one pass after another; one that cannot be begun anew runs dry.
+    """
+
+    deterministic = False
+
+    def __init__(self, template: Objective, loader: Iterable[Any]):
+        self._template, self._loader = template, loader
+        self._pass: Iterator[Any] = iter(loader)
+        self._once = self._pass is loader
+        self._kept: list[Any] = []
+        first = self._next()
+        self._ahead: list[Any] = [first]
+        self.batch: int | None = row_count(first)
+        dataset = getattr(loader, "dataset", None)
+        self.rows: int | None = len(dataset) if isinstance(dataset, Sized) else None
+
+    def draw(self, wants: Wants, step: int) -> tuple[Objective, Objective | None]:
+        """The data of a step.
+
+        Raises:
+            StopIteration: the data has run dry.
+        """
+        rows = self.rows if wants.rows is None else wants.rows
+        if rows is None:
+            raise StopIteration
+        objective = self._template.on(self._taken(rows))
+        return objective, self._template.on(self._taken(wants.evaluation)) if wants.evaluation else None
+
+    def statistics(self) -> Sequence[Objective]:
+        """The first batches that were taken."""
+        return [self._template.on(batch) for batch in self._kept]
+
+    def _taken(self, rows: int) -> list[Any]:
+        found, count = [], 0
+        while count < rows:
+            batch = self._ahead.pop() if self._ahead else self._next()
+            found.append(batch)
+            count += row_count(batch)
+        return found
+
+    def _next(self) -> Any:
+        try:
+            batch = next(self._pass)
+        except StopIteration:
+            if self._once:
+                raise
+            self._pass = iter(self._loader)
+            batch = next(self._pass)
+        batch = as_batch(batch, next(self._template.model.parameters()).device)
+        if len(self._kept) < STATISTICS:
+            self._kept.append(batch)
+        return batch
+
+
+def as_batch(given: Any, device: torch.device | None = None) -> tuple[Any, Any]:
+    """(inputs, targets) of what a loader gives: a pair; or a dict with "labels", which are the targets, too.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        inputs, targets = given
+    elif isinstance(given, Mapping) and "labels" in given:
+        inputs, targets = dict(given), given["labels"]
+    else:
+        what = f"a {type(given).__name__}"
+        raise TypeError(
+            f'a batch must be (inputs, targets), or a dict with "labels" (which are the targets); got {what}'
+        )
+    if device is None:
+        return inputs, targets
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs, targets))
+
+
+def row_count(data: Any) -> int:
+    """Rows of a batch: those of its first tensor.
+
+    Raises:
+        ValueError: it has none.
+    """
+    for leaf in tree_leaves(data):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+    raise ValueError("there is no tensor with rows in the data")
+
+
+def taken(data: Any, rows: Tensor) -> Any:
+    """Rows of data, of each tensor with that many."""
+    count = row_count(data)
+
+    def of(leaf: Any) -> Any:
+        cut = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count
+        return leaf[rows.to(leaf.device)] if cut else leaf
+
+    return tree_map(of, data)
+
+
+def in_common(one: Any, other: Any) -> int:
+    """How many rows of one batch's inputs are rows of another's, bit for bit."""
+    seen = set(_fingerprints(other))
+    return sum(each in seen for each in _fingerprints(one))
+
+
+def _fingerprints(data: Any) -> list[bytes]:
+    inputs = data[0]
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    rows = row_count(leaves)
+    tables = [leaf.detach().cpu().contiguous().reshape(rows, -1).view(torch.uint8).numpy() for leaf in leaves]
+    return [b"".join(table[row].tobytes() for table in tables) for row in range(rows)]

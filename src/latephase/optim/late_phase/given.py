@@ -1,0 +1,71 @@
+"""What `LatePhase` is given, as the hand-over takes it."""
+
+import warnings
+from collections.abc import Sequence
+
+from ...objective import Objective
+from .contestant import Contestant, Wants
+from .held_out import HeldOut
+
+
+def checked(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Contestants of different names.
+
+    Raises:
+        TypeError: something else among them.
+        ValueError: none, or two of one name.
+    """
+    found = list(contestants)
+    for each in found:
+        if not isinstance(each, Contestant):
+            raise TypeError(f"contestants must be Contestant objects, got {type(each).__name__}")
+    names = [each.name for each in found]
+    if not names:
+        raise ValueError("contestants must not be empty; leave them out for those that fit by themselves")
+    if len(set(names)) < len(names):
+        raise ValueError(f"two contestants have one name: {', '.join(sorted(names))}")
+    return found
+
+
+def scores_of(held_out: Objective | Sequence[Objective] | None, first: Objective, deterministic: bool) -> HeldOut:
+    """What scores states.
+
+    Args:
+        held_out: as it was given, in parts perhaps.
+        first: what scores where nothing was given.
+        deterministic: whether all steps see the data of `first`.
+    """
+    if held_out is None:
+        if not deterministic:
+            warnings.warn(
+                "LatePhase has no held-out data: contestants are scored on one training batch, which favours those "
+                "that overfit; give held_out=Objective(model, loss, held_out_data)",
+                stacklevel=6,
+            )
+        return HeldOut([first])
+    parts = [held_out] if isinstance(held_out, Objective) else list(held_out)
+    if len(parts) == 1:
+        return HeldOut(parts)
+    rows = [sum(chunk.rows for chunk in part.chunks) for part in parts]
+    return HeldOut(parts, [count / sum(rows) for count in rows])
+
+
+def beside_of(
+    wants: Wants, objective: Objective, evaluation: Objective | None, curvature: Objective | None
+) -> dict[str, Objective]:
+    """What a step gets beside its objective, as far as its contestant takes it.
+
+    Args:
+        wants: the contestant's.
+        objective: the step's.
+        evaluation: that may judge it.
+        curvature: where the curvature may be taken; None for the first `wants.curvature` rows of the objective.
+    """
+    found = {}
+    if wants.evaluation and evaluation is not None:
+        found["evaluation"] = evaluation
+    if wants.curvature is not None:
+        if curvature is None:
+            curvature = objective.split(min(wants.curvature, sum(chunk.rows for chunk in objective.chunks)))[0]
+        found["curvature_objective"] = curvature
+    return found

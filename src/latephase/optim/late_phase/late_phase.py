@@ -1,0 +1,330 @@
+"""`LatePhase`: a base optimizer until its iterates diffuse, then the race, then the winner."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...objective import Objective, is_exhaustion
+from ..parts import the_objective
+from .candidates import Subject, candidates, contestant
+from .contestant import Contestant, Wants
+from .detectors import default_detector
+from .given import beside_of, checked, scores_of
+from .hand_over import HandOver
+from .report import LatePhaseReport
+from .settings import Budget, Halving
+from .source import Source
+from .states import in_eval_mode
+
+VERSION = 1
+SAME = 3
+"""Steps with one and the same objective after which the problem counts as deterministic."""
+
+
+class LatePhase(Optimizer):
+    """The steps of a base optimizer until they only diffuse; then a race of ways to go on, and the steps of its winner.
+
+    Whether second-order steps pay late in a training depends on the model and its data, and cannot be known beforehand
+    (Tatzel, Hennig and Schneider 2022 name it as future work). So it is measured: when the detector says that the base
+    is in diffusion, contestants start from the same state, get slices of a tenth of what is left of the budget, and are
+    scored by what each would hold if it stopped then; the worse half drops out, and so on. The winner goes on from
+    where it stands. When the budget is spent, the model has the best state that was held, by the held-out loss: never a
+    worse one than the state at the hand-over.
+
+        base = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = LatePhase(model.parameters(), base, budget=3600.0, held_out=Objective(model, loss, held_out))
+        while optimizer.phase != "done":
+            optimizer.step(Objective(model, loss, next_batch(optimizer.wants)))
+
+    Args:
+        params: the base's parameters, all of them.
+        base: any torch optimizer. Its rates may follow schedulers (made for it or for this one) until the hand-over.
+        budget: what the whole training may take, in seconds spent in steps or in steps, see `unit`.
+        held_out: the objective of held-out data that scores states, or several of parts of it, which tell how sure a
+            difference is. Default none: for a problem whose steps all see the same data its own objective; else the
+            batch at the hand-over, with a warning.
+        source: where the steps after the hand-over get data; they are then given none. Default none: give what `wants`
+            says; contestants that need all rows take part if every step sees the same data.
+        contestants: who takes part beside those that fit by themselves (`candidates`), or in place of them: a sequence
+            of `Contestant`. Default: those that fit.
+        detector: says when the base is in diffusion; None for the default one, False to race at once.
+        settings: shares and numbers. Default `Halving()`.
+        unit: "seconds" (default), "processor_seconds" of this process, or "steps". In steps a run is the same on every
+            machine, but a step of one contestant costs as much as one of another.
+
+    Attributes:
+        report: `LatePhaseReport` of the last step; None before the first.
+        excluded: why others cannot take part, by name, once the race has begun.
+
+    Raises:
+        TypeError: a base that is no optimizer, contestants that are none.
+        ValueError: parameters that are not the base's, a budget that is no finite number above 0, two contestants of
+            one name.
+    """
+
+    report: LatePhaseReport | None = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        base: Optimizer,
+        budget: float,
+        held_out: Objective | Sequence[Objective] | None = None,
+        source: Source | None = None,
+        contestants: Sequence[Contestant] | None = None,
+        detector: Any = None,
+        settings: Halving | None = None,
+        unit: str = "seconds",
+    ):
+        if not isinstance(base, Optimizer):
+            raise TypeError(f"base must be a torch optimizer, got {type(base).__name__}")
+        super().__init__(params, {})
+        own = {id(p) for group in self.param_groups for p in group["params"]}
+        if own != {id(p) for group in base.param_groups for p in group["params"]}:
+            raise ValueError("params must be the parameters of the base optimizer, all of them and no others")
+        self.param_groups, self.base = base.param_groups, base
+        self._budget = Budget(budget, unit)
+        self._held_out, self._source = held_out, source
+        self._contestants = None if contestants is None else checked(contestants)
+        self.detector = _detector(detector)
+        self._settings = Halving() if settings is None else settings
+        self._hand_over: HandOver | None = None
+        self._deterministic = False
+        self._seen: tuple[Any, int] = (None, 0)
+        self._pending: Mapping[str, Any] | None = None
+        self.excluded: dict[str, str] = {}
+
+    @property
+    def phase(self) -> str:
+        """One of "base", "race", "winner" and "done"."""
+        if self._pending is not None:
+            return self._pending["phase"]
+        return "base" if self._hand_over is None else self._hand_over.phase
+
+    @property
+    def wants(self) -> Wants | None:
+        """Data of the next step; None in the base's phase, whose batches are yours to choose, and when all is done."""
+        if self._pending is not None:
+            return None if self._pending["wants"] is None else Wants(*self._pending["wants"])
+        return None if self._hand_over is None else self._hand_over.wants
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened since the hand-over: scores, who dropped out and why, who won, what the winner held."""
+        return [] if self._hand_over is None else list(self._hand_over.race.events)
+
+    @property
+    def sureness(self) -> tuple[float, float] | None:
+        """Of the winner: its held-out loss minus the runner-up's, and half the width of the 95 % interval of that."""
+        return None if self._hand_over is None else self._hand_over.sureness
+
+    @property
+    def spent(self) -> float:
+        """Of the budget."""
+        return self._budget.spent
+
+    @property
+    def unit(self) -> str:
+        """Of the budget: "seconds" or "steps"."""
+        return self._budget.unit
+
+    @property
+    def best(self) -> tuple[float, str]:
+        """The lowest held-out loss that was held since the hand-over, and by whom; infinite before."""
+        if self._hand_over is None:
+            return math.inf, "start"
+        score, holder = self._hand_over.best
+        return score.total, holder
+
+    def best_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The state dict of the model with the parameters and buffers that had the lowest held-out loss."""
+        held = {} if self._hand_over is None else self._hand_over.race.best[1]
+        own = model.state_dict()
+        return {name: (held[name] if name in held else own[name]).detach().clone() for name in own}
+
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        objective: Objective | None = None,
+        *,
+        evaluation: Objective | None = None,
+        curvature_objective: Objective | None = None,
+        closure: Objective | None = None,
+    ) -> Tensor | None:
+        """Take one step of whoever is next.
+
+        Args:
+            objective: the step's data; may be left out after the hand-over where there is a `source`.
+            evaluation: data that judges the step, where `wants.evaluation` says so.
+            curvature_objective: where the curvature is taken. Default: `wants.curvature` rows of the objective.
+            closure: the objective, by the name that wrappers of torch optimizers use.
+
+        Returns:
+            The loss before the step; None where the step raised an error, so that its contestant is out.
+
+        Raises:
+            TypeError: no objective where one is needed.
+            RuntimeError: all is done.
+        """
+        if self.phase == "done" and self._pending is None:
+            raise RuntimeError("all is done: the budget is spent, and the model has the best state that was held")
+        self._budget.start()
+        if objective is not None or closure is not None or self._source is None:
+            objective = the_objective(objective, closure, type(self).__name__)
+        if self._pending is not None:
+            self._resume(objective)
+        if self._hand_over is None and self.detector is False:
+            self._begin(objective)
+        if self._hand_over is None:
+            return self._base_step(objective)
+        if self._hand_over.done:
+            return None
+        return self._later_step(self._hand_over, objective, evaluation, curvature_objective)
+
+    def _base_step(self, objective: Objective | None) -> Tensor:
+        if objective is None:
+            raise TypeError("the base's steps need an objective each; its batches are yours to choose")
+        before, count = self._seen
+        self._seen = objective, count + 1 if before is objective else 1
+        base: Any = self.base
+        loss = base.step(objective)
+        self.detector.update(self.base.param_groups, loss=loss)
+        self._budget.stop(1)
+        self.report = LatePhaseReport("base", "base", float(loss), self._budget.spent, None, None, _report(self.base))
+        if self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
+            self._begin(objective)
+        return loss
+
+    def _begin(self, objective: Objective | None) -> None:
+        """Let the race begin from where the base stands."""
+        first = self._first(objective)
+        source = self._source
+        self._deterministic = self._seen[1] >= SAME if source is None else source.deterministic
+        batch = None if self._deterministic else sum(chunk.rows for chunk in first.chunks)
+        rows = source.rows if source is not None else None
+        subject = Subject(first, rows, batch, self._deterministic, self._budget.seconds_left)
+        taking_part = self._contestants
+        if taking_part is None:
+            with in_eval_mode(first.model):  # as all but the base take their steps
+                taking_part, self.excluded = candidates(subject)
+        self._hand_over = self._made(taking_part, first)
+        self._budget.stop()
+
+    def _made(self, taking_part: Sequence[Contestant], first: Objective) -> HandOver:
+        held_out = scores_of(self._held_out, first, self._deterministic)
+        self._taking_part = list(taking_part)
+        return HandOver(taking_part, self.base, first.model, held_out, self._budget, self._settings)
+
+    def _first(self, objective: Objective | None) -> Objective:
+        if objective is not None:
+            return objective
+        assert self._source is not None
+        return self._source.draw(Wants(self._source.batch), 0)[0]
+
+    def _later_step(
+        self,
+        hand_over: HandOver,
+        objective: Objective | None,
+        evaluation: Objective | None,
+        curvature_objective: Objective | None,
+    ) -> Tensor | None:
+        """A step in the race or of its winner."""
+        wants, number, current = hand_over.wants, hand_over.number, hand_over.current
+        assert wants is not None
+        assert current is not None
+        source = self._source
+        if objective is None and source is not None:
+            try:
+                objective, evaluation = source.draw(wants, number)
+            except StopIteration:
+                hand_over.drop("the data has run dry")
+                return None
+            except (RuntimeError, MemoryError) as error:
+                if not is_exhaustion(error):
+                    raise
+                hand_over.drop(f"no memory for its data: {error}")
+                return None
+        assert objective is not None
+        beside = beside_of(wants, objective, evaluation, curvature_objective)
+        loss = hand_over.step(objective, list if source is None else source.statistics, **beside)
+        told = None if loss is None else float(loss)
+        best, holder = hand_over.best
+        self.report = LatePhaseReport(
+            hand_over.phase, current.name, told, self._budget.spent, best.total, holder, _report(current.optimizer)
+        )
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on, in whatever phase: tensors and plain values."""
+        if self._pending is not None:
+            return dict(self._pending)
+        hand_over = self._hand_over
+        wants = self.wants
+        return {
+            "kind": "LatePhase",
+            "version": VERSION,
+            "phase": self.phase,
+            "wants": None if wants is None else tuple(wants),
+            "base": self.base.state_dict(),
+            "budget": self._budget.state_dict(),
+            "detector": self.detector.state_dict() if self.detector else None,
+            "deterministic": self._deterministic,
+            "same": self._seen[1],
+            "contestants": None
+            if hand_over is None
+            else [(each.name, tuple(each.wants)) for each in self._taking_part],
+            "excluded": dict(self.excluded),
+            "hand_over": None if hand_over is None else hand_over.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a state dict; from the first step on, the model stands where the next contestant does.
+
+        Raises:
+            ValueError: it is not of a LatePhase, of a later version, or names a contestant that there is not.
+        """
+        if state_dict.get("kind") != "LatePhase":
+            raise ValueError(f"this is no state of a LatePhase but of {state_dict.get('kind', 'another optimizer')}")
+        if state_dict["version"] > VERSION:
+            raise ValueError(f"the state is of version {state_dict['version']}, this release knows {VERSION}")
+        if state_dict["contestants"] is not None:
+            self._remade(state_dict)
+        self.base.load_state_dict(state_dict["base"])
+        self.param_groups = self.base.param_groups
+        self._budget.load_state_dict(state_dict["budget"])
+        if self.detector and state_dict["detector"] is not None:
+            self.detector.load_state_dict(state_dict["detector"])
+        self._deterministic, self._seen = state_dict["deterministic"], (None, 0)
+        self.excluded, self._hand_over = dict(state_dict["excluded"]), None
+        self._pending = state_dict if state_dict["hand_over"] is not None else None
+
+    def _remade(self, saved: Mapping[str, Any]) -> list[Contestant]:
+        if self._contestants is None:
+            return [contestant(name, Wants(*wants), saved["deterministic"]) for name, wants in saved["contestants"]]
+        own = {each.name: each for each in self._contestants}
+        missing = [name for name, _ in saved["contestants"] if name not in own]
+        if missing:
+            raise ValueError(f"the state has contestants that this LatePhase was not given: {', '.join(missing)}")
+        return [own[name] for name, _ in saved["contestants"]]
+
+    def _resume(self, objective: Objective | None) -> None:
+        """Make of the loaded state what it says, now that the model is known."""
+        saved, self._pending = self._pending, None
+        assert saved is not None
+        self._hand_over = self._made(self._remade(saved), self._first(objective))
+        self._hand_over.load_state_dict(saved["hand_over"])
+
+
+def _detector(given: Any) -> Any:
+    """The detector that is meant; False for none."""
+    if given is None:
+        return default_detector()
+    if given is False or hasattr(given, "in_diffusion"):
+        return given
+    raise TypeError(f"detector must be a detector, None or False, got {type(given).__name__}")
+
+
+def _report(optimizer: Any) -> Any:
+    return getattr(optimizer, "report", None)
