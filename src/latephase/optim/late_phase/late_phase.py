@@ -122,6 +122,11 @@ class LatePhase(Optimizer):
         return None if self._hand_over is None else self._hand_over.sureness
 
     @property
+    def contestants(self) -> list[Contestant]:
+        """Those that take part, once the race has begun; before, those that were given."""
+        return list(self._contestants or []) if self._hand_over is None else list(self._taking_part)
+
+    @property
     def spent(self) -> float:
         """Of the budget."""
         return self._budget.spent
