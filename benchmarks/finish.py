@@ -4,7 +4,7 @@
 
 For each problem and seed the base of the problem's setting trains for the seconds that `PROBLEMS` says. From that
 state start, each with the same budget: every contestant that fits, alone; the base with a cosine, alone; and the race
-of all of them. Seconds are of processor time. `runs.jsonl` gets a line for each run; runs that are there are not repeated.
+of all of them. Seconds are of processor time. `runs.jsonl` gets a line for each run; those there are not repeated.
 `--table` prints medians over the seeds: the regret (held-out loss at the end over that of the best contestant
 in hindsight, minus one), and the same against the base with its cosine.
 """

@@ -9,17 +9,15 @@ from torch.optim import Optimizer
 
 from ...objective import Objective, is_exhaustion
 from ..parts import the_objective
-from .candidates import Subject, candidates, contestant
+from .candidates import Subject, candidates
 from .contestant import Contestant, Wants
-from .detectors import default_detector
-from .given import beside_of, checked, scores_of
+from .given import VERSION, beside_of, check_saved, checked, detector_of, remade, scores_of
 from .hand_over import HandOver
 from .report import LatePhaseReport
 from .settings import Budget, Halving
 from .source import Source
 from .states import in_eval_mode
 
-VERSION = 1
 SAME = 3
 """Steps with one and the same objective after which the problem counts as deterministic."""
 
@@ -89,7 +87,7 @@ class LatePhase(Optimizer):
         self._budget = Budget(budget, unit)
         self._held_out, self._source = held_out, source
         self._contestants = None if contestants is None else checked(contestants)
-        self.detector = _detector(detector)
+        self.detector = detector_of(detector)
         self._settings = Halving() if settings is None else settings
         self._hand_over: HandOver | None = None
         self._deterministic = False
@@ -197,7 +195,9 @@ class LatePhase(Optimizer):
         loss = base.step(objective)
         self.detector.update(self.base.param_groups, loss=loss)
         self._budget.stop(1)
-        self.report = LatePhaseReport("base", "base", float(loss), self._budget.spent, None, None, _report(self.base))
+        self.report = LatePhaseReport(
+            "base", "base", float(loss), self._budget.spent, None, None, getattr(self.base, "report", None)
+        )
         if self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
             self._begin(objective)
         return loss
@@ -257,7 +257,13 @@ class LatePhase(Optimizer):
         told = None if loss is None else float(loss)
         best, holder = hand_over.best
         self.report = LatePhaseReport(
-            hand_over.phase, current.name, told, self._budget.spent, best.total, holder, _report(current.optimizer)
+            hand_over.phase,
+            current.name,
+            told,
+            self._budget.spent,
+            best.total,
+            holder,
+            getattr(current.optimizer, "report", None),
         )
         return loss
 
@@ -290,12 +296,9 @@ class LatePhase(Optimizer):
         Raises:
             ValueError: it is not of a LatePhase, of a later version, or names a contestant that there is not.
         """
-        if state_dict.get("kind") != "LatePhase":
-            raise ValueError(f"this is no state of a LatePhase but of {state_dict.get('kind', 'another optimizer')}")
-        if state_dict["version"] > VERSION:
-            raise ValueError(f"the state is of version {state_dict['version']}, this release knows {VERSION}")
+        check_saved(state_dict)
         if state_dict["contestants"] is not None:
-            self._remade(state_dict)
+            remade(state_dict, self._contestants)
         self.base.load_state_dict(state_dict["base"])
         self.param_groups = self.base.param_groups
         self._budget.load_state_dict(state_dict["budget"])
@@ -305,31 +308,9 @@ class LatePhase(Optimizer):
         self.excluded, self._hand_over = dict(state_dict["excluded"]), None
         self._pending = state_dict if state_dict["hand_over"] is not None else None
 
-    def _remade(self, saved: Mapping[str, Any]) -> list[Contestant]:
-        if self._contestants is None:
-            return [contestant(name, Wants(*wants), saved["deterministic"]) for name, wants in saved["contestants"]]
-        own = {each.name: each for each in self._contestants}
-        missing = [name for name, _ in saved["contestants"] if name not in own]
-        if missing:
-            raise ValueError(f"the state has contestants that this LatePhase was not given: {', '.join(missing)}")
-        return [own[name] for name, _ in saved["contestants"]]
-
     def _resume(self, objective: Objective | None) -> None:
         """Make of the loaded state what it says, now that the model is known."""
         saved, self._pending = self._pending, None
         assert saved is not None
-        self._hand_over = self._made(self._remade(saved), self._first(objective))
+        self._hand_over = self._made(remade(saved, self._contestants), self._first(objective))
         self._hand_over.load_state_dict(saved["hand_over"])
-
-
-def _detector(given: Any) -> Any:
-    """The detector that is meant; False for none."""
-    if given is None:
-        return default_detector()
-    if given is False or hasattr(given, "in_diffusion"):
-        return given
-    raise TypeError(f"detector must be a detector, None or False, got {type(given).__name__}")
-
-
-def _report(optimizer: Any) -> Any:
-    return getattr(optimizer, "report", None)
