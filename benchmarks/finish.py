@@ -153,6 +153,7 @@ def runs(name: str, seed: int, done: set[str]) -> Iterator[dict[str, Any]]:
             "steps": steps,
             "excluded": late.excluded,
             "scores": [event for event in late.events if event["event"] == "score"],
+            "looks": [(round(e["spent"], 3), e["loss"]) for e in late.events if e["event"] == "look"],
             "seconds": late.spent,
             "race_seconds": next((e["spent"] for e in late.events if e["event"] == "winner"), None),
         }
