@@ -2,9 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
 
 from ...objective import Objective
 from .contestant import Contestant, Wants
+from .detectors import default_detector
 from .held_out import HeldOut
 
 
@@ -25,6 +29,37 @@ def checked(contestants: Sequence[Contestant]) -> list[Contestant]:
     if len(set(names)) < len(names):
         raise ValueError(f"two contestants have one name: {', '.join(sorted(names))}")
     return found
+
+
+def made(contestants: Sequence[Contestant], base: Optimizer) -> tuple[dict[str, Any], dict[str, str]]:
+    """Optimizers of contestants by name, and why others have none.
+
+    Raises:
+        ValueError: none has one.
+    """
+    optimizers, refused = {}, {}
+    for each in contestants:
+        try:
+            optimizers[each.name] = each.optimizer(base)
+        except Exception as error:  # whatever a user's own function raises
+            refused[each.name] = f"its optimizer cannot be made: {type(error).__name__}: {error}"
+    if not optimizers:
+        told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise ValueError(f"there is no contestant that could take part: {told}")
+    return optimizers, refused
+
+
+def detector_of(given: Any) -> Any:
+    """The detector that is meant; False for none.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if given is None:
+        return default_detector()
+    if given is False or hasattr(given, "in_diffusion"):
+        return given
+    raise TypeError(f"detector must be a detector, None or False, got {type(given).__name__}")
 
 
 def scores_of(held_out: Objective | Sequence[Objective] | None, first: Objective, deterministic: bool) -> HeldOut:
