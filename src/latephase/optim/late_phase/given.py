@@ -85,6 +85,11 @@ def scores_of(held_out: Objective | Sequence[Objective] | None, first: Objective
     return HeldOut(parts, [count / sum(rows) for count in rows])
 
 
+def held_out_loss(objectives: Sequence[Objective]) -> float:
+    """The loss of the model's present state on held-out data in parts, in eval mode; nan where it is."""
+    return float(scores_of(objectives, objectives[0], True)().parts.sum())
+
+
 def beside_of(
     wants: Wants, objective: Objective, evaluation: Objective | None, curvature: Objective | None
 ) -> dict[str, Objective]:

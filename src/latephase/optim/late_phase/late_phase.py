@@ -138,6 +138,11 @@ class LatePhase(Optimizer):
         return self._budget.spent
 
     @property
+    def budget(self) -> float:
+        """What may be spent in all."""
+        return self._budget.amount
+
+    @property
     def unit(self) -> str:
         """Of the budget: "seconds" or "steps"."""
         return self._budget.unit
