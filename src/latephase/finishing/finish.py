@@ -11,11 +11,15 @@ from torch.optim import Optimizer
 from ..objective import Decay, Objective
 from ..optim import Contestant, Halving, LatePhase
 from .folder import Folder
-from .reading import Reading, objective_alone
+from .identity import identity_of
+from .reading import Reading, Task, objective_alone
 from .report import FinishReport
+from .running import Finishing, Watch, unsound
 
 BATCH = 128
 """Rows of the base's steps where nothing is said."""
+SECONDS = 600.0
+"""Of the budget where nothing is said."""
 
 
 def finish(
@@ -35,21 +39,24 @@ def finish(
     out: str | Path | None = None,
     seed: int = 0,
     say: Callable[[str], object] = lambda line: None,
+    watch: Watch = lambda late: None,
 ) -> FinishReport:
     """Finish a trained model: race those ways to go on that fit it, and go on with what wins, until the time is up.
 
         report = latephase.finish(model, loss, (inputs, targets), held_out=(x, y), seconds=600, base=optimizer)
         print(report)
 
-    The model is finished in place: at the end it has the state with the lowest held-out loss of all that was held, the
-    given one included. See `LatePhase` for the race, which takes a tenth of the time.
+    The model is finished in place: at the end, and where this is interrupted, it has the state with the lowest held-out
+    loss of all that was held, the given one included. Modes of modules and `requires_grad` are as before, `.grad` is
+    None, and the base's state and rates are those of its last step in the race. See `LatePhase` for the race, which
+    takes a tenth of the time. Warnings of the steps are among the report's remarks.
 
     Args:
         model: the trained module; or an `Objective` alone, all of whose data every step then sees (a physics-informed
             loss, a small regression).
         loss: any callable (outputs, targets) -> scalar.
-        data: training data: (inputs, targets) with all rows; or a loader (any iterable of batches that can be begun
-            anew), whose batches are (inputs, targets) or dicts with "labels".
+        data: training data: (inputs, targets) with all rows, or a dict with "labels" (they are the targets, and the
+            dict the inputs); or a loader (any iterable of batches that can be begun anew) of such batches.
         held_out: data of the same form that training did not see, or an Objective. Default: a tenth of the training
             rows, which then are not trained on; for an Objective its own loss. The report says so.
         seconds: how long it may take, the race included. Default 600.
@@ -64,89 +71,127 @@ def finish(
         out: folder for checkpoint, events and page. Given again, it goes on from there. Default: nothing is written.
         seed: of what is drawn from the data. Default 0.
         say: told in a line what is going on. Default: nobody is.
+        watch: called after every step, with the `LatePhase` that took it. Default: nobody is.
 
     Returns:
         The report; `print(report)` tells all of it.
 
     Raises:
         TypeError: data or contestants of the wrong kind.
-        ValueError: both seconds and steps, no data, parameters of the base that are not the model's; or `out` holds the
-            run of another model or other settings.
+        ValueError: both seconds and steps, no rows, a held-out loss that is not finite, nothing to train, parameters of
+            the base that are not the model's; or `out` holds a damaged state, or the run of another model, other
+            held-out data, another budget or other contestants.
     """
     if seconds is not None and steps is not None:
         raise ValueError("give seconds or steps, not both")
     remarks: list[str] = []
     if isinstance(model, Objective):
-        if loss is not None or data is not None or forward is not None or weight_decay:
-            raise TypeError("an Objective is finished as it is: leave out loss, data, forward and weight_decay")
+        if loss is not None or data is not None or forward is not None or weight_decay or batch_size is not None:
+            raise TypeError(
+                "an Objective is finished as it is: leave out loss, data, forward, weight_decay and batch_size"
+            )
         task = objective_alone(model, held_out, remarks)
     else:
         if loss is None or data is None:
             raise TypeError("finish needs a loss and data: finish(model, loss, (inputs, targets)), or an Objective")
+        if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
+            raise ValueError(f"batch_size must be a whole number of rows, at least 1; got {batch_size!r}")
         options = {"forward": forward, "weight_decay": weight_decay}
         task = Reading(model, loss, options, BATCH if batch_size is None else batch_size, seed, remarks).of(
             data, held_out
         )
-    module = task.template.model
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    if base is None:
-        base = torch.optim.Adam(trainable, lr=1e-3)
-        remarks.append("no base was given: a fresh Adam with rate 1e-3 stands for it")
-    parameters = [p for group in base.param_groups for p in group["params"]]
+    base = _base(base, task.template.model, remarks)
+    amount, unit = (SECONDS if seconds is None else seconds, "seconds") if steps is None else (steps, "steps")
     late = LatePhase(
-        parameters,
+        [p for group in base.param_groups for p in group["params"]],
         base,
-        float(steps) if steps is not None else 600.0 if seconds is None else seconds,
+        amount,
         held_out=task.scores,
         source=task.source,
         contestants=contestants,
         detector=False,
         settings=settings,
-        unit="seconds" if steps is None else "steps",
+        unit=unit,
     )
-    return _run(late, module, None if out is None else Folder(Path(out), module, late, say), remarks, say)
+    for each in contestants or ():
+        _check_wants(each, task.source.rows)
+    return _finishing(late, task, contestants, settings, remarks, out, say, watch).run()
 
 
-def _run(
-    late: LatePhase, model: nn.Module, folder: Folder | None, remarks: list[str], say: Callable[[str], object]
-) -> FinishReport:
-    if folder is not None:
-        folder.resume()
-    told = 0
-    while late.phase != "done":
-        late.step()
-        for event in late.events[told:]:
-            say(_in_words(event))
-        told = len(late.events)
-        if folder is not None:
-            folder.save_if_due()
-    events = late.events
-    winners = [event["name"] for event in events if event["event"] == "winner"]
-    report = FinishReport(
-        start=events[0]["loss"],
-        loss=late.best[0],
-        holder=late.best[1],
-        winner=winners[-1] if winners else None,
-        sureness=late.sureness,
-        excluded=dict(late.excluded),
-        events=events,
-        spent=late.spent,
-        unit=late.unit,
-        remarks=remarks,
-        folder=None if folder is None else str(folder.path),
-    )
-    if folder is not None:
-        folder.finish(report)
-    return report
+def _finishing(
+    late: LatePhase,
+    task: Task,
+    contestants: Sequence[Contestant] | None,
+    settings: Halving | None,
+    remarks: list[str],
+    out: str | Path | None,
+    say: Callable[[str], object],
+    watch: Watch,
+) -> Finishing:
+    module, folder = task.template.model, None
+    amount = f"{late.budget:g} {late.unit}"
+    if out is not None:
+        names = None if contestants is None else [each.name for each in contestants]
+        race = Halving() if settings is None else settings
+        identity = identity_of(module, task.scores, amount, names, race)
+        folder = Folder(Path(out), module, late, identity, remarks, say)
+
+    def sound() -> None:
+        if reason := unsound(module, task.score()):
+            raise ValueError(reason)
+
+    given = _given(task, late.base, amount)
+    return Finishing(late, module, folder, remarks, given, sound, say, watch)
 
 
-def _in_words(event: dict[str, Any]) -> str:
-    name, loss = event["name"], event.get("loss")
-    told = "" if loss is None else f"held-out loss {loss:.4g}"
-    if event["event"] == "start":
-        return f"start: {told}"
-    if event["event"] in ("score", "look"):
-        return f"{name} after {event['steps']:,} steps: {told}"
-    if event["event"] == "winner":
-        return f"{name} goes on"
-    return f"{name} is out: {event['reason']}"
+def _base(base: Optimizer | None, model: nn.Module, remarks: list[str]) -> Optimizer:
+    """The base, of parameters of the model.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it has other parameters, or there are none.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("there is nothing to train: no parameter of the model has requires_grad")
+    if base is None:
+        remarks.append("no base was given: a fresh Adam with rate 1e-3 stands for it")
+        return torch.optim.Adam(trainable, lr=1e-3)
+    if not isinstance(base, Optimizer):
+        raise TypeError(f"base must be a torch optimizer, got {type(base).__name__}")
+    own = {id(p) for p in model.parameters()}
+    others = sum(id(p) not in own for group in base.param_groups for p in group["params"])
+    if others:
+        raise ValueError(
+            f"{others} parameters of the base are not of this model: give the optimizer that trained it, made after "
+            "the model was put where it is and loaded"
+        )
+    return base
+
+
+def _check_wants(contestant: Contestant, rows: int | None) -> None:
+    _, evaluation, _ = contestant.wants
+    if rows is not None and evaluation >= rows:
+        raise ValueError(
+            f"the contestant {contestant.name} wants {evaluation:,} rows to judge its steps by, beside others; there "
+            f"are {rows:,}"
+        )
+
+
+def _given(task: Task, base: Optimizer, budget: str) -> dict[str, str]:
+    """What was given, in words."""
+    module, source = task.template.model, task.source
+    parameters = sum(p.numel() for p in module.parameters())
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    first = next(module.parameters())
+    dtype = str(first.dtype).removeprefix("torch.")
+    return {
+        "Model": f"{type(module).__name__}, {parameters:,} parameters, {trainable:,} of them trained",
+        "Training rows": "not known" if source.rows is None else f"{source.rows:,}",
+        "Rows of the base's steps": "all" if source.batch is None else f"{source.batch:,}",
+        "Held-out rows": task.held_out_rows,
+        "Base": type(base).__name__,
+        "Budget": budget,
+        "Data type": dtype,
+        "Device of the model": str(first.device),
+    }

@@ -1,17 +1,58 @@
-"""The page of a finish."""
+"""The page of a finish: one self-contained HTML file, in the style of a study's."""
 
-from html import escape
+import math
+from typing import Any
 
+import torch
+from jinja2 import PackageLoader
+
+from ..records import describe_environment
+from ..study.page import page_templates, picture
+from ..study.results import amount_text
+from .figure import images_of, looks_of
 from .report import FinishReport
+
+_MACHINE = {
+    "device": "Device",
+    "cpu": "Processor",
+    "cores": "Cores",
+    "threads": "Threads",
+    "platform": "System",
+    "python": "Python",
+    "torch": "PyTorch",
+    "latephase": "latephase",
+    "git_commit": "Commit",
+}
+"""What is said of the machine, by the keys of `describe_environment`."""
 
 
 def page(report: FinishReport) -> str:
     """The page, whole."""
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{steps:,}</td><td>{'' if loss is None else f'{loss:.4g}'}</td>"
-        f"<td>{escape(became)}</td></tr>"
-        for name, steps, loss, became in report.standings()
-    )
-    return (
-        f"<!doctype html><meta charset=utf-8><title>finish</title><p>{escape(report.verdict)}</p><table>{rows}</table>"
-    )
+    templates = page_templates(PackageLoader("latephase.finishing"))
+    templates.filters.update(loss=loss_text)
+    return templates.get_template("finish.html.jinja").render(context_of(report))
+
+
+def context_of(report: FinishReport) -> dict[str, Any]:
+    """All that the template reads."""
+    device = report.given.get("Device of the model", "cpu")
+    machine = describe_environment(torch.get_num_threads(), 1, device)
+    amount, _, unit = report.given.get("Budget", f"{report.spent:g} {report.unit}").partition(" ")
+    return {
+        "report": report,
+        "title": report.given.get("Model", "Model").partition(",")[0],
+        "budget": amount_text(float(amount), unit) if unit in ("seconds", "steps") else f"{amount} {unit}",
+        "timed": report.unit != "steps",
+        "looks": sum(event["event"] in ("start", "score", "look") for event in report.events),
+        "standings": report.standings(),
+        "colours": {name: look.colour for name, look in looks_of(report).items()},
+        "pictures": {"course": picture(*images_of(report))},
+        "machine": {label: machine[key] for key, label in _MACHINE.items() if machine.get(key) is not None},
+    }
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss with four digits; a dash where there is none."""
+    if loss is None or not math.isfinite(loss):
+        return "–" if loss is None else "not finite"
+    return f"{loss:.4g}"

@@ -1,17 +1,20 @@
 """What `finish` is given, read: an objective to make others of, where steps get data, what scores states."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from ..objective import Objective
-from ..optim import OneObjective, Source
+from ..optim import OneObjective, Source, held_out_loss
 from ..problems.sampling import Stream, generator
-from .source import Batches, Rows, as_batch, in_common, row_count, taken
+from .source import Batches, Rows, as_batch, in_common, moved, row_count, taken
 
+Pair = tuple[Any, Any]
+"""(inputs, targets)."""
 HELD_OUT_SHARE = 0.1
 """Of the training rows, what is held out where no held-out data is given."""
 FEWEST_ROWS = 20
@@ -34,6 +37,17 @@ class Task(NamedTuple):
     template: Objective
     source: Source
     scores: list[Objective]
+
+    def score(self) -> float:
+        """The held-out loss of the model as it is; nan or infinite where it is."""
+        return held_out_loss(self.scores)
+
+    @property
+    def held_out_rows(self) -> str:
+        """How many there are, in words."""
+        counts = [chunk.counted for objective in self.scores for chunk in objective.chunks]
+        found = [count for count in counts if isinstance(count, int)]
+        return f"{sum(found):,}" if len(found) == len(counts) else "not counted"
 
 
 def objective_alone(objective: Objective, held_out: Any, remarks: list[str]) -> Task:
@@ -74,6 +88,8 @@ class Reading:
     ):
         self._model, self._loss, self._options = model, loss, options
         self._batch, self._seed, self._remarks = batch, seed, remarks
+        first = next(model.parameters(), None)
+        self._device = torch.device("cpu") if first is None else first.device
 
     def of(self, data: Any, held_out: Any) -> Task:
         """The task.
@@ -84,35 +100,37 @@ class Reading:
         """
         if isinstance(held_out, Objective):
             raise TypeError("held_out must be data of the same form as the training data, not an Objective")
-        if is_pair(data):
+        rows, held_out_rows = rows_of(data, "data"), None if held_out is None else rows_of(held_out, "held_out")
+        if rows is not None:
             if held_out is None:
-                data, held_out = self._divided(data)
-            template = self._objective(data)
-            self._notice_overlap(data, held_out)
-            source: Source = Rows(template, tuple(data), self._batch, self._seed)
+                rows, held_out_rows = self._divided(rows)
+            self._notice_overlap(rows, held_out_rows)
+            source: Source = Rows(self._objective(moved(rows, self._device)), rows, self._batch, self._seed)
+            template = source.template
         else:
             if held_out is None:
                 raise ValueError("a loader's rows cannot be divided here: give held_out=(inputs, targets), or a loader")
-            template = self._objective(as_batch(next(iter(data))))
-            source = Batches(template, data)
-        return Task(template, source, self._scores(held_out))
+            source = Batches(data, self._objective, self._device)
+            template = source.template
+        return Task(template, source, self._scores(held_out, held_out_rows))
 
     def _objective(self, batch: Any) -> Objective:
         return Objective(self._model, self._loss, batch, **self._options)
 
-    def _scores(self, held_out: Any) -> list[Objective]:
+    def _scores(self, held_out: Any, rows: Pair | None) -> list[Objective]:
         """The held-out loss in parts, without the L2 term."""
-        device = next(self._model.parameters()).device
-        if is_pair(held_out):
-            rows = row_count(held_out)
-            parts = torch.arange(rows).tensor_split(min(PARTS, rows))
-            batches = [taken(held_out, part) for part in parts]
+        if rows is not None:
+            count = row_count(rows)
+            parts = torch.arange(count).tensor_split(min(PARTS, max(count, 1)))
+            batches = [moved(taken(rows, part), self._device) for part in parts]
         else:
-            batches = [as_batch(batch, device) for batch in held_out]
+            batches = [as_batch(batch, self._device) for batch in held_out]
+        if not batches:
+            raise ValueError("the loader of the held-out data gives no batch")
         plain = Objective(self._model, self._loss, batches[0], forward=self._options["forward"])
         return [plain, *(plain.on(batch) for batch in batches[1:])]
 
-    def _divided(self, data: Any) -> tuple[Any, Any]:
+    def _divided(self, data: Pair) -> tuple[Pair, Pair]:
         """Training rows, and those of them that are held out from now on."""
         rows = row_count(data)
         if rows < FEWEST_ROWS:
@@ -125,8 +143,8 @@ class Reading:
         )
         return taken(data, order[count:]), taken(data, order[:count])
 
-    def _notice_overlap(self, data: Any, held_out: Any) -> None:
-        if not is_pair(held_out) or row_count(data) + row_count(held_out) > LOOKED_AT:
+    def _notice_overlap(self, data: Pair, held_out: Pair | None) -> None:
+        if held_out is None or row_count(data) + row_count(held_out) > LOOKED_AT:
             return
         if count := in_common(held_out, data):
             remark = f"{count:,} of the {row_count(held_out):,} held-out rows are training rows, bit for bit"
@@ -134,6 +152,31 @@ class Reading:
             warnings.warn(f"finish: {remark}; the scores favour contestants that overfit", stacklevel=4)
 
 
-def is_pair(data: Any) -> bool:
-    """Whether this is (inputs, targets), and not a loader or a list of batches."""
-    return isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[0], (tuple, list))
+def rows_of(data: Any, name: str) -> Pair | None:
+    """All rows as (inputs, targets) where that is what was given; None for a loader, or a list of batches.
+
+    Args:
+        data: what was given.
+        name: as what.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(data, Mapping) or (_two(data) and not all(map(_is_batch, data))):
+        return as_batch(data)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(f"{name} is a dataset, which gives rows one by one; give a DataLoader of it")
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(
+            f'{name} must be (inputs, targets), a dict with "labels", or a loader of such batches; got a '
+            f"{type(data).__name__}"
+        )
+    return None
+
+
+def _two(data: Any) -> bool:
+    return isinstance(data, (tuple, list)) and len(data) == 2
+
+
+def _is_batch(given: Any) -> bool:
+    return _two(given) or (isinstance(given, Mapping) and "labels" in given)

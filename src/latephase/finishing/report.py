@@ -2,7 +2,27 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Standing(NamedTuple):
+    """What became of a contestant.
+
+    Attributes:
+        name: of it.
+        steps: that it took until it was scored last.
+        taken: of the budget, in these steps; in seconds without what its first step took longer than its second.
+        lowest: held-out loss of what it would have held; None where it was never scored.
+        last: the same when it was scored last.
+        became: the rest, in words.
+    """
+
+    name: str
+    steps: int
+    taken: float
+    lowest: float | None
+    last: float | None
+    became: str
 
 
 @dataclass(frozen=True)
@@ -22,6 +42,7 @@ class FinishReport:
         unit: "seconds" or "steps".
         remarks: what a user should know of data and scores.
         folder: where checkpoint and page lie; None where nothing was written.
+        given: what was given, in words, by what it is.
     """
 
     start: float
@@ -35,43 +56,70 @@ class FinishReport:
     unit: str
     remarks: list[str] = field(default_factory=list)
     folder: str | None = None
+    given: dict[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
         """One sentence."""
         if self.holder == "start":
             return f"Nobody lowered the held-out loss of {self.start:.4g}; the model is as it was."
-        ratio = self.start / self.loss if self.loss > 0 else math.inf
-        how = f"{ratio:.3g} times lower" if ratio >= 2 else f"{100 * (1 - self.loss / self.start):.2g} % lower"
-        text = f"{self.holder} took the held-out loss from {self.start:.4g} to {self.loss:.4g}, {how}."
-        if self.sureness is not None and math.isfinite(self.sureness[1]):
-            gap, width = self.sureness
-            sure = "surely" if abs(gap) > width else "not surely"
-            text += f" In the race it was {sure} ahead: by {-gap:.2g}, 95 % interval +- {width:.2g}."
-        return text
+        ratio = self.start / self.loss if self.loss > 0 else 1.0
+        how = f"{ratio:.3g} times lower" if ratio >= 2 else f"lower by {self.start - self.loss:.2g}"
+        return f"{self.holder} took the held-out loss from {self.start:.4g} to {self.loss:.4g}, {how}."
 
-    def standings(self) -> list[tuple[str, int, float | None, str]]:
-        """For each contestant (name, steps, last held-out loss, what became of it), the best first."""
+    @property
+    def how_sure(self) -> str:
+        """What the race says of its winner, and how sure that is, in words; empty where nobody won."""
+        if self.winner is None:
+            return "Nobody could go on to the end."
+        if self.sureness is None:
+            return f"{self.winner} was alone: there was nobody to compare it with."
+        gap, width = self.sureness
+        ahead = f"{-gap:.2g} ahead of the runner-up in held-out loss"
+        if gap > 0:
+            return f"At the end of the race {self.winner} was {gap:.2g} behind, but those ahead could not go on."
+        if not math.isfinite(width):
+            return f"At the end of the race {self.winner} was {ahead}; held-out data of one part tells no interval."
+        word = "more" if -gap > width else "less"
+        sure = "" if -gap > width else ", so that chance may have decided between the two"
+        return (
+            f"At the end of the race {self.winner} was {ahead}, {word} than the {width:.2g} that chance in the "
+            f"held-out rows explains (95 %){sure}."
+        )
+
+    def standings(self) -> list[Standing]:
+        """For each contestant what became of it, the best first."""
         names = dict.fromkeys(event["name"] for event in self.events if event["name"] != "start")
         found = []
         for name in names:
             own = [event for event in self.events if event["name"] == name]
             scores = [event for event in own if event["event"] in ("score", "look")]
-            reasons = [event["reason"] for event in own if event["event"] == "out"]
-            won = any(event["event"] == "winner" for event in own)
-            became = "won" if won and not reasons else reasons[-1] if reasons else "took part"
-            last = scores[-1] if scores else {"steps": 0, "loss": None}
-            found.append((name, last["steps"], last["loss"], became))
-        return sorted(found, key=lambda row: math.inf if row[2] is None else row[2])
+            last = scores[-1] if scores else {"steps": 0, "loss": None, "taken": 0.0}
+            lowest = min((e["loss"] for e in scores if e["loss"] is not None), default=None)
+            found.append(Standing(name, last["steps"], last["taken"], lowest, last["loss"], _became(own)))
+        return sorted(found, key=lambda row: math.inf if row.lowest is None else row.lowest)
 
     def __str__(self) -> str:
         """The verdict, the standings, who could not take part, and remarks."""
-        lines = [self.verdict, ""]
-        for name, steps, loss, became in self.standings():
-            told = "no score" if loss is None else f"{loss:.4g}"
-            lines.append(f"  {name:20} {steps:7,} steps  held-out loss {told:10}  {became}")
+        lines = [self.verdict, self.how_sure, ""]
+        for name, steps, taken, lowest, last, became in self.standings():
+            loss = "no score" if lowest is None else f"{lowest:.4g}"
+            end = f" (at its end {last:.4g})" if last is not None and last != lowest else ""
+            cost = f"{steps:7,} steps" + (f" {taken:8.1f} s" if self.unit == "seconds" else "")
+            lines.append(f"  {name:20} {cost}  held-out loss {loss}{end}  {became}")
         lines += [f"  {name:20} did not take part: {reason}" for name, reason in self.excluded.items()]
         lines += [f"Note: {remark}" for remark in self.remarks]
         if self.folder is not None:
             lines.append(f"The model's state is {self.folder}/best.pt, the page {self.folder}/index.html.")
         return "\n".join(lines)
+
+
+def _became(own: list[dict[str, Any]]) -> str:
+    """What became of a contestant, from its events."""
+    reasons = [event["reason"] for event in own if event["event"] == "out"]
+    won = any(event["event"] == "winner" for event in own)
+    if not reasons:
+        return "won, and went on to the end" if won else "took part"
+    if own[-1]["event"] == "out":
+        return f"won, and went on until: {reasons[-1]}" if won else f"out: {reasons[-1]}"
+    return "went on later, when the winner could not"

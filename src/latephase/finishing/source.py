@@ -1,6 +1,6 @@
 """Training data as the hand-over draws it: rows in memory, or the batches of a loader."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class Rows:
     """
 
     def __init__(self, template: Objective, data: tuple[Any, Any], batch: int | None, seed: int):
-        self._template, self._data, self._seed = template, data, seed
+        self.template, self._data, self._seed = template, data, seed
+        self._device = next(template.model.parameters()).device
         self.rows: int | None = row_count(data)
         self._size = self.rows
         self.batch = None if batch is None or batch >= self._size else batch
@@ -40,13 +41,12 @@ class Rows:
     def draw(self, wants: Wants, step: int) -> tuple[Objective, Objective | None]:
         """The data of a step."""
         if wants.rows is None or (wants.rows >= self._size and not wants.evaluation):
-            self._whole = self._template.on(self._data) if self._whole is None else self._whole
+            self._whole = self.template.on(moved(self._data, self._device)) if self._whole is None else self._whole
             return self._whole, None
         if wants.evaluation:
             sizes = [min(wants.rows, self._size - wants.evaluation), wants.evaluation]
-            return self._of(draw(self._size, sizes, self._seed, step)[0]), self._of(
-                draw(self._size, sizes, self._seed, step)[1]
-            )
+            own, judging = draw(self._size, sizes, self._seed, step)
+            return self._of(own), self._of(judging)
         epoch, place = divmod(step, self._size // wants.rows)
         if self._epoch[:2] != (wants.rows, epoch):
             self._epoch = wants.rows, epoch, batches(self._size, wants.rows, self._seed, epoch)
@@ -58,7 +58,7 @@ class Rows:
         return [self._of(rows) for rows in batches(self._size, size, self._seed, 0)[:STATISTICS]]
 
     def _of(self, rows: Tensor) -> Objective:
-        return self._template.on(taken(self._data, rows))
+        return self.template.on(moved(taken(self._data, rows), self._device))
 
 
 class Batches:
@@ -67,18 +67,30 @@ class Batches:
     What a step gets depends on what was taken before: a run that is resumed goes on with a new pass.
 
     Args:
-        template: an objective of the model, of any rows.
         loader: gives batches (inputs, targets), one pass after another; one that cannot be begun anew runs dry.
+        objective: of the model, made of a batch.
+        device: where batches go.
+
+    Attributes:
+        template: the objective of the first batch.
+
+    Raises:
+        TypeError: it is none, or gives something else.
+        ValueError: it gives nothing.
     """
 
     deterministic = False
 
-    def __init__(self, template: Objective, loader: Iterable[Any]):
-        self._template, self._loader = template, loader
+    def __init__(self, loader: Iterable[Any], objective: Callable[[Any], Objective], device: torch.device):
+        self._loader, self._device = loader, device
         self._pass: Iterator[Any] = iter(loader)
         self._once = self._pass is loader
         self._kept: list[Any] = []
-        first = self._next()
+        try:
+            first = self._next()
+        except StopIteration:
+            raise ValueError("the loader of the training data gives no batch") from None
+        self.template = objective(first)
         self._ahead: list[Any] = [first]
         self.batch: int | None = row_count(first)
         dataset = getattr(loader, "dataset", None)
@@ -93,12 +105,12 @@ class Batches:
         rows = self.rows if wants.rows is None else wants.rows
         if rows is None:
             raise StopIteration
-        objective = self._template.on(self._taken(rows))
-        return objective, self._template.on(self._taken(wants.evaluation)) if wants.evaluation else None
+        objective = self.template.on(self._taken(rows))
+        return objective, self.template.on(self._taken(wants.evaluation)) if wants.evaluation else None
 
     def statistics(self) -> Sequence[Objective]:
         """The first batches that were taken."""
-        return [self._template.on(batch) for batch in self._kept]
+        return [self.template.on(batch) for batch in self._kept]
 
     def _taken(self, rows: int) -> list[Any]:
         found, count = [], 0
@@ -116,7 +128,7 @@ class Batches:
                 raise
             self._pass = iter(self._loader)
             batch = next(self._pass)
-        batch = as_batch(batch, next(self._template.model.parameters()).device)
+        batch = as_batch(batch, self._device)
         if len(self._kept) < STATISTICS:
             self._kept.append(batch)
         return batch
@@ -137,9 +149,12 @@ def as_batch(given: Any, device: torch.device | None = None) -> tuple[Any, Any]:
         raise TypeError(
             f'a batch must be (inputs, targets), or a dict with "labels" (which are the targets); got {what}'
         )
-    if device is None:
-        return inputs, targets
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs, targets))
+    return (inputs, targets) if device is None else moved((inputs, targets), device)
+
+
+def moved(data: Any, device: torch.device) -> Any:
+    """Data with its tensors on a device."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, data)
 
 
 def row_count(data: Any) -> int:

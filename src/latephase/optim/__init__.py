@@ -3,6 +3,7 @@
 from .former import in_a_table as in_a_table
 from .kfac import KFAC, KFACStepReport, KroneckerFactors
 from .late_phase import Contestant, Halving, LatePhase, LatePhaseReport, OneObjective, Source, Wants
+from .late_phase import held_out_loss as held_out_loss
 from .newton import CG, GGN, Armijo, Blocks, Direct, GaussNewton, Hessian, HessianFree
 from .newton import DirectPlan as DirectPlan
 from .parts import (

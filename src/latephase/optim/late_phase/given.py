@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.optim import Optimizer
+
 from ...objective import Objective
 from .candidates import contestant
 from .contestant import Contestant, Wants
@@ -33,6 +35,37 @@ def checked(contestants: Sequence[Contestant]) -> list[Contestant]:
     return found
 
 
+def made(contestants: Sequence[Contestant], base: Optimizer) -> tuple[dict[str, Any], dict[str, str]]:
+    """Optimizers of contestants by name, and why others have none.
+
+    Raises:
+        ValueError: none has one.
+    """
+    optimizers, refused = {}, {}
+    for each in contestants:
+        try:
+            optimizers[each.name] = each.optimizer(base)
+        except Exception as error:  # whatever a user's own function raises
+            refused[each.name] = f"its optimizer cannot be made: {type(error).__name__}: {error}"
+    if not optimizers:
+        told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise ValueError(f"there is no contestant that could take part: {told}")
+    return optimizers, refused
+
+
+def detector_of(given: Any) -> Any:
+    """The detector that is meant; False for none.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if given is None:
+        return default_detector()
+    if given is False or hasattr(given, "in_diffusion"):
+        return given
+    raise TypeError(f"detector must be a detector, None or False, got {type(given).__name__}")
+
+
 def scores_of(held_out: Objective | Sequence[Objective] | None, first: Objective, deterministic: bool) -> HeldOut:
     """What scores states.
 
@@ -56,6 +89,11 @@ def scores_of(held_out: Objective | Sequence[Objective] | None, first: Objective
     return HeldOut(parts, [count / sum(rows) for count in rows])
 
 
+def held_out_loss(objectives: Sequence[Objective]) -> float:
+    """The loss of the model's present state on held-out data in parts, in eval mode; nan where it is."""
+    return float(scores_of(objectives, objectives[0], True)().parts.sum())
+
+
 def beside_of(
     wants: Wants, objective: Objective, evaluation: Objective | None, curvature: Objective | None
 ) -> dict[str, Objective]:
@@ -75,19 +113,6 @@ def beside_of(
             curvature = objective.split(min(wants.curvature, sum(chunk.rows for chunk in objective.chunks)))[0]
         found["curvature_objective"] = curvature
     return found
-
-
-def detector_of(given: Any) -> Any:
-    """The detector that is meant; False for none.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if given is None:
-        return default_detector()
-    if given is False or hasattr(given, "in_diffusion"):
-        return given
-    raise TypeError(f"detector must be a detector, None or False, got {type(given).__name__}")
 
 
 def check_saved(saved: Mapping[str, Any]) -> None:

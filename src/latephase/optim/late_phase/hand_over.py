@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ...objective import Objective
 from .contestant import Contestant, Wants
@@ -23,7 +22,7 @@ class HandOver:
 
     Args:
         contestants: that take part. Where there is one, it goes on at once.
-        base: the optimizer that came so far.
+        optimizers: theirs, by name.
         model: with its present state.
         held_out: scores states.
         budget: of which what is left is spent.
@@ -39,7 +38,7 @@ class HandOver:
     def __init__(
         self,
         contestants: Sequence[Contestant],
-        base: Optimizer,
+        optimizers: Mapping[str, Any],
         model: nn.Module,
         held_out: HeldOut,
         budget: Budget,
@@ -47,9 +46,12 @@ class HandOver:
     ):
         self._model, self._held_out, self._budget, self._settings = model, held_out, budget, settings
         self._modes = {module: module.training for module in model.modules()}
-        entrants = [Entrant(each, each.optimizer(base), model) for each in contestants]
+        entrants = [Entrant(each, optimizers[each.name], model) for each in contestants]
         self._begun, self._left = budget.spent, max(budget.left, 1e-9)
-        self.race = Race(entrants, model, held_out, settings.share * self._left)
+        # The winner's own slices, a fair share at least, are not lost: what the others take is within the share.
+        lost = settings.share * self._left
+        total = min(lost * len(entrants) / max(len(entrants) - 1, 1), 0.5 * self._left)
+        self.race = Race(entrants, model, held_out, total)
         self._winner: Entrant | None = None
         self._next_look = 0.0
         self._idle = 0
@@ -99,8 +101,10 @@ class HandOver:
         if entrant is None:
             raise RuntimeError(f"there is no step to take: {self.why}")
         self._set_modes(entrant)
-        loss = self.race.step(entrant, objective, self.share, **beside)
-        self._restore_modes()
+        try:
+            loss = self.race.step(entrant, objective, self.share, **beside)
+        finally:
+            self._restore_modes()
         passed = self._budget.stop(1)
         if self._winner is None:
             if entrant.out is None and self.race.charge(entrant, passed, batches):
@@ -111,10 +115,17 @@ class HandOver:
             self._follow(entrant, batches)
         return loss
 
-    def drop(self, reason: str) -> None:
-        """Whoever is next cannot go on, for want of data or memory: it takes part no more."""
+    def drop(self, reason: str, batches: Batches) -> None:
+        """Whoever is next cannot go on, for want of data or memory: what it reached counts, but it takes no more part.
+
+        Args:
+            reason: why.
+            batches: as for `step`.
+        """
         entrant = self.current
         if entrant is not None:
+            if entrant.steps:
+                self._look(entrant, batches)
             self.race.drop(entrant, reason)
             self._decide() if self._winner is None else self._succeed()
 
@@ -162,7 +173,7 @@ class HandOver:
     def _look(self, entrant: Entrant, batches: Batches) -> None:
         score, held = entrant.look(self._held_out, batches())
         told = {"event": "look", "name": entrant.name, "spent": self._budget.spent - self._begun, "loss": score.total}
-        self.race.events.append(told | {"steps": entrant.steps})
+        self.race.events.append(told | {"steps": entrant.steps, "taken": entrant.spent})
         if better(score, self.race.best[0]):
             self.race.best = (score, held, entrant.name)
 

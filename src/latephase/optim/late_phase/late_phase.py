@@ -7,15 +7,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...objective import Objective, is_exhaustion
+from ...objective import Objective
 from ..parts import the_objective
 from .candidates import Subject, candidates
 from .contestant import Contestant, Wants
-from .given import VERSION, beside_of, check_saved, checked, detector_of, remade, scores_of
+from .given import VERSION, beside_of, check_saved, checked, detector_of, made, remade, scores_of
 from .hand_over import HandOver
+from .held_out import Score
 from .report import LatePhaseReport
 from .settings import Budget, Halving
-from .source import Source
+from .source import Source, drawn
 from .states import in_eval_mode
 
 SAME = 3
@@ -110,13 +111,24 @@ class LatePhase(Optimizer):
         return None if self._hand_over is None else self._hand_over.wants
 
     @property
+    def taking_part(self) -> list[str]:
+        """Names of those that take part, or took; none before the hand-over."""
+        if self._pending is not None:
+            return [name for name, _ in self._pending["contestants"]]
+        return [] if self._hand_over is None else [entrant.name for entrant in self._hand_over.race.entrants]
+
+    @property
     def events(self) -> list[dict[str, Any]]:
         """What happened since the hand-over: scores, who dropped out and why, who won, what the winner held."""
+        if self._pending is not None:
+            return [dict(event) for event in self._pending["hand_over"]["race"]["events"]]
         return [] if self._hand_over is None else list(self._hand_over.race.events)
 
     @property
     def sureness(self) -> tuple[float, float] | None:
         """Of the winner: its held-out loss minus the runner-up's, and half the width of the 95 % interval of that."""
+        if self._pending is not None:
+            return self._pending["hand_over"]["sureness"]
         return None if self._hand_over is None else self._hand_over.sureness
 
     @property
@@ -130,6 +142,11 @@ class LatePhase(Optimizer):
         return self._budget.spent
 
     @property
+    def budget(self) -> float:
+        """What may be spent in all."""
+        return self._budget.amount
+
+    @property
     def unit(self) -> str:
         """Of the budget: "seconds" or "steps"."""
         return self._budget.unit
@@ -137,6 +154,9 @@ class LatePhase(Optimizer):
     @property
     def best(self) -> tuple[float, str]:
         """The lowest held-out loss that was held since the hand-over, and by whom; infinite before."""
+        if self._pending is not None:
+            parts, _, holder = self._pending["hand_over"]["race"]["best"]
+            return Score(parts).total, holder
         if self._hand_over is None:
             return math.inf, "start"
         score, holder = self._hand_over.best
@@ -145,6 +165,8 @@ class LatePhase(Optimizer):
     def best_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The state dict of the model with the parameters and buffers that had the lowest held-out loss."""
         held = {} if self._hand_over is None else self._hand_over.race.best[1]
+        if self._pending is not None:
+            held = self._pending["hand_over"]["race"]["best"][1]
         own = model.state_dict()
         return {name: (held[name] if name in held else own[name]).detach().clone() for name in own}
 
@@ -214,13 +236,15 @@ class LatePhase(Optimizer):
         if taking_part is None:
             with in_eval_mode(first.model):  # as all but the base take their steps
                 taking_part, self.excluded = candidates(subject)
-        self._hand_over = self._made(taking_part, first)
+        optimizers, refused = made(taking_part, self.base)
+        self.excluded |= refused
+        self._hand_over = self._made([each for each in taking_part if each.name in optimizers], optimizers, first)
         self._budget.stop()
 
-    def _made(self, taking_part: Sequence[Contestant], first: Objective) -> HandOver:
+    def _made(self, taking_part: Sequence[Contestant], optimizers: Mapping[str, Any], first: Objective) -> HandOver:
         held_out = scores_of(self._held_out, first, self._deterministic)
         self._taking_part = list(taking_part)
-        return HandOver(taking_part, self.base, first.model, held_out, self._budget, self._settings)
+        return HandOver(taking_part, optimizers, first.model, held_out, self._budget, self._settings)
 
     def _first(self, objective: Objective | None) -> Objective:
         if objective is not None:
@@ -240,20 +264,16 @@ class LatePhase(Optimizer):
         assert wants is not None
         assert current is not None
         source = self._source
+        batches = list if source is None else source.statistics
         if objective is None and source is not None:
-            try:
-                objective, evaluation = source.draw(wants, number)
-            except StopIteration:
-                hand_over.drop("the data has run dry")
+            data = drawn(source, wants, number)
+            if isinstance(data, str):
+                hand_over.drop(data, batches)
                 return None
-            except (RuntimeError, MemoryError) as error:
-                if not is_exhaustion(error):
-                    raise
-                hand_over.drop(f"no memory for its data: {error}")
-                return None
+            objective, evaluation = data
         assert objective is not None
         beside = beside_of(wants, objective, evaluation, curvature_objective)
-        loss = hand_over.step(objective, list if source is None else source.statistics, **beside)
+        loss = hand_over.step(objective, batches, **beside)
         told = None if loss is None else float(loss)
         best, holder = hand_over.best
         self.report = LatePhaseReport(
@@ -310,7 +330,12 @@ class LatePhase(Optimizer):
 
     def _resume(self, objective: Objective | None) -> None:
         """Make of the loaded state what it says, now that the model is known."""
-        saved, self._pending = self._pending, None
+        saved = self._pending
         assert saved is not None
-        self._hand_over = self._made(remade(saved, self._contestants), self._first(objective))
-        self._hand_over.load_state_dict(saved["hand_over"])
+        taking_part = remade(saved, self._contestants)
+        optimizers, refused = made(taking_part, self.base)
+        if refused:
+            raise RuntimeError(f"contestants of the state cannot be made here: {refused}")
+        hand_over = self._made(taking_part, optimizers, self._first(objective))
+        hand_over.load_state_dict(saved["hand_over"])
+        self._hand_over, self._pending = hand_over, None

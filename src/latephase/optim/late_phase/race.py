@@ -129,7 +129,7 @@ class Race:
             if not entrant.steps:
                 continue
             score, held = entrant.look(self._held_out, batches)
-            self._tell("score", entrant.name, score, steps=entrant.steps)
+            self._tell("score", entrant.name, score, steps=entrant.steps, taken=entrant.spent)
             if better(score, self.best[0]):
                 self.best = (score, held, entrant.name)
             entrant.in_round = 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from ...objective import Objective
+from ...objective import Objective, is_exhaustion
 from .contestant import Wants
 
 Draw = tuple[Objective, Objective | None]
@@ -34,6 +34,18 @@ class Source(Protocol):
     def statistics(self) -> Sequence[Objective]:
         """Batches for batch norm's statistics of an average; the same always."""
         ...
+
+
+def drawn(source: Source, wants: Wants, step: int) -> Draw | str:
+    """The data of a step; or why there is none for it."""
+    try:
+        return source.draw(wants, step)
+    except StopIteration:
+        return "the data has run dry"
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhaustion(error):
+            raise
+        return f"no memory for its data: {error}"
 
 
 class OneObjective:

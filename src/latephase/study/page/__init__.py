@@ -5,5 +5,6 @@ from .page import picture as picture
 from .page import write_report as write_report
 from .style import FINAL as FINAL
 from .style import INITIAL as INITIAL
+from .style import Style as Style
 from .style import save as save
 from .style import styles_of as styles_of

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import matplotlib.style
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ...records import DPI, write_atomic
-from ..results import Measure, Plan, Strategy
+from ..results import Measure, Plan
 
 # Okabe & Ito, "Color Universal Design" (2008), without the yellow (too pale for a line) and the vermilion (taken by the
 # reds); their black is a grey here, as the constant learning rate has in the paper.
@@ -24,6 +24,20 @@ INITIAL, FINAL = "#0072B2", "#D55E00"
 _FIRST_ORDER_COLOURS = ("#595959", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 _LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+
+
+class Styled(Protocol):
+    """What has a style: a strategy, or whatever is told from others as strategies are."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def is_second_order(self) -> bool:
+        """Whether it uses curvature."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ def styles(plan: Plan) -> dict[str, Style]:
     return styles_of(plan.strategies)
 
 
-def styles_of(strategies: Sequence[Strategy]) -> dict[str, Style]:
+def styles_of(strategies: Sequence[Styled]) -> dict[str, Style]:
     """Return the style of each strategy, keyed by name.
 
     Second-order strategies have reds that darken in the order of the plan and filled markers, the others the colours of
