@@ -115,6 +115,7 @@ class Watcher(Protocol):
 
     def update(self, parameters: Iterable[Any]) -> bool:
         """Told after each step."""
+        ...
 
 
 class Watch:
