@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ class Detector:
     """Tells when training at a learning rate has gone into diffusion: steps no longer lead anywhere.
 
     A detector is fed after each step, by `update` or by the hooks of an optimizer that it watches. Numbers stay on the
-    parameters' device and are read at tests only. Once it has fired it stays so until the learning rate changes by 5 %
-    or more, parameters come or go, or `reset` is called: then it begins anew, since diffusion is that of a rate.
+    parameters' device and are read at tests only. Once it has fired it stays so, though it goes on testing for its
+    history, until the learning rate changes by 5 % or more, parameters come or go, or `reset` is called: then it begins
+    anew, since diffusion is that of a rate. A learning rate that is a tensor on another device is read at each step.
 
     To write one, derive from this class, give it a `kind`, and implement `_begin`, `_take`, `_due` and `_test`, which
     keep all they know in `_kept`: numbers, tensors, lists of tensors, or objects with `saved` and `load`.
@@ -36,7 +37,8 @@ class Detector:
         since: the step at which it did; None before.
         steps: how many it has seen.
         statistic: the latest value of what it compares; None before the first test.
-        threshold: what the statistic is compared with.
+        ignored: numbers in the latest test's series that were not finite, and were left out.
+        level: what the statistic is compared with.
     """
 
     kind: ClassVar[str]
@@ -113,7 +115,7 @@ class Detector:
             if self._has_what_it_wants(now, given):
                 self._take(now, given)
             since_origin = self.steps - self._origin
-            if not self.in_diffusion and self._due(since_origin):
+            if self._due(since_origin):
                 self._judge(since_origin, now)
         return self.in_diffusion
 
@@ -217,6 +219,10 @@ class Detector:
         """What is pickled and copied: everything but the optimizer that is watched."""
         return {**vars(self), "_watch": None}
 
+    def __copy__(self) -> "Detector":
+        """A copy of its own: what a detector knows is changed in place."""
+        return copy.deepcopy(self)
+
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         return f"{type(self).__name__}({settings})"
@@ -253,7 +259,7 @@ class Detector:
             return
         self.statistic = statistic
         self._history.add(self.steps, statistic)
-        if fires:
+        if fires and self.since is None:
             self.since = self.steps
 
     def _ignore(self, values: Tensor) -> Tensor:
@@ -284,10 +290,6 @@ class Detector:
     def _test(self, steps: int, now: Seen) -> tuple[float | None, bool]:
         """The statistic, None where there is none yet, and whether it fires."""
         raise NotImplementedError
-
-    def with_settings(self, **settings: Any) -> Self:
-        """A detector of the same kind that knows nothing yet, with other values of some settings."""
-        return type(self)(**{**self.settings, **settings})
 
 
 def _close(kept: list[float], now: list[float]) -> bool:
