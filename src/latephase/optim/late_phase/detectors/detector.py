@@ -16,6 +16,9 @@ from .watching import Seen, Watch, seen
 
 VERSION = 1
 """Of state dicts."""
+_SAVED = {name.lstrip("_"): name for name in
+          ("steps", "statistic", "since", "ignored", "_origin", "_layout", "_rates", "_loss", "_missed")}  # fmt: skip
+"""Attributes that go into a state dict as they are, by their names there."""
 RATE_TOLERANCE = 0.05
 """Relative change of a learning rate from which on a run counts as another one. A schedule that changes the rate a
 little at every step would otherwise never leave time for a test; 5 % of the rate change the noise by as much."""
@@ -168,8 +171,7 @@ class Detector:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run that is resumed needs to fire at the same step: numbers, lists and tensors, and a version."""
-        names = ("steps", "statistic", "since", "ignored", "_origin", "_layout", "_rates", "_loss", "_missed")
-        plain = {name.lstrip("_"): copy.deepcopy(getattr(self, name)) for name in names}
+        plain = {name: copy.deepcopy(getattr(self, own)) for name, own in _SAVED.items()}
         kept = {name: value.saved() if hasattr(value, "saved") else copy.deepcopy(value)
                 for name, value in self._kept.items()}  # fmt: skip
         return {"version": VERSION, "detector": self.kind, "settings": dict(self.settings), **plain,
@@ -186,8 +188,7 @@ class Detector:
         """
         self._check(state)
         fresh = type(self)(**self.settings)
-        for name in ("steps", "statistic", "since", "ignored", "origin", "layout", "rates", "loss", "missed"):
-            own = name if hasattr(fresh, name) and name in ("steps", "statistic", "since", "ignored") else f"_{name}"
+        for name, own in _SAVED.items():
             setattr(fresh, own, copy.deepcopy(state[name]))
         try:
             fresh._history.load(state["history"])
