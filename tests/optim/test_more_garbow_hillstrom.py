@@ -51,17 +51,30 @@ def residuals(problem, x):
 
 
 def exact_near(problem, x):
-    """The minimum near a point [n], by SciPy from a hundred-thousandth beside it, where no other is near."""
+    """The minimum near a point [n], by SciPy from a hundred-thousandth beside it, where no other is near.
+
+    With short steps by the Hessian where those by a singular Jacobian lead to another one.
+    """
+    start = x * (1 + 1e-5 * (-1.0) ** np.arange(len(x)))
     found = scipy.optimize.least_squares(
         lambda x: residuals(problem, x),
-        x * (1 + 1e-5 * (-1.0) ** np.arange(len(x))),
+        start,
         lambda x: jacobian(problem, x),
         method="lm",
         x_scale="jac",
         max_nfev=20_000,
         **dict.fromkeys(("ftol", "xtol", "gtol"), 1e-15),
     )
-    return 2 * found.cost
+    if problem.reached(2 * found.cost) == problem.reached(squares(problem, x)):
+        return 2 * found.cost
+    return scipy.optimize.minimize(
+        lambda x: squares(problem, x),
+        start,
+        jac=lambda x: 2 * jacobian(problem, x).T @ residuals(problem, x),
+        hess=lambda x: torch.autograd.functional.hessian(problem.squares, torch.tensor(x)).numpy(),
+        method="trust-exact",
+        options={"initial_trust_radius": 1e-3, "max_trust_radius": 1e-2, "gtol": 1e-10},
+    ).fun
 
 
 def check(name, value, x):
