@@ -306,7 +306,7 @@ PROBLEMS = {
     "variably dimensioned": Problem(_variably_dimensioned, tuple((1 - _counted(10) / 10).tolist()), ("0",)),
     "trigonometric 9": Problem(_trigonometric, (1 / 9,) * 9, ("0",)),
     "trigonometric 10": Problem(_trigonometric, (0.1,) * 10, ("0",)),
-    "Brown, almost linear": Problem(_brown_almost_linear, (0.5,) * 10, ("0", "1")),
+    "Brown, almost linear": Problem(_brown_almost_linear, (0.5,) * 10, ("0", 1.0)),
     "discrete boundary value": Problem(_discrete_boundary, _BETWEEN, ("0",)),
     "discrete integral equation": Problem(_discrete_integral, _BETWEEN, ("0",)),
     "Broyden, tridiagonal": Problem(_broyden_tridiagonal, (-1.0,) * 10, ("0",)),
