@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-NEEDS = {"transformers": "transformers"}
+NEEDS = {"transformers": "transformers", "pina": "pina"}
 
 
 @pytest.mark.parametrize("name", NEEDS)
