@@ -7,7 +7,6 @@ from .first_order import FirstOrder
 from .gauss_newton import GaussNewtonSteps
 from .hessian_free import HessianFreeSteps
 from .kfac import KFACSteps
-from .late_phase import LatePhaseSteps
 from .lbfgs import LBFGS
 from .quadratic_rate import AdamQLRSteps, SGDQLRSteps
 from .self_scaled_broyden import SelfScaledBroydenSteps
@@ -20,7 +19,6 @@ Single = (
     | SGDQLRSteps
     | KFACSteps
     | LBFGS
-    | LatePhaseSteps
     | SelfScaledBroydenSteps
     | Custom
 )  # fmt: skip
