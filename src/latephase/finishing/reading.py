@@ -88,8 +88,7 @@ class Reading:
     ):
         self._model, self._loss, self._options = model, loss, options
         self._batch, self._seed, self._remarks = batch, seed, remarks
-        first = next(model.parameters(), None)
-        self._device = torch.device("cpu") if first is None else first.device
+        self._device = next(model.parameters()).device
 
     def of(self, data: Any, held_out: Any) -> Task:
         """The task.
@@ -104,8 +103,8 @@ class Reading:
         if rows is not None:
             if held_out is None:
                 rows, held_out_rows = self._divided(rows)
-            self._notice_overlap(rows, held_out_rows)
             source: Source = Rows(self._objective(moved(rows, self._device)), rows, self._batch, self._seed)
+            self._notice_overlap(rows, held_out_rows)
             template = source.template
         else:
             if held_out is None:

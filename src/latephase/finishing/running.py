@@ -109,7 +109,7 @@ class Finishing:
             start=events[0]["loss"],
             loss=late.best[0],
             holder=late.best[1],
-            winner=winners[-1] if winners else None,
+            winner=winners[0] if winners else None,
             sureness=late.sureness,
             excluded=dict(late.excluded),
             events=events,
