@@ -1,12 +1,13 @@
 # Every target sets up what it needs: a virtual environment in .venv with the pinned packages of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
+INTEGRATIONS := .venv-integrations
 BIN := $(VENV)/bin
 OUT ?= runs/digits
 # One thread per process: two test workers and two runs of a study share the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test test-all lint docs pages bench clean
+.PHONY: study test test-all test-integrations lint docs pages bench clean
 
 study: $(VENV)/installed
 	$(BIN)/latephase study digits --out $(OUT)
@@ -16,6 +17,10 @@ test: $(VENV)/peers
 
 test-all: $(VENV)/peers
 	$(BIN)/python -m pytest -n 2
+
+# With Lightning, Transformers, PINA, DeepXDE, MLflow and Weights & Biases, in an environment of their own.
+test-integrations: $(INTEGRATIONS)/installed
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -47,9 +52,19 @@ $(VENV)/peers: $(VENV)/installed benchmarks/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --requirement benchmarks/requirements.txt
 	touch $@
 
+# Over $(VENV), whose packages it sees: torch need not be there twice, and the pytest plugins that these packages bring
+# along stay out of the other tests.
+$(INTEGRATIONS)/installed: $(VENV)/peers tests/integrations/requirements.txt
+	$(PYTHON) -m venv --without-pip $(INTEGRATIONS)
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+		> "$$($(INTEGRATIONS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		--requirement tests/integrations/requirements.txt
+	touch $@
+
 $(VENV)/docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(INTEGRATIONS) docs/_build .pytest_cache .ruff_cache .hypothesis build dist

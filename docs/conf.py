@@ -21,6 +21,8 @@ smartquotes_action = "D"  # dashes only: quotes stay as typed, for J'u and for w
 default_role = "py:obj"
 """A name in `backticks` in a docstring: a link where it is documented, and code everywhere."""
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["transformers", "pina"]
+"""Whose classes ours are made of; not installed for these pages."""
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_display_short_literal_types = True

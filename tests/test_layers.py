@@ -17,6 +17,7 @@ LAYERS = {
     "study": 5,
     "problems": 4,
     "diagnosis": 4,
+    "integrations": 4,
     "optim": 3,
     "curvature": 2,
     "objective": 1,

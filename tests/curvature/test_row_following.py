@@ -220,6 +220,15 @@ def by_autograd(model: nn.Module, points: Tensor) -> Tensor:
     return torch.stack([curved[0] + curved[1], slopes[:, 0] * u[:, 0]], dim=1)
 
 
+def by_columns(model: nn.Module, points: Tensor) -> Tensor:
+    """u_xx + u_yy and u_y, columns taken by lists of numbers, one of them twice."""
+    x = points.detach().requires_grad_()
+    (slopes,) = torch.autograd.grad(model(x[:, [0, 1]]).sum(), x, create_graph=True)
+    slopes = slopes[..., [1, 0, 1]]
+    curved = [torch.autograd.grad(slopes[:, i].sum(), x, create_graph=True)[0][:, [1 - i]] for i in range(2)]
+    return torch.cat([curved[0] + curved[1], slopes[:, [2]]], dim=1)
+
+
 def by_hessian(model: nn.Module, points: Tensor) -> Tensor:
     def one(x: Tensor) -> Tensor:
         return model(x.unsqueeze(0))[0, 0]
@@ -237,7 +246,7 @@ def by_jvp(model: nn.Module, points: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("forward", [by_autograd, by_hessian, by_jvp])
+@pytest.mark.parametrize("forward", [by_autograd, by_columns, by_hessian, by_jvp])
 @pytest.mark.parametrize("size", [None, 4])
 def test_derivatives_of_the_network(forward, size):
     check(seeded(network), randn(9, 2, seed=4), forward, microbatch_size=size)
@@ -301,6 +310,8 @@ MIXING = {
     "sort": lambda y: y.sort(0).values,
     "reshape": lambda y: y.T.reshape(y.shape),
     "max": lambda y: y - y.max(0).values,
+    "rows by numbers": lambda y: y[[1, 0, 2, 4, 3]],
+    "entries by numbers": lambda y: y[[[1], [0], [2], [4], [3]], [[0, 1, 2]]],
 }
 
 

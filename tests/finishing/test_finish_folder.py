@@ -194,7 +194,8 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path):
         latephase.finish(**quick(out=tmp_path))
 
 
-def test_random_contestants_of_the_library_are_saved_and_gone_on_with(tmp_path, every_step):
+@pytest.mark.slow
+def test_contestants_of_the_library_are_saved_and_gone_on_with(tmp_path, every_step):
     """All that fit by themselves, stopped in the race: the states of all optimizers go through a file."""
     inputs, targets = blobs()
     parts = {"data": (inputs[:200], targets[:200]), "held_out": (inputs[200:], targets[200:]), "steps": 140}

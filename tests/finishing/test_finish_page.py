@@ -82,12 +82,20 @@ def test_names_and_remarks_cannot_steer_the_browser(finished):
 
 
 def made(losses, start=1.0, **changes):
-    looks = [{"event": "look", "name": "base", "spent": 2.0 + n, "loss": y, "steps": n, "taken": 1.0} for n, y in losses]
+    looks = [
+        {"event": "look", "name": "base", "spent": 2.0 + n, "loss": y, "steps": n, "taken": 1.0} for n, y in losses
+    ]
     events = [
         {"event": "start", "name": "start", "spent": 0.0, "loss": start},
         {"event": "score", "name": "base", "spent": 1.0, "loss": start, "steps": 1, "taken": 0.5},
         {"event": "score", "name": "other", "spent": 1.0, "loss": start * 2, "steps": 1, "taken": 0.5},
-        {"event": "out", "name": "other", "spent": 1.0, "loss": start * 2, "reason": "others had a lower held-out loss"},
+        {
+            "event": "out",
+            "name": "other",
+            "spent": 1.0,
+            "loss": start * 2,
+            "reason": "others had a lower held-out loss",
+        },
         {"event": "winner", "name": "base", "spent": 1.5, "loss": start},
         *looks,
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -24,6 +25,17 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "AdamW": lambda params: torch.optim.AdamW(params, lr=0.01),
     "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.01),
 }
+
+
+@pytest.fixture(params=DETECTORS, name="detector")
+def every_detector(request: Any) -> Detector:
+    """Each of the table."""
+    return DETECTORS[request.param]()
+
+
+def known(detector: Detector) -> tuple[Any, ...]:
+    """All that a detector says."""
+    return detector.steps, detector.since, detector.statistic, detector.history
 
 
 class Run:

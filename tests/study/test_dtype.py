@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 from small_problems import smooth
-from small_studies import custom, performed, rows_of, study_of
+from small_studies import custom, performed, rows_of, study_of, table
 from torch import nn
 
 from latephase.problems import get
 from latephase.study.config import ConfigError, parse_study
+from latephase.study.performing import StudyProgress
 from latephase.study.performing.dtypes import called_in_dtype, in_dtype
 from latephase.study.performing.identity import identity_of, training_identity
 
@@ -99,3 +101,19 @@ def test_a_problem_that_does_not_follow_is_named():
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(ConfigError, match=r"dtype: .*'float32' or 'float64'"):
         parse_study(study().model_dump() | {"dtype": "float16"}, "small")
+
+
+@pytest.mark.slow
+def test_trials_of_a_tuning_are_in_the_dtype_as_well(tmp_path):
+    pytest.importorskip("optuna")
+    from latephase.study.tune.conduct import tune
+    from latephase.study.tune.config import parse_tuning
+
+    search = {"search": {"options.lr": {"low": 0.01, "high": 0.5, "log": True}}}
+    given = table(custom("Plain") | search, problem="small_problems:smooth", training={"epochs": 3}, dtype="float64")
+    given["tune"] = {"trials": 2, "halving": {"rungs": 0}, "budget": {"unit": "steps", "amount": 4}}
+    with StudyProgress(Console(quiet=True)) as progress:
+        found = tune(parse_tuning(given, "small"), tmp_path, progress)
+    values = [outcome.value for outcome in found]
+    assert [outcome.outcome for outcome in found] == ["finished"] * 2
+    assert not any(torch.tensor(value, dtype=torch.float32).double().item() == value for value in values)

@@ -60,6 +60,14 @@ def test_colours_stay_apart_for_the_colour_blind(write_study, deficiency):
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 9
 
 
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_eight_of_second_order_stay_apart_as_well(write_study, deficiency):
+    table = styles(add_strategies(write_study(), 7, "hessian_free").plan)
+    assert len(table) == 10
+    seen = [lab(style.colour, deficiency) for style in table.values()]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 6  # of reds alone: 5.0
+
+
 def test_hessian_free_reds_darken_in_the_order_of_the_plan(write_study):
     table = styles(add_strategies(write_study(), 2, "hessian_free").plan)
     channels = [matplotlib.colors.to_rgb(table[n].colour) for n in ("hf-64", "hessian_free-0", "hessian_free-1")]

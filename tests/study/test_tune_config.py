@@ -113,6 +113,10 @@ REFUSED = {
         "'test_loss' is not measured on the validation split",
     ),
     "train split": (lambda t: t["tune"].update(metric="train_loss"), "'train_loss' is not measured on the validation"),
+    "test metric": (
+        lambda t: t.update(problem="pinn_heat1d") or t["tune"].update(metric="valid_relative_l2_error"),
+        "'valid_relative_l2_error' is not measured on the validation split.*known: valid_loss$",
+    ),
     "no search": (lambda t: t["strategies"][0].pop("search"), r"missing table strategies.adam.search: .*an empty one"),
     "nothing searched": (lambda t: t["strategies"][0].update(search={}), "no strategy searches for anything"),
     "search no table": (lambda t: t["strategies"][0].update(search=3), "strategies.adam.search must be a table, got 3"),

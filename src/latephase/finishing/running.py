@@ -80,7 +80,7 @@ class Finishing:
         for event in events[told:]:
             if event["event"] == "start":
                 self.say(in_words(event))
-                self.say(f"these take part: {', '.join(self.late.taking_part)}")
+                self.say(f"these take part: {', '.join(each.name for each in self.late.contestants)}")
                 for name, reason in self.late.excluded.items():
                     self.say(f"{name} does not take part: {reason}")
             else:

@@ -16,6 +16,7 @@ from .parts import (
     StepStatus,
     TargetRatio,
 )
+from .parts import SecondOrder as SecondOrder
 from .quadratic_lr import SGDQLR, AdamQLR, QuadraticLearningRate, QuadraticStepReport, QuadraticStepStatus
 from .quadratic_lr import over as over
 from .quasi_newton import QuasiNewtonStepReport, SelfScaledBroyden, Wolfe, WolfeStatus

@@ -112,8 +112,8 @@ class _Following(TorchDispatchMode):
             return broadcast(self.examples, tags, result if isinstance(result, Tensor) else result[0])
         if func in (aten.cat.default, aten.stack.default):
             return joined(tags, args[1] if len(args) > 1 else 0, func is aten.stack.default)
-        rule = RULES.get(func)
-        if rule is None or len(tags) > 1 or tags[0][0] is not args[0]:
+        rule, moved = RULES.get(func), args[2] if func is aten.index_put.default else args[0]
+        if rule is None or len(tags) > 1 or tags[0][0] is not moved:
             return None
         return rule(self.examples, tags[0][1], args, result)
 

@@ -32,8 +32,8 @@ class Place(NamedTuple):
 
 
 Rule = Callable[[int, Place, Sequence[Any], Any], Place | None]
-"""(examples, their place in the first argument, arguments, result) -> their place in the result; None where examples
-may mix."""
+"""(examples, their place in the argument that moves, arguments, result) -> their place in the result; None where
+examples may mix. It is the first argument that moves, but for `index_put`."""
 
 ENTRYWISE = frozenset([
     aten.softplus_backward.default, aten.elu_backward.default, aten.hardtanh_backward.default,
@@ -147,6 +147,18 @@ def _along(position: int, default: int | None = None) -> Rule:
     return rule
 
 
+def _indexed(examples: int, place: Place, args: Sequence[Any], result: Tensor) -> Place | None:
+    """Of taking entries of one other dimension by a list of numbers, x[:, [2, 0]]."""
+    taken = [dim for dim, index in enumerate(args[1]) if index is not None]
+    plain = len(taken) == 1 and args[1][taken[0]].dim() == 1
+    return place if plain and place.dim != taken[0] else None
+
+
+def _put(examples: int, place: Place, args: Sequence[Any], result: Tensor) -> Place | None:
+    """Of putting such entries back, among zeros."""
+    return None if bool(args[0].any()) else _indexed(examples, place, args, result)
+
+
 def _along_several(examples: int, place: Place, args: Sequence[Any], result: Tensor) -> Place | None:
     return None if place.dim in {dim % args[0].dim() for dim in args[1]} else place
 
@@ -200,6 +212,8 @@ RULES: dict[Any, Rule] = {
     aten.permute.default: _permuted,
     aten.expand.default: _expanded,
     aten.unsqueeze.default: _unsqueezed,
+    aten.index.Tensor: _indexed,
+    aten.index_put.default: _put,
     aten.slice_backward.default: _along(2),
     aten.select_backward.default: _select_backward,
     aten.diagonal_backward.default: _diagonal_backward,

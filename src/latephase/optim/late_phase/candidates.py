@@ -28,6 +28,9 @@ MOST_DENSE = 10_000
 SAMPLE = 64
 """Rows on which is looked how many rows of J~ an example gives."""
 LAYERS = (nn.Linear, nn.Conv2d)
+STANDS_FOR = {"lbfgs": "self_scaled_broyden", "kfac": "gauss_newton", "hessian_free": "gauss_newton"}
+"""Where all steps see the same data, the one behind the colon took part on every problem tried on which both fit and
+ended lower (docs/finish.md), mostly by orders of magnitude."""
 
 
 class Subject(NamedTuple):
@@ -66,16 +69,21 @@ def candidates(subject: Subject) -> Candidates:
     The base goes on to the end of a cooldown, 1 - sqrt on batches and a cosine where there is no noise that a rate
     could take away; on batches its average is looked at, too. Of the others take part: late-phase Hessian-free steps
     and K-FAC on batches; on all rows Gauss-Newton by a direct solve, L-BFGS, self-scaled Broyden and
-    Hessian-free steps, where memory allows and `FEWEST_STEPS` steps fit into the time.
+    Hessian-free steps, where memory allows and `FEWEST_STEPS` steps fit into the time. Where all steps see
+    the same data those of `STANDS_FOR` make room for others.
     """
-    found, excluded = [contestant("base", Wants(subject.batch), subject.deterministic)], {}
+    fit, excluded = {"base": Wants(subject.batch)}, {}
     for name, ask in CANDIDATES.items():
         answer = ask(subject)
         if isinstance(answer, str):
             excluded[name] = answer
         else:
-            found.append(contestant(name, answer, subject.deterministic))
-    return Candidates(found, excluded)
+            fit[name] = answer
+    for name, other in STANDS_FOR.items() if subject.deterministic else ():
+        if name in fit and other in fit:
+            del fit[name]
+            excluded[name] = f"{other} takes part, which ends lower where it fits; more would leave less time for each"
+    return Candidates([contestant(name, wants, subject.deterministic) for name, wants in fit.items()], excluded)
 
 
 def contestant(name: str, wants: Wants, deterministic: bool) -> Contestant:

@@ -1,15 +1,19 @@
 """What `LatePhase` is given, as the hand-over takes it."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
 
 from ...objective import Objective
+from .candidates import contestant
 from .contestant import Contestant, Wants
 from .detectors import default_detector
 from .held_out import HeldOut
+
+VERSION = 1
+"""Of state dicts."""
 
 
 def checked(contestants: Sequence[Contestant]) -> list[Contestant]:
@@ -109,3 +113,34 @@ def beside_of(
             curvature = objective.split(min(wants.curvature, sum(chunk.rows for chunk in objective.chunks)))[0]
         found["curvature_objective"] = curvature
     return found
+
+
+def check_saved(saved: Mapping[str, Any]) -> None:
+    """Refuse a state dict that is of something else, or of a later release.
+
+    Raises:
+        ValueError: it is.
+    """
+    if saved.get("kind") != "LatePhase":
+        raise ValueError(f"this is no state of a LatePhase but of {saved.get('kind', 'another optimizer')}")
+    if saved["version"] > VERSION:
+        raise ValueError(f"the state is of version {saved['version']}, this release knows {VERSION}")
+
+
+def remade(saved: Mapping[str, Any], given: Sequence[Contestant] | None) -> list[Contestant]:
+    """The contestants of a state dict.
+
+    Args:
+        saved: the state dict.
+        given: those of one's own among which they are; None where they fitted by themselves.
+
+    Raises:
+        ValueError: there is no such contestant.
+    """
+    if given is None:
+        return [contestant(name, Wants(*wants), saved["deterministic"]) for name, wants in saved["contestants"]]
+    own = {each.name: each for each in given}
+    missing = [name for name, _ in saved["contestants"] if name not in own]
+    if missing:
+        raise ValueError(f"the state has contestants that this LatePhase was not given: {', '.join(missing)}")
+    return [own[name] for name, _ in saved["contestants"]]

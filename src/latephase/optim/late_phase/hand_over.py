@@ -48,7 +48,10 @@ class HandOver:
         self._modes = {module: module.training for module in model.modules()}
         entrants = [Entrant(each, optimizers[each.name], model) for each in contestants]
         self._begun, self._left = budget.spent, max(budget.left, 1e-9)
-        self.race = Race(entrants, model, held_out, settings.share * self._left)
+        # The winner's own slices, a fair share at least, are not lost: what the others take is within the share.
+        lost = settings.share * self._left
+        total = min(lost * len(entrants) / max(len(entrants) - 1, 1), 0.5 * self._left)
+        self.race = Race(entrants, model, held_out, total)
         self._winner: Entrant | None = None
         self._next_look = 0.0
         self._idle = 0

@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 
 from ...objective import Objective
 from ..parts import the_objective
-from .candidates import Subject, candidates, contestant
+from .candidates import Subject, candidates
 from .contestant import Contestant, Wants
-from .given import beside_of, checked, detector_of, made, scores_of
+from .given import VERSION, beside_of, check_saved, checked, detector_of, made, remade, scores_of
 from .hand_over import HandOver
 from .held_out import Score
 from .report import LatePhaseReport
@@ -19,7 +19,6 @@ from .settings import Budget, Halving
 from .source import Source, drawn
 from .states import in_eval_mode
 
-VERSION = 1
 SAME = 3
 """Steps with one and the same objective after which the problem counts as deterministic."""
 
@@ -112,13 +111,6 @@ class LatePhase(Optimizer):
         return None if self._hand_over is None else self._hand_over.wants
 
     @property
-    def taking_part(self) -> list[str]:
-        """Names of those that take part, or took; none before the hand-over."""
-        if self._pending is not None:
-            return [name for name, _ in self._pending["contestants"]]
-        return [] if self._hand_over is None else [entrant.name for entrant in self._hand_over.race.entrants]
-
-    @property
     def events(self) -> list[dict[str, Any]]:
         """What happened since the hand-over: scores, who dropped out and why, who won, what the winner held."""
         if self._pending is not None:
@@ -131,6 +123,11 @@ class LatePhase(Optimizer):
         if self._pending is not None:
             return self._pending["hand_over"]["sureness"]
         return None if self._hand_over is None else self._hand_over.sureness
+
+    @property
+    def contestants(self) -> list[Contestant]:
+        """Those that take part, once the race has begun; before, those that were given."""
+        return list(self._contestants or []) if self._hand_over is None else list(self._taking_part)
 
     @property
     def spent(self) -> float:
@@ -213,7 +210,9 @@ class LatePhase(Optimizer):
         loss = base.step(objective)
         self.detector.update(self.base.param_groups, loss=loss)
         self._budget.stop(1)
-        self.report = LatePhaseReport("base", "base", float(loss), self._budget.spent, None, None, _report(self.base))
+        self.report = LatePhaseReport(
+            "base", "base", float(loss), self._budget.spent, None, None, getattr(self.base, "report", None)
+        )
         if self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
             self._begin(objective)
         return loss
@@ -271,7 +270,13 @@ class LatePhase(Optimizer):
         told = None if loss is None else float(loss)
         best, holder = hand_over.best
         self.report = LatePhaseReport(
-            hand_over.phase, current.name, told, self._budget.spent, best.total, holder, _report(current.optimizer)
+            hand_over.phase,
+            current.name,
+            told,
+            self._budget.spent,
+            best.total,
+            holder,
+            getattr(current.optimizer, "report", None),
         )
         return loss
 
@@ -304,12 +309,9 @@ class LatePhase(Optimizer):
         Raises:
             ValueError: it is not of a LatePhase, of a later version, or names a contestant that there is not.
         """
-        if state_dict.get("kind") != "LatePhase":
-            raise ValueError(f"this is no state of a LatePhase but of {state_dict.get('kind', 'another optimizer')}")
-        if state_dict["version"] > VERSION:
-            raise ValueError(f"the state is of version {state_dict['version']}, this release knows {VERSION}")
+        check_saved(state_dict)
         if state_dict["contestants"] is not None:
-            self._remade(state_dict)
+            remade(state_dict, self._contestants)
         self.base.load_state_dict(state_dict["base"])
         self.param_groups = self.base.param_groups
         self._budget.load_state_dict(state_dict["budget"])
@@ -319,27 +321,14 @@ class LatePhase(Optimizer):
         self.excluded, self._hand_over = dict(state_dict["excluded"]), None
         self._pending = state_dict if state_dict["hand_over"] is not None else None
 
-    def _remade(self, saved: Mapping[str, Any]) -> list[Contestant]:
-        if self._contestants is None:
-            return [contestant(name, Wants(*wants), saved["deterministic"]) for name, wants in saved["contestants"]]
-        own = {each.name: each for each in self._contestants}
-        missing = [name for name, _ in saved["contestants"] if name not in own]
-        if missing:
-            raise ValueError(f"the state has contestants that this LatePhase was not given: {', '.join(missing)}")
-        return [own[name] for name, _ in saved["contestants"]]
-
     def _resume(self, objective: Objective | None) -> None:
         """Make of the loaded state what it says, now that the model is known."""
         saved = self._pending
         assert saved is not None
-        taking_part = self._remade(saved)
+        taking_part = remade(saved, self._contestants)
         optimizers, refused = made(taking_part, self.base)
         if refused:
             raise RuntimeError(f"contestants of the state cannot be made here: {refused}")
         hand_over = self._made(taking_part, optimizers, self._first(objective))
         hand_over.load_state_dict(saved["hand_over"])
         self._hand_over, self._pending = hand_over, None
-
-
-def _report(optimizer: Any) -> Any:
-    return getattr(optimizer, "report", None)

@@ -16,8 +16,9 @@ class Halving(Part):
     """The settings of the race and of what follows it.
 
     Attributes:
-        share: of what is left of the budget at the hand-over, how much steps in the race may take; its scores come on
-            top. Default 0.1: where second order does not pay, this is what the question costs.
+        share: of what is left of the budget at the hand-over, how much the race may cost: what the steps of those take
+            who do not win. Scores come on top. Default 0.1: where second order does not pay, this is what
+            the question costs.
         looks: how often, after the race, what the winner would hold is scored; the best is what is kept. Default 50,
             with which a run that begins to overfit loses 2 % of its budget at most.
         latest: share of the budget after which the base hands over even where no detector has fired. Default 0.8: a

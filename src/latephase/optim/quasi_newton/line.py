@@ -12,6 +12,9 @@ from ...solve import WolfeResult, WolfeStatus, resolution, wolfe
 from .evaluation import Evaluation, evaluate
 from .options import Wolfe
 
+FLAT = 0.5
+"""Part of the slope at the start that a trial may have left so that both together tell the line's curvature."""
+
 
 @dataclass
 class Line:
@@ -63,6 +66,22 @@ class Line:
         value, after = self.phi(1.0)
         finite = math.isfinite(value) and math.isfinite(after)
         return WolfeResult(1.0, value, WolfeStatus.DECREASE, 1) if finite else None
+
+    def gain(self, slope: float, first: float) -> float:
+        """By how much the model says that the loss would fall along the line, once no trial has lowered it.
+
+        Where a trial is near the line's minimum, as its slope tells, the parabola with both slopes; elsewhere the slope
+        at the start along the first trial, which says too much where the curvature is high.
+
+        Args:
+            slope: at the start, < 0.
+            first: step size that was tried first.
+        """
+        slopes = {lr: self.slope_of(each) for lr, each in self.found.items()}
+        flattest = min(slopes, key=lambda lr: abs(slopes[lr]) if math.isfinite(slopes[lr]) else math.inf)
+        if not abs(slopes[flattest]) <= -FLAT * slope:
+            return -slope * first
+        return min(-slope * first, slope**2 * flattest / (2 * (slopes[flattest] - slope)))
 
 
 def first_trial(slope: float, decrease: float | None, gradient_norm: float, smallest: float) -> float:

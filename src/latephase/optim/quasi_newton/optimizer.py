@@ -173,7 +173,7 @@ class SelfScaledBroyden(SecondOrder):
         if result is None:
             return self._failed(StepStatus.NONFINITE, line.start, stayed)
         if result.status is WolfeStatus.FAILED:
-            nothing = carried.updates == 0 and -slope * first <= smallest
+            nothing = carried.updates == 0 and line.gain(slope, first) <= smallest
             return self._failed(StepStatus.STATIONARY if nothing else StepStatus.LINE_SEARCH_FAILED, line.start, stayed)
         vector, end = line.at(result.lr), line.found[result.lr]
         length = line.space.length_of_step(vector)

@@ -22,6 +22,8 @@ INITIAL, FINAL = "#0072B2", "#D55E00"
 """The colours of a pair: blue and vermilion of the same palette."""
 
 _FIRST_ORDER_COLOURS = ("#595959", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
+REDS = 6
+"""So many reds can be told apart."""
 _LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
@@ -64,19 +66,23 @@ def styles(plan: Plan) -> dict[str, Style]:
 def styles_of(strategies: Sequence[Styled]) -> dict[str, Style]:
     """Return the style of each strategy, keyed by name.
 
-    Second-order strategies have reds that darken in the order of the plan and filled markers, the others the colours of
-    Okabe and Ito and hollow markers. Line style and marker differ as well, so that strategies are told apart without
+    Second-order strategies have reds that darken in their order and filled markers, the others the colours of Okabe and
+    Ito and hollow markers; more than `REDS` of them go from orange over red to violet, as so many reds are hardly told
+    apart. Line style and marker differ as well, so that strategies are told apart without
     any colour: both are repeated together only after 24 strategies of a kind.
     """
     second = [strategy for strategy in strategies if strategy.is_second_order]
     first = [strategy for strategy in strategies if not strategy.is_second_order]
-    reds = matplotlib.colormaps["Reds"](np.linspace(0.45, 0.95, len(second)) if len(second) > 1 else [0.75])
+    if len(second) > REDS:
+        warm = matplotlib.colormaps["magma"](np.linspace(0.85, 0.2, len(second)))
+    else:
+        warm = matplotlib.colormaps["Reds"](np.linspace(0.45, 0.95, len(second)) if len(second) > 1 else [0.75])
     table: dict[str, Style] = {}
     for i, strategy in enumerate(first):
         colour = _FIRST_ORDER_COLOURS[i % len(_FIRST_ORDER_COLOURS)]
         table[strategy.name] = Style(colour, *_line_and_marker(i), False)
     for i, strategy in enumerate(second):
-        colour = "#" + "".join(f"{round(255 * channel):02x}" for channel in reds[i][:3])
+        colour = "#" + "".join(f"{round(255 * channel):02x}" for channel in warm[i][:3])
         table[strategy.name] = Style(colour, *_line_and_marker(i), True)
     return table
 

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .watching import Seen, Watch, seen
 
 VERSION = 1
 """Of state dicts."""
+_SAVED = {name.lstrip("_"): name for name in
+          ("steps", "statistic", "since", "ignored", "_origin", "_layout", "_rates", "_loss", "_missed")}  # fmt: skip
+"""Attributes that go into a state dict as they are, by their names there."""
 RATE_TOLERANCE = 0.05
 """Relative change of a learning rate from which on a run counts as another one. A schedule that changes the rate a
 little at every step would otherwise never leave time for a test; 5 % of the rate change the noise by as much."""
@@ -25,8 +28,9 @@ class Detector:
     """Tells when training at a learning rate has gone into diffusion: steps no longer lead anywhere.
 
     A detector is fed after each step, by `update` or by the hooks of an optimizer that it watches. Numbers stay on the
-    parameters' device and are read at tests only. Once it has fired it stays so until the learning rate changes by 5 %
-    or more, parameters come or go, or `reset` is called: then it begins anew, since diffusion is that of a rate.
+    parameters' device and are read at tests only. Once it has fired it stays so, though it goes on testing for its
+    history, until the learning rate changes by 5 % or more, parameters come or go, or `reset` is called: then it begins
+    anew, since diffusion is that of a rate. A learning rate that is a tensor on another device is read at each step.
 
     To write one, derive from this class, give it a `kind`, and implement `_begin`, `_take`, `_due` and `_test`, which
     keep all they know in `_kept`: numbers, tensors, lists of tensors, or objects with `saved` and `load`.
@@ -36,7 +40,8 @@ class Detector:
         since: the step at which it did; None before.
         steps: how many it has seen.
         statistic: the latest value of what it compares; None before the first test.
-        threshold: what the statistic is compared with.
+        ignored: numbers in the latest test's series that were not finite, and were left out.
+        level: what the statistic is compared with.
     """
 
     kind: ClassVar[str]
@@ -113,7 +118,7 @@ class Detector:
             if self._has_what_it_wants(now, given):
                 self._take(now, given)
             since_origin = self.steps - self._origin
-            if not self.in_diffusion and self._due(since_origin):
+            if self._due(since_origin):
                 self._judge(since_origin, now)
         return self.in_diffusion
 
@@ -166,8 +171,7 @@ class Detector:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run that is resumed needs to fire at the same step: numbers, lists and tensors, and a version."""
-        names = ("steps", "statistic", "since", "ignored", "_origin", "_layout", "_rates", "_loss", "_missed")
-        plain = {name.lstrip("_"): copy.deepcopy(getattr(self, name)) for name in names}
+        plain = {name: copy.deepcopy(getattr(self, own)) for name, own in _SAVED.items()}
         kept = {name: value.saved() if hasattr(value, "saved") else copy.deepcopy(value)
                 for name, value in self._kept.items()}  # fmt: skip
         return {"version": VERSION, "detector": self.kind, "settings": dict(self.settings), **plain,
@@ -184,8 +188,7 @@ class Detector:
         """
         self._check(state)
         fresh = type(self)(**self.settings)
-        for name in ("steps", "statistic", "since", "ignored", "origin", "layout", "rates", "loss", "missed"):
-            own = name if hasattr(fresh, name) and name in ("steps", "statistic", "since", "ignored") else f"_{name}"
+        for name, own in _SAVED.items():
             setattr(fresh, own, copy.deepcopy(state[name]))
         try:
             fresh._history.load(state["history"])
@@ -216,6 +219,10 @@ class Detector:
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: everything but the optimizer that is watched."""
         return {**vars(self), "_watch": None}
+
+    def __copy__(self) -> "Detector":
+        """A copy of its own: what a detector knows is changed in place."""
+        return copy.deepcopy(self)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
@@ -253,7 +260,7 @@ class Detector:
             return
         self.statistic = statistic
         self._history.add(self.steps, statistic)
-        if fires:
+        if fires and self.since is None:
             self.since = self.steps
 
     def _ignore(self, values: Tensor) -> Tensor:
@@ -284,10 +291,6 @@ class Detector:
     def _test(self, steps: int, now: Seen) -> tuple[float | None, bool]:
         """The statistic, None where there is none yet, and whether it fires."""
         raise NotImplementedError
-
-    def with_settings(self, **settings: Any) -> Self:
-        """A detector of the same kind that knows nothing yet, with other values of some settings."""
-        return type(self)(**{**self.settings, **settings})
 
 
 def _close(kept: list[float], now: list[float]) -> bool:

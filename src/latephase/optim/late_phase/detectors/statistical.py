@@ -169,9 +169,10 @@ class Slope(_Tested):
 
     Args:
         significance: of the test: the larger, the less a fall must show to count as one. Default: 0.2.
-        share: of all steps, which is tested; the newest. Default: 1/4.
-        least: losses in this share before there is a test. Default: 300.
-        every: steps between tests; a float below 1 for a share of the steps so far. Default: 0.06, so that a long run
+        share: of all steps, which is tested; the newest. Default: 0.22.
+        least: losses in this share before there is a test. Default: 1000, the authors': fewer cannot tell a fall from
+            the noise of batches. So the first test is after some 4,600 steps.
+        every: steps between tests; a float below 1 for a share of the steps so far. Default: 0.05, so that a long run
             is not tested so often that chance fires it.
 
     Raises:
@@ -185,7 +186,7 @@ class Slope(_Tested):
     wants = "loss"
     label = "t-statistic of the slope of the loss"
 
-    def __init__(self, significance: float = 0.2, share: float = 0.25, least: int = 300, every: int | float = 0.06):
+    def __init__(self, significance: float = 0.2, share: float = 0.22, least: int = 1000, every: int | float = 0.05):
         self._check_settings(significance, share, least, every)
         self.level = float(stdtrit(1e9, significance))
         super().__init__(significance=significance, share=share, least=least, every=every)

@@ -39,7 +39,8 @@ def dense(x: Tensor) -> Tensor:
 
 
 def _pairs(left: Tensors, right: Tensors) -> list[tuple[Tensor, Tensor]]:
-    return [(x, y) for x, y in zip(left, right, strict=True) if x is not None and y is not None]
+    # What was loaded from a file may lie elsewhere.
+    return [(x, y.to(x.device)) for x, y in zip(left, right, strict=True) if x is not None and y is not None]
 
 
 def _added(numbers: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,1 @@
+"""The optimizers inside other packages' training loops; each module is imported by name, none by `latephase`."""
