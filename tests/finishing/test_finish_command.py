@@ -109,7 +109,7 @@ REFUSED = {
     "mistaken": "gives 'modle', which finish does not take; it takes model, loss, data",
     "timed": "gives 'seconds', which the command line says: leave it out of the dict",
     "headless": "gives no 'model'",
-    "pair": "must return a dict of the arguments of latephase.finish, (model, loss, data) or an Objective; got tuple of 2",
+    "pair": "must return a dict of the arguments of latephase.finish, (model, loss, data) or an Objective; got tuple",
     "number": "got int",
     "broken": "fails: RuntimeError: no such file",
     "absent": "has no function 'absent'; it has",

@@ -160,9 +160,14 @@ def rows_of(data: Any, name: str) -> Pair | None:
 
     Raises:
         TypeError: it is neither.
+        ValueError: inputs and targets have different numbers of rows.
     """
     if isinstance(data, Mapping) or (_two(data) and not all(map(_is_batch, data))):
-        return as_batch(data)
+        inputs, targets = as_batch(data)
+        counts = row_count(inputs), row_count(inputs if targets is None else targets)
+        if counts[0] != counts[1]:
+            raise ValueError(f"{name} has {counts[0]:,} rows of inputs but {counts[1]:,} of targets")
+        return inputs, targets
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         raise TypeError(f"{name} is a dataset, which gives rows one by one; give a DataLoader of it")
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
