@@ -1,6 +1,8 @@
 """The folder of a finish: what is gone on with, what is refused, and that nothing written is lost."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -32,6 +34,18 @@ def whole(tmp_path_factory):
     torch.manual_seed(5)
     report = latephase.finish(**given, steps=STEPS, out=tmp_path_factory.mktemp("whole"))
     return report, tensors_of(given["model"])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done")
+    return latephase.finish(**quick(out=folder)), folder
+
+
+@pytest.fixture
+def finished(done, tmp_path):
+    """A folder of its own in which `quick` is finished."""
+    return shutil.copytree(done[1], tmp_path / "finished")
 
 
 def events_of(folder):
@@ -92,26 +106,23 @@ def test_killed_between_two_files_the_best_is_never_worse(tmp_path, every_step, 
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_finished_folder_gives_its_report_without_a_step(tmp_path):
-    given, said = quick(out=tmp_path), []
-    first = latephase.finish(**given)
-    assert events_of(tmp_path)["phase"] == "done"
-    again = quick(out=tmp_path)
-    second = latephase.finish(**again, say=said.append, watch=lambda late: pytest.fail("a step was taken"))
-    assert second == first
-    assert said == [f"{tmp_path} is finished; no step is taken"]
-    for a, b in zip(tensors_of(given["model"]), tensors_of(again["model"]), strict=True):
-        assert torch.equal(a, b)
+def test_a_finished_folder_gives_its_report_without_a_step(done, finished):
+    said, given = [], quick(out=finished)
+    assert events_of(finished)["phase"] == "done"
+    report = latephase.finish(**given, say=said.append, watch=lambda late: pytest.fail("a step was taken"))
+    assert report == dataclasses.replace(done[0], folder=str(finished))
+    assert said == [f"{finished} is finished; no step is taken"]
+    best = torch.load(finished / "best.pt")
+    assert all(torch.equal(best[name], tensor) for name, tensor in given["model"].state_dict().items())
 
 
-def test_the_files_say_what_the_report_says(tmp_path):
-    given = quick(out=tmp_path)
-    report = latephase.finish(**given)
-    assert events_of(tmp_path)["events"] == report.events
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+def test_the_files_say_what_the_report_says(done):
+    report, folder = done
+    assert events_of(folder)["events"] == report.events
+    assert sorted(path.name for path in folder.iterdir()) == [
         ".lock", "best.pt", "events.json", "index.html", "state.pt",
     ]  # fmt: skip
-    assert str(tmp_path) in str(report)
+    assert str(folder) in str(report)
 
 
 OTHERS = {
@@ -130,24 +141,23 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_the_run_of_another_is_refused_by_what_differs(case, tmp_path):
-    latephase.finish(**quick(out=tmp_path))
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+def test_the_run_of_another_is_refused_by_what_differs(case, finished):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
     changes, says = OTHERS[case]
     with pytest.raises(ValueError, match=f"state.pt is of another run, by {says}") as error:
-        latephase.finish(**quick(out=tmp_path) | changes)
+        latephase.finish(**quick(out=finished) | changes)
     assert "another folder" in str(error.value)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_another_model_of_the_form_is_replaced_and_said(tmp_path):
-    first = latephase.finish(**quick(out=tmp_path))
-    report = latephase.finish(**quick(out=tmp_path, model=plain(seed=7)))
-    assert report.loss == first.loss
-    assert "the model that was given is not the one that this run began with; it was replaced" in report.remarks
-    finished = quick(out=tmp_path)
-    finished["model"].load_state_dict(torch.load(tmp_path / "best.pt"))
-    assert "replaced" not in str(latephase.finish(**finished).remarks[:-1])
+def test_another_model_of_the_form_is_replaced_and_said(done, finished):
+    replaced = "the model that was given is not the one that this run began with; it was replaced"
+    best = quick(out=finished)
+    best["model"].load_state_dict(torch.load(finished / "best.pt"))
+    assert replaced not in latephase.finish(**best).remarks
+    report = latephase.finish(**quick(out=finished, model=plain(seed=7)))
+    assert report.loss == done[0].loss
+    assert replaced in report.remarks
 
 
 def cut(content):
@@ -163,15 +173,14 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_state_is_named_with_the_remedy(damage, tmp_path):
-    latephase.finish(**quick(out=tmp_path))
+def test_a_damaged_state_is_named_with_the_remedy(damage, finished):
     change, says = DAMAGES[damage]
-    state = tmp_path / "state.pt"
+    state = finished / "state.pt"
     state.write_bytes(change(state.read_bytes()))
     with pytest.raises(ValueError, match=says) as error:
-        latephase.finish(**quick(out=tmp_path))
+        latephase.finish(**quick(out=finished))
     assert "give another folder, or remove this one (best.pt in it can be loaded all the same)" in str(error.value)
-    plain().load_state_dict(torch.load(tmp_path / "best.pt"))
+    plain().load_state_dict(torch.load(finished / "best.pt"))
 
 
 @pytest.mark.parametrize("content", [{"model": 1}, [1, 2], torch.ones(2)])
