@@ -255,7 +255,7 @@ def finish(
         str,
         typer.Argument(
             metavar="PACKAGE.MODULE:FACTORY",
-            help="A function that returns (model, loss, data), an Objective, or a dict of latephase.finish's arguments.",
+            help="A function that returns (model, loss, data), an Objective or a dict of latephase.finish's arguments.",
         ),
     ],
     directory: Annotated[

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from latephase import Contestant, Halving, HessianFree, Wants
 from latephase.optim.late_phase import one_minus_sqrt
@@ -79,3 +80,7 @@ def held_out_loss(given: dict[str, Any]) -> float:
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
     return loss
+
+
+def loader(rows: tuple[torch.Tensor, ...], size: int = 50) -> DataLoader:
+    return DataLoader(TensorDataset(*rows), batch_size=size)
