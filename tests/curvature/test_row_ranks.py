@@ -44,7 +44,7 @@ def child(rank: int, folder: str, count: int) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("count", SHARES)
+@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in SHARES if n != 2)])
 def test_ranks_have_all_rows_and_pieces_are_a_ranks_own(count, tmp_path):
     found = results_of_ranks(functools.partial(child, count=count), tmp_path, count, 200)
     for name in CASES_OF_RANKS:

@@ -273,9 +273,9 @@ COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "databas
 DRAWN = given(options=draw_from(OPTIONS), setting=draw_from(SETTING), seed=st.integers(0, 10**6))
 
 
-@settings(max_examples=60, derandomize=True, **COMMON)
+@settings(max_examples=25, derandomize=True, **COMMON)
 @DRAWN
-def test_sixty_configurations(options, setting, seed):
+def test_some_configurations(options, setting, seed):
     run(options, setting, seed)
 
 

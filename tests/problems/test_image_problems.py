@@ -171,7 +171,9 @@ def test_settings_of_table_1():
 
 
 @DATA
-@pytest.mark.parametrize(("name", "expected"), [("cifar10_3c3d", 3.56), ("cifar100_allcnnc", 4.91)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("cifar10_3c3d", 3.56), pytest.param("cifar100_allcnnc", 4.91, marks=pytest.mark.slow)]
+)
 def test_initial_loss(name, expected):
     """Mean over five initialisations on 500 images, L2 term included; within 2 % of the expected value."""
     problem = problems.get(name, rows=1000)

@@ -76,7 +76,12 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", problems.names())
+LARGE = ("cifar10_resnet18", "svhn_resnet18", "svhn_wrn164", "cifar100_allcnnc", "pinn_wave", "pinn_convection")
+"""Problems whose three steps take more than two seconds."""
+BY_SIZE = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in problems.names()]
+
+
+@pytest.mark.parametrize("name", BY_SIZE)
 def test_every_optimizer_takes_a_step(name, svhn_folder, monkeypatch):
     problem, splits = made(name, svhn_folder, monkeypatch)
     data = some_rows(problem, splits.train, 8)

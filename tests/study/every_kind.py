@@ -52,7 +52,8 @@ def context_at(study, trained, problem="small_problems:noisy", seed=7, **options
     checkpoint = load_checkpoint(checkpoint_path(trained, 3))
     if problem != "small_problems:noisy" or options:
         checkpoint |= {"model": found.model().state_dict(), "optimizer": None}
-    return StrategyContext(found, found.load(), found.model(), study.training, checkpoint, seed)
+    data = found.load()
+    return StrategyContext(found, data, found.model(), study.training, checkpoint, seed, budget=(8.0, "steps"))
 
 
 def strategy_named(study, name):

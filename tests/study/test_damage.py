@@ -213,7 +213,8 @@ def limited_to(size):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-@pytest.mark.parametrize(("size", "where"), [(3000, "training"), pytest.param(13_000, "runs", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "where"), [(3000, "training"), (13_000, "runs")])
 def test_a_full_disk_stops_the_study_with_a_message_and_nothing_is_damaged(tmp_path, monkeypatch, size, where):
     """Checkpoints take 8 kB, rows of a run with 64 evaluations 18 kB."""
     plans = {"seeds": [0], "evaluations": 64, "checkpoints": [1]}

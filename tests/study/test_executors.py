@@ -51,6 +51,7 @@ def same(directory, whole):
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_two_shards_at_once_make_the_study_of_one(study, whole, tmp_path, monkeypatch):
     """In one folder: one trains, the other waits for it; each performs its part."""
     directory, errors = tmp_path / "study", []

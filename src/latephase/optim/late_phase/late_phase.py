@@ -92,6 +92,7 @@ class LatePhase(Optimizer):
         self._settings = Halving() if settings is None else settings
         self._hand_over: HandOver | None = None
         self._deterministic = False
+        self._steps = 0
         self._seen: tuple[Any, int] = (None, 0)
         self._pending: Mapping[str, Any] | None = None
         self.excluded: dict[str, str] = {}
@@ -213,7 +214,9 @@ class LatePhase(Optimizer):
         self.report = LatePhaseReport(
             "base", "base", float(loss), self._budget.spent, None, None, getattr(self.base, "report", None)
         )
-        if self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
+        self._steps += 1
+        due = self._settings.at is not None and self._steps >= self._settings.at
+        if due or self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
             self._begin(objective)
         return loss
 
@@ -295,7 +298,7 @@ class LatePhase(Optimizer):
             "budget": self._budget.state_dict(),
             "detector": self.detector.state_dict() if self.detector else None,
             "deterministic": self._deterministic,
-            "same": self._seen[1],
+            "steps": self._steps,
             "contestants": None
             if hand_over is None
             else [(each.name, tuple(each.wants)) for each in self._taking_part],
@@ -318,6 +321,7 @@ class LatePhase(Optimizer):
         if self.detector and state_dict["detector"] is not None:
             self.detector.load_state_dict(state_dict["detector"])
         self._deterministic, self._seen = state_dict["deterministic"], (None, 0)
+        self._steps = state_dict["steps"]
         self.excluded, self._hand_over = dict(state_dict["excluded"]), None
         self._pending = state_dict if state_dict["hand_over"] is not None else None
 

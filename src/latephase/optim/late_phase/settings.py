@@ -23,6 +23,7 @@ class Halving(Part):
             with which a run that begins to overfit loses 2 % of its budget at most.
         latest: share of the budget after which the base hands over even where no detector has fired. Default 0.8: a
             fifth is left, a usual length of cooldowns (Hägele et al. 2024).
+        at: step of the base after which it hands over, whatever a detector says. Default none.
         patience: how many steps in a row a winner may call itself stationary before the next best goes on. Default 5.
     """
 
@@ -30,12 +31,14 @@ class Halving(Part):
     share: float = 0.1
     looks: int = 50
     latest: float = 0.8
+    at: int | None = None
     patience: int = 5
 
     def __post_init__(self):
         for field in ("share", "latest"):
             self._check_number(field)
             self._check(0 < getattr(self, field) <= 1, field, "above 0 and at most 1")
+        self._check_whole("at", optional=True)
         for field in ("looks", "patience"):
             self._check_whole(field)
             self._check(getattr(self, field) >= 1, field, "at least 1")

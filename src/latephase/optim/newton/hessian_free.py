@@ -9,7 +9,7 @@ from .curvatures import GGN, Armijo, Blocks, Hessian
 from .former import now
 from .newton import Newton
 from .path import Solver
-from .settings import FIXED_RATE, LATE_PHASE, OPTIONS, PARTS, PER_GROUP, over, part
+from .settings import FIXED_RATE, LATE_PHASE, OPTIONS, PARTS, PER_GROUP, PUBLISHED, over, part
 
 DEFAULT_SOLVER = CG()
 
@@ -69,6 +69,21 @@ class HessianFree(Newton):
     ):
         given = locals()
         super().__init__(params, {name: given[name] for name in OPTIONS}, former)
+
+    @classmethod
+    def published(cls, params: Iterable[Any], **overrides: Any) -> Self:
+        """The optimizer with the settings of Tatzel, Hennig and Schneider (2022), whatever the defaults become.
+
+        They are `damping=LevenbergMarquardt(1.0)` and `solver=CG()`: at most 250 iterations of conjugate gradients from
+        0.95 times the last solution, stopped by Martens' rule, the best of its iterates, and Armijo's line search. A
+        step costs a dozen gradients on noisy problems and far more on badly conditioned ones.
+
+        Args:
+            params: parameters or param groups.
+            **overrides: options in place of these, or beside them.
+        """
+        check_names(overrides, OPTIONS, f"{cls.__name__}.published", now)
+        return cls(params, **over(PUBLISHED, overrides))
 
     @classmethod
     def late_phase(cls, params: Iterable[Any], **overrides: Any) -> Self:

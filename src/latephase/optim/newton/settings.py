@@ -29,6 +29,8 @@ BLOCKS: dict[str, type[Part]] = {each.kind: each for each in (Blocks,)}
 
 LATE_PHASE: dict[str, Any] = {"damping": LevenbergMarquardt(0.3, thresholds=(0.0, 0.5)), "solver": CG(max_iter=3)}
 """What lowered the held-out loss most per second from late checkpoints; benchmarks/late_phase.py measures it."""
+PUBLISHED: dict[str, Any] = {"damping": LevenbergMarquardt(1.0), "solver": CG(), "line_search": Armijo()}
+"""The settings of Tatzel et al. (2022) and of their program."""
 FIXED_RATE: dict[str, Any] = {
     "damping": Fixed(1.0),
     "solver": CG(candidates="last"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...problems import Problem, Splits, get
 from ...records import Journal, is_ours, told, warnings_into
+from ..config import Study
 from ..results import JOURNALS
 from ..strategies import Strategy, StrategyContext, StrategyTable, copied, start_strategy
 from .clock import Clock
@@ -130,7 +131,8 @@ class ActiveRun:
         splits = self._data(problem).to(device)
         checkpoint = self._start(problem)
         model, share = problem.model().to(device), self.conditions.training_share
-        context = StrategyContext(problem, splits, model, study.training, checkpoint, self.key.seed, share)
+        budget = budget_of(study, self.conditions.budget)
+        context = StrategyContext(problem, splits, model, study.training, checkpoint, self.key.seed, share, budget)
         self._warm_up(context)
         context = dataclasses.replace(context, work=type(context.work)())
         strategy = start_strategy(self.key.strategy, context)
@@ -223,3 +225,11 @@ class ActiveRun:
         )
         if (ended := self._on_point(spent, metrics)) is not None:
             self.ended, self.due = ended, []
+
+
+def budget_of(study: Study, amount: float) -> tuple[float, str] | None:
+    """What a run may spend, as strategies that count for themselves are told; nothing where it is in gradients."""
+    unit = study.budget.unit
+    if unit == "seconds" and study.clock == "process":
+        unit = "processor_seconds"
+    return None if unit == "gradients" else (amount, unit)

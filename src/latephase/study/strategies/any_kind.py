@@ -11,11 +11,12 @@ from ..outline import DEVICE, Table, hint
 from .chain import Chain, Part
 from .custom import FACTORY
 from .kinds import KINDS, Single
+from .late_phase import LatePhaseSteps
 from .table import NAME, StrategyTable
 
-StrategyConfig = Annotated[Single | Chain, Field(discriminator="kind")]
+StrategyConfig = Annotated[Single | Chain | LatePhaseSteps, Field(discriminator="kind")]
 """The table of a strategy of any kind."""
-TABLES: tuple[type[Table], ...] = (*KINDS, Chain, Part)
+TABLES: tuple[type[Table], ...] = (*KINDS, Chain, LatePhaseSteps, Part)
 
 
 def kind_of(table: type[StrategyTable]) -> str:
@@ -23,7 +24,7 @@ def kind_of(table: type[StrategyTable]) -> str:
     return get_args(table.model_fields["kind"].annotation)[0]
 
 
-REGISTRY: dict[str, type[StrategyTable]] = {kind_of(table): table for table in (*KINDS, Chain)}
+REGISTRY: dict[str, type[StrategyTable]] = {kind_of(table): table for table in (*KINDS, Chain, LatePhaseSteps)}
 """The kinds' tables by how they are spelt."""
 ALONE = [kind_of(table) for table in KINDS]
 """The kinds that may be parts of a chain."""

@@ -29,6 +29,7 @@ class StrategyContext:
         checkpoint: what was saved: epoch, steps, and the optimizer's state.
         seed: of data order, augmentation and the optimizer's own randomness.
         training_share: the budget as a share of the training, as far as it is known; schedules in epochs need it.
+        budget: amount and unit, "seconds", "processor_seconds" or "steps"; None where it is in gradients.
         work: what has been computed; a strategy of your own that is to run under a budget in gradients counts here.
     """
 
@@ -39,6 +40,7 @@ class StrategyContext:
     checkpoint: dict[str, Any]
     seed: int
     training_share: float = SHARE
+    budget: tuple[float, str] | None = None
     work: Work = field(default_factory=Work)
 
     @property

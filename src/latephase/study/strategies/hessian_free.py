@@ -15,6 +15,6 @@ class HessianFreeSteps(NewtonSteps):
     )
     optimizer: ClassVar[type] = HessianFree
     kind: Literal["hessian_free"]
-    preset: Literal["default", "late_phase", "fixed_rate"] = "default"
+    preset: Literal["default", "published", "late_phase", "fixed_rate"] = "default"
     blocks: BlocksKey = "all"
     options: OptionsKey

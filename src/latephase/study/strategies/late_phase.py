@@ -1,0 +1,173 @@
+"""The hand-over: a race of ways to go on, and the steps of its winner."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from ...objective import Objective
+from ...optim import Halving, LatePhase, Wants
+from ...problems import Problem
+from ...problems.problem import is_batch, row_count, start_optimizer
+from ...problems.sampling import Stream, batches, draw, generator
+from ..outline import About
+from .base import Strategy
+from .context import StrategyContext
+from .table import StrategyTable
+
+STATISTICS = 16
+"""Batches of the training data on which batch norm's statistics of an average are taken."""
+PARTS = 10
+"""Of the held-out rows, so that differences have an interval."""
+
+
+class LatePhaseSteps(StrategyTable):
+    """Go on by `latephase.LatePhase`: the training's optimizer races with what else fits, and the winner goes on.
+
+    A share of the training split is held out from the steps and scores them; the validation split is not looked at. Of
+    a problem whose data is a list of batches, all of which every step sees, held out is data drawn anew.
+    """
+
+    about: ClassVar = About("hand-over", second_order=True, has_rate=False, counts=())
+    kind: Literal["late_phase"]
+    batch_size: int | None = Field(default=None, ge=1, description="of the base's steps; default: the training's")
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of the training split")
+    wait: bool = Field(default=False, description="for the base to be in diffusion, before the race begins")
+    options: dict[str, Any] = Field(default_factory=dict, description="of latephase.Halving")
+
+    @field_validator("options")
+    @classmethod
+    def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Halving(**options)
+        except TypeError as error:
+            raise ValueError(f"options are those of Halving: {error}") from error
+        return options
+
+    def fitted(self, problem: Problem, rows: int) -> "LatePhaseSteps":
+        """The strategy, whose batches fit what is not held out."""
+        self._check_fit(self.batch_size or 1, max(1, round(self.held_out * rows)), problem, rows)
+        return self
+
+    def start(self, context: StrategyContext) -> "LatePhaseStrategy":
+        """The strategy."""
+        return LatePhaseStrategy(self, context)
+
+
+class LatePhaseStrategy(Strategy):
+    """See `LatePhaseSteps`."""
+
+    def __init__(self, config: LatePhaseSteps, context: StrategyContext):
+        super().__init__(context)
+        if context.budget is None:
+            raise ValueError("kind late_phase goes with a budget in seconds or in steps")
+        training = context.training
+        self._base = start_optimizer(training.optimizer, self.model.parameters(), training.lr, training.momentum)
+        if context.checkpoint.get("optimizer") is not None:
+            self._base.load_state_dict(copy.deepcopy(context.checkpoint["optimizer"]))
+        lists = not is_batch(context.splits.train)
+        self._source: OneList | OtherRows = OneList(context) if lists else OtherRows(context, config)
+        amount, unit = context.budget
+        self._late = LatePhase(
+            self.model.parameters(),
+            self._base,
+            amount,
+            held_out=self._source.held_out,
+            source=self._source,
+            detector=None if config.wait else False,
+            settings=Halving(**config.options),
+            unit=unit,
+        )
+        self._steps = 0
+
+    @property
+    def lr(self) -> float:
+        """The base's rate."""
+        return self._base.param_groups[0]["lr"]
+
+    def step(self, share: float) -> dict[str, Any]:
+        """Take one step of whoever is next; none where nobody is, and the budget still runs."""
+        self._steps += 1
+        if self._late.phase == "done":
+            return {"phase": "done"}
+        wants = self._late.wants
+        if self._late.phase == "base" and wants is None:
+            self._late.step(self._source.draw(Wants(self._source.batch), self._steps)[0])
+        else:
+            self._late.step()
+        report = self._late.report
+        return {} if report is None else report.as_dict()
+
+    def held(self) -> dict[str, Tensor]:
+        """The state with the lowest held-out loss so far; before the hand-over the base's."""
+        return super().held() if self._late.phase == "base" else self._late.best_state(self.model)
+
+
+class OtherRows:
+    """The training rows that are not held out, drawn by the numbers of steps."""
+
+    def __init__(self, context: StrategyContext, config: LatePhaseSteps):
+        self._context = context
+        count = max(1, round(config.held_out * context.rows))
+        order = torch.randperm(context.rows, generator=generator(Stream.EVALUATION, context.seed, 0))
+        self._rows = order[count:]
+        self.rows: int | None = len(self._rows)
+        size = config.batch_size or context.training.batch_size
+        self.batch: int | None = None if size is None or size >= len(self._rows) else size
+        self.deterministic = self.batch is None and context.problem.augment is None
+        self.held_out = [self._plain(part) for part in order[:count].tensor_split(min(PARTS, count))]
+        self._epoch: tuple[int, int, list[Tensor]] = (0, -1, [])
+
+    def draw(self, wants: Wants, step: int) -> tuple[Objective, Objective | None]:
+        """The data of a step."""
+        size = len(self._rows)
+        random = generator(Stream.AUGMENTATION, self._context.seed, step)
+        if wants.rows is None or (wants.rows >= size and not wants.evaluation):
+            return self._context.objective(self._rows, random), None
+        if wants.evaluation:
+            sizes = [min(wants.rows, size - wants.evaluation), wants.evaluation]
+            one, other = draw(size, sizes, self._context.seed, step)
+            return self._of(one, random), self._of(other, random)
+        epoch, place = divmod(step, size // wants.rows)
+        if self._epoch[:2] != (wants.rows, epoch):
+            self._epoch = wants.rows, epoch, batches(size, wants.rows, self._context.seed, epoch)
+        return self._of(self._epoch[2][place], random), None
+
+    def statistics(self) -> Sequence[Objective]:
+        """Batches for batch norm's statistics of an average; the same always."""
+        size = self.batch or len(self._rows)
+        drawn = batches(len(self._rows), size, self._context.seed, 0)[:STATISTICS]
+        return [self._plain(self._rows[rows]) for rows in drawn]
+
+    def _of(self, places: Tensor, random: torch.Generator) -> Objective:
+        return self._context.objective(self._rows[places], random)
+
+    def _plain(self, rows: Tensor) -> Objective:
+        context = self._context
+        return context.problem.objective(context.model, context.problem.batch(context.splits.train, rows))
+
+
+class OneList:
+    """The data of a problem that is a list of batches, all of which every step sees."""
+
+    def __init__(self, context: StrategyContext):
+        problem, model = context.problem, context.model
+        self._whole = problem.objective(model, problem.batch(context.splits.train))
+        self.rows: int | None = row_count(context.splits.train)
+        self.batch: int | None = None
+        self.deterministic = True
+        self.held_out: list[Objective] | None = None
+        if problem.redraw is not None:
+            fresh = problem.redraw(generator(Stream.EVALUATION, context.seed, 0))
+            self.held_out = [problem.objective(model, problem.batch(fresh))]
+
+    def draw(self, wants: Wants, step: int) -> tuple[Objective, Objective | None]:
+        """All of it."""
+        return self._whole, None
+
+    def statistics(self) -> Sequence[Objective]:
+        """All of it."""
+        return [self._whole]
