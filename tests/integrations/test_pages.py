@@ -1,4 +1,4 @@
-"""The examples of docs/integrations.md run as printed, each in a process of its own, and are short."""
+"""Examples that need another package run as printed, each in a process of its own, and are short."""
 
 import importlib.util
 import os
@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python needs ([^\n]+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+PAGES = {
+    page: (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for page in ("integrations", "finish")
+}
+EXAMPLES = re.findall(r"^```python needs ([^\n]+)\n(.*?)^```$", "".join(PAGES.values()), flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize(("needs", "code"), EXAMPLES, ids=[needs for needs, _ in EXAMPLES])
@@ -36,4 +39,7 @@ def test_an_example_has_at_most_fifteen_lines(code):
 
 
 def test_there_are_examples():
-    assert PAGE.count("```python") == len(EXAMPLES) > 0
+    counts = {page: text.count("```python needs") for page, text in PAGES.items()}
+    assert counts["integrations"] == PAGES["integrations"].count("```python") > 0
+    assert counts["finish"] > 0
+    assert sum(counts.values()) == len(EXAMPLES)

@@ -53,10 +53,10 @@ def course(report: FinishReport, *, narrow: bool) -> Figure:
     figure, axes = panels(2 if raced else 1, narrow=narrow)
     lines = _lines(report.events)
     if raced:
-        _draw(axes[0], report, lines, race)
-        axes[0].set(title="The race", xlim=(-0.03 * race, 1.05 * race))
+        _draw(axes[0], report, lines, None)
+        axes[0].set(xlim=(-0.03 * race, 1.05 * race))
         axes[0].set_title("The race")
-    _draw(axes[-1], report, lines, race)
+    _draw(axes[-1], report, lines, 12)
     axes[-1].set_title("The whole budget")
     if raced:
         axes[-1].axvspan(0, race, color="#f0e6d0", zorder=0)
@@ -79,13 +79,14 @@ def _lines(events: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]
     return found
 
 
-def _draw(axes: Axes, report: FinishReport, lines: dict[str, list[tuple[float, float]]], race: float) -> None:
+def _draw(axes: Axes, report: FinishReport, lines: dict[str, list[tuple[float, float]]], marks: int | None) -> None:
+    """Draw the lines, with about so many markers each; None for one at each point."""
     looks = looks_of(report)
     axes.axhline(report.start, color="#555555", linestyle=":", linewidth=1.0)
     for name, points in lines.items():
         x, y = zip(*points, strict=True)
         look = looks[name]
-        every = max(1, len(points) // 12)
+        every = 1 if marks is None else max(1, len(points) // marks)
         axes.plot(x, y, color=look.colour, linestyle=look.line, label=as_label(name), markevery=every, **look.marks)
     axes.set(xlabel=AXES[report.unit], ylabel="held-out loss")
 

@@ -85,6 +85,7 @@ def finish(
     if seconds is not None and steps is not None:
         raise ValueError("give seconds or steps, not both")
     remarks: list[str] = []
+    _check_model(model.model if isinstance(model, Objective) else model)
     if isinstance(model, Objective):
         if loss is not None or data is not None or forward is not None or weight_decay or batch_size is not None:
             raise TypeError(
@@ -144,19 +145,23 @@ def _finishing(
     return Finishing(late, module, folder, remarks, given, sound, say, watch)
 
 
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module or an Objective, got {type(model).__name__}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("there is nothing to train: no parameter of the model has requires_grad")
+
+
 def _base(base: Optimizer | None, model: nn.Module, remarks: list[str]) -> Optimizer:
     """The base, of parameters of the model.
 
     Raises:
         TypeError: it is none.
-        ValueError: it has other parameters, or there are none.
+        ValueError: it has other parameters.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ValueError("there is nothing to train: no parameter of the model has requires_grad")
     if base is None:
         remarks.append("no base was given: a fresh Adam with rate 1e-3 stands for it")
-        return torch.optim.Adam(trainable, lr=1e-3)
+        return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     if not isinstance(base, Optimizer):
         raise TypeError(f"base must be a torch optimizer, got {type(base).__name__}")
     own = {id(p) for p in model.parameters()}

@@ -65,6 +65,7 @@ class Folder:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(f"another process is finishing a model in {self.path}; wait for it, or end it") from error
+        remove_leftovers(self.path)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -88,7 +89,7 @@ class Folder:
         saved = self._read(file)
         if differs := difference(saved["identity"], self._identity):
             raise ValueError(f"{file} is of another run, by {differs}. Give what it was begun with, or another folder")
-        if self._start not in (saved["start"], values_of(saved["late_best"])):
+        if self._start not in (saved["start"], saved["best"]):
             self._remarks.append("the model that was given is not the one that this run began with; it was replaced")
         self._remarks += [remark for remark in saved["remarks"] if remark not in self._remarks]
         self._start = saved["start"]
@@ -97,7 +98,6 @@ class Folder:
         torch.set_rng_state(saved["random"])
         for device, state in zip(cuda_devices(self._model), saved["random_cuda"], strict=False):
             torch.cuda.set_rng_state(state, device)
-        remove_leftovers(self.path)
         done = self._late.phase == "done"
         self._say(f"{self.path} is finished; no step is taken" if done else f"going on from {file}")
         return True
@@ -124,20 +124,21 @@ class Folder:
         begun = time.monotonic()
         self._events = len(self._late.events)
         best = self._late.best_state(self._model)
+        values = values_of(best)
         self._write(
             STATE,
             {
                 "identity": self._identity,
                 "start": self._start,
                 "late": self._late.state_dict(),
-                "late_best": best,
+                "best": values,
                 "model": self._model.state_dict(),
                 "remarks": list(self._remarks),
                 "random": torch.get_rng_state(),
                 "random_cuda": [torch.cuda.get_rng_state(device) for device in cuda_devices(self._model)],
             },
         )
-        if (values := values_of(best)) != self._best:
+        if values != self._best:
             self._write(BEST, best)
             self._best = values
         write_json(self.path / EVENTS, {"phase": self._late.phase, "events": self._late.events})

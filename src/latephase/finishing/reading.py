@@ -88,8 +88,7 @@ class Reading:
     ):
         self._model, self._loss, self._options = model, loss, options
         self._batch, self._seed, self._remarks = batch, seed, remarks
-        first = next(model.parameters(), None)
-        self._device = torch.device("cpu") if first is None else first.device
+        self._device = next(model.parameters()).device
 
     def of(self, data: Any, held_out: Any) -> Task:
         """The task.
@@ -104,8 +103,8 @@ class Reading:
         if rows is not None:
             if held_out is None:
                 rows, held_out_rows = self._divided(rows)
-            self._notice_overlap(rows, held_out_rows)
             source: Source = Rows(self._objective(moved(rows, self._device)), rows, self._batch, self._seed)
+            self._notice_overlap(rows, held_out_rows)
             template = source.template
         else:
             if held_out is None:
@@ -161,9 +160,14 @@ def rows_of(data: Any, name: str) -> Pair | None:
 
     Raises:
         TypeError: it is neither.
+        ValueError: inputs and targets have different numbers of rows.
     """
     if isinstance(data, Mapping) or (_two(data) and not all(map(_is_batch, data))):
-        return as_batch(data)
+        inputs, targets = as_batch(data)
+        counts = row_count(inputs), row_count(inputs if targets is None else targets)
+        if counts[0] != counts[1]:
+            raise ValueError(f"{name} has {counts[0]:,} rows of inputs but {counts[1]:,} of targets")
+        return inputs, targets
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         raise TypeError(f"{name} is a dataset, which gives rows one by one; give a DataLoader of it")
     if isinstance(data, Tensor) or not isinstance(data, Iterable):

@@ -80,7 +80,7 @@ class Finishing:
         for event in events[told:]:
             if event["event"] == "start":
                 self.say(in_words(event))
-                self.say(f"these take part: {', '.join(self.late.taking_part)}")
+                self.say(f"these take part: {', '.join(each.name for each in self.late.contestants)}")
                 for name, reason in self.late.excluded.items():
                     self.say(f"{name} does not take part: {reason}")
             else:
@@ -109,7 +109,7 @@ class Finishing:
             start=events[0]["loss"],
             loss=late.best[0],
             holder=late.best[1],
-            winner=winners[-1] if winners else None,
+            winner=winners[0] if winners else None,
             sureness=late.sureness,
             excluded=dict(late.excluded),
             events=events,

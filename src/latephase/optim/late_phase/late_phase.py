@@ -112,13 +112,6 @@ class LatePhase(Optimizer):
         return None if self._hand_over is None else self._hand_over.wants
 
     @property
-    def taking_part(self) -> list[str]:
-        """Names of those that take part, or took; none before the hand-over."""
-        if self._pending is not None:
-            return [name for name, _ in self._pending["contestants"]]
-        return [] if self._hand_over is None else [entrant.name for entrant in self._hand_over.race.entrants]
-
-    @property
     def events(self) -> list[dict[str, Any]]:
         """What happened since the hand-over: scores, who dropped out and why, who won, what the winner held."""
         if self._pending is not None:

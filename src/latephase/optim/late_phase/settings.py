@@ -16,8 +16,8 @@ class Halving(Part):
     """The settings of the race and of what follows it.
 
     Attributes:
-        share: of what is left of the budget at the hand-over, how much the race may cost: what those take in it who do
-            not win, evaluations on held-out data included. Default 0.1: where second order does not pay, this is what
+        share: of what is left of the budget at the hand-over, how much the race may cost: what the steps of those take
+            who do not win. Scores come on top. Default 0.1: where second order does not pay, this is what
             the question costs.
         looks: how often, after the race, what the winner would hold is scored; the best is what is kept. Default 50,
             with which a run that begins to overfit loses 2 % of its budget at most.
