@@ -8,7 +8,18 @@ import pytest
 import torch
 
 import latephase
-from latephase import CG, GGN, Armijo, Blocks, Direct, GaussNewton, HessianFree, LevenbergMarquardt, NonMonotone, TargetRatio
+from latephase import (
+    CG,
+    GGN,
+    Armijo,
+    Blocks,
+    Direct,
+    GaussNewton,
+    HessianFree,
+    LevenbergMarquardt,
+    NonMonotone,
+    TargetRatio,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
