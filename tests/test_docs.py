@@ -8,11 +8,22 @@ import pytest
 import torch
 
 import latephase
-from latephase import CG, GGN, Armijo, Blocks, Direct, GaussNewton, HessianFree, LevenbergMarquardt, TargetRatio
+from latephase import (
+    CG,
+    GGN,
+    Armijo,
+    Blocks,
+    Direct,
+    GaussNewton,
+    HessianFree,
+    LevenbergMarquardt,
+    NonMonotone,
+    TargetRatio,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
-PARTS = (CG, Direct, GGN, LevenbergMarquardt, TargetRatio, Armijo, Blocks)
+PARTS = (CG, Direct, GGN, LevenbergMarquardt, NonMonotone, TargetRatio, Armijo, Blocks)
 FENCE = re.compile(r"^```python *([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 

@@ -40,10 +40,11 @@ class GaussNewton(Newton):
         lr: step size. Default 1.0, the Gauss-Newton step.
         curvature: "ggn" (default), or `GGN(...)` with settings of its own.
         solver: `Direct()`.
-        damping: lambda, and the rule by which it follows the reduction ratio: `LevenbergMarquardt`, `TargetRatio` or
-            `Fixed`; a number is the first one's initial value. Default `LevenbergMarquardt(range=(1e-24, 1e12))`: with
-            factors as small as these the damping stays above what each single step would like best, and ends lower than
-            with larger factors or `TargetRatio` on the three equations that were tried.
+        damping: lambda, and the rule by which it follows the reduction ratio: `LevenbergMarquardt`, `NonMonotone` (for
+            functions with kinks), `TargetRatio` or `Fixed`; a number is the first one's initial value. Default
+            `LevenbergMarquardt(range=(1e-24, 1e12))`: with factors as small as these the damping stays above what each
+            single step would like best, and ends lower than with larger factors or `TargetRatio` on the three equations
+            that were tried.
         line_search: True for `Armijo()`, a part with settings of its own, or False (default): the damping is searched.
         blocks: True for `Blocks()`: curvature only within each param group. Default none, the whole matrix.
         momentum: mu of SPRING (Goldshlager, Abrahamsen and Lin 2024, arXiv:2401.10190): the damping pulls towards mu

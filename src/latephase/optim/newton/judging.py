@@ -1,6 +1,7 @@
 """What the evaluation objective makes of the candidates: which one, how good the model was, how far to go."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from ...objective import Objective
 from ...parameters import ParameterSpace
 from ...solve import armijo, backtrack, reduction_ratio, resolution
-from ..parts import Damping, StepStatus
+from ..parts import Damping, NonMonotone, StepStatus
 from .curvatures import Armijo
 from .outcome import Outcome
 from .path import DampingPath, Path, Solver
@@ -49,6 +50,7 @@ class Judge:
         solver: says which candidates are tried.
         rule: says which model predicts the change.
         search: the line search, or False.
+        before: losses of the steps before, for `NonMonotone`. Default none.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class Judge:
         solver: Solver,
         rule: Damping,
         search: Armijo | bool,
+        before: Sequence[float] = (),
     ):
         self._quadratic, self._solver, self._rule, self._search = quadratic, solver, rule, search
-        self._evaluation, self._others = evaluation, others
+        self._evaluation, self._others, self._before = evaluation, others, before
         self._trials = Trials(evaluation, quadratic.space)
 
     def outcome(self, path: Path, loss: float | None, lr: float | Tensor) -> Outcome:
@@ -123,10 +126,16 @@ class Judge:
         """The reduction ratio of a candidate with its loss, and whether the predicted change is above rounding."""
         smallest = resolution(loss, torch.finfo(self._quadratic.loss.dtype).eps)
         telling = not abs(predicted) <= smallest
-        change = there - loss
+        change = there - self._reference(loss)
         if self._others is not None and telling:
             change = Trials(self._others, self._quadratic.space).value(candidate) - float(self._quadratic.loss)
         return reduction_ratio(change, predicted, smallest), telling
+
+    def _reference(self, loss: float) -> float:
+        """The loss that a candidate has to be below: that at theta, or the highest of the last ones."""
+        if not isinstance(self._rule, NonMonotone):
+            return loss
+        return self._rule.highest(loss, self._before, torch.finfo(self._quadratic.loss.dtype).eps)
 
     def _walk(self, path: DampingPath, candidates: "_Candidates", loss: float) -> tuple[int, float]:
         """The candidate where the damping's rule stops, and the loss there; not a number where it takes none."""

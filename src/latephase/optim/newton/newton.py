@@ -17,6 +17,7 @@ from ...parameters import ParameterSpace
 from ..parts import (
     Carried,
     GaussNewtonReport,
+    NonMonotone,
     SecondOrder,
     StepReport,
     TargetRatio,
@@ -138,7 +139,8 @@ class Newton(SecondOrder):
         rule = options["damping"]
         if isinstance(rule, TargetRatio):
             rule = rule.in_stage(self._carried.late)
-        judge = Judge(quadratic, evaluation, others, options["solver"], rule, options["line_search"])
+        before = self._carried.losses if isinstance(rule, NonMonotone) else []
+        judge = Judge(quadratic, evaluation, others, options["solver"], rule, options["line_search"], before)
         outcome = judge.outcome(path, None if known is None else float(known.loss), self._rate(lr))
         if block_group is not None:
             outcome = agreed(outcome, block_group, path.start)
@@ -202,8 +204,12 @@ class Newton(SecondOrder):
         if outcome.vector is not None:
             transaction.write(quadratic.space, outcome.vector, objective, quadratic.buffers)
         self._keep_start(quadratic.space, path, outcome)
+        rule = self.param_groups[0]["damping"]
+        if isinstance(rule, NonMonotone) and outcome.vector is not None:
+            eps = torch.finfo(quadratic.loss.dtype).eps
+            self._carried.losses = rule.kept(outcome.loss, outcome.new_loss, self._carried.losses, eps)
         used = path.damping(outcome.iteration, quadratic.damping)
-        warning = adapt_damping(self._carried, used, outcome.ratio, self.param_groups[0]["damping"])
+        warning = adapt_damping(self._carried, used, outcome.ratio, rule)
         if warning is not None:
             warnings.warn(warning, stacklevel=5)
         if isinstance(path, DampingPath) and not self._warned:

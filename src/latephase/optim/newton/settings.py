@@ -8,6 +8,7 @@ from ..parts import (
     DAMPINGS,
     Fixed,
     LevenbergMarquardt,
+    NonMonotone,
     Part,
     TargetRatio,
     check_number,
@@ -23,7 +24,7 @@ from .direct import Direct
 
 CURVATURES: dict[str, type[Part]] = {each.kind: each for each in (GGN, Hessian)}
 SOLVERS: dict[str, type[Part]] = {each.kind: each for each in (CG, Direct)}
-RULES: dict[str, type[Part]] = {**DAMPINGS, TargetRatio.kind: TargetRatio}
+RULES: dict[str, type[Part]] = {**DAMPINGS, TargetRatio.kind: TargetRatio, NonMonotone.kind: NonMonotone}
 SEARCHES: dict[str, type[Part]] = {each.kind: each for each in (Armijo,)}
 BLOCKS: dict[str, type[Part]] = {each.kind: each for each in (Blocks,)}
 
@@ -126,8 +127,9 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
         raise ValueError(f"debias=True goes with CG, and not with {type(first['solver']).__name__}")
     elif first["blocks"] is not None and first["blocks"].group is not None and not first["solver"].shares:
         raise ValueError(f"Blocks.group goes with CG, and not with {type(first['solver']).__name__}")
-    elif isinstance(first["damping"], TargetRatio):
-        raise ValueError("TargetRatio goes with Direct, whose candidates are those of a damping each; take a number")
+    elif isinstance(first["damping"], TargetRatio | NonMonotone):
+        rule = type(first["damping"]).__name__
+        raise ValueError(f"{rule} goes with Direct, whose candidates are those of a damping each; take a number")
     check_same(groups, (*GLOBAL, "momentum"))
 
 

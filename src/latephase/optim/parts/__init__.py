@@ -17,6 +17,7 @@ from .damping import damping_of as damping_of
 from .estimates import check_estimate as check_estimate
 from .estimates import layout as layout
 from .estimates import size_of as size_of
+from .non_monotone import NonMonotone as NonMonotone
 from .part import Part as Part
 from .part import either as either
 from .part import is_number as is_number

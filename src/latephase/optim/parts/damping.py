@@ -12,49 +12,21 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...solve import levenberg_marquardt
+from .adapted import Adapted
 from .arguments import check_number
+from .non_monotone import NonMonotone
 from .part import Part, either, is_number, part_of
 from .state import Carried
 from .target_ratio import TargetRatio
 
-TRIES = 8
-"""Dampings that one step tries at most, where the solver has a candidate for each."""
 MODELS = ("undamped", "damped")
 """Which quadratic model may predict the change."""
 RISES = 20
 """So many rises of the damping in a row, by 3/2 each a factor of 3,000, are no search for a better one any more."""
 
 
-class _Adapted(Part):
-    """What rules that adapt the damping by factors have in common."""
-
-    initial: float
-    factors: tuple[float, float]
-    range: tuple[float, float]
-
-    def _check_adaptation(self) -> None:
-        self._check_number("initial")
-        for name in ("factors", "range"):
-            self._check_pair(name)
-        fall, rise = self.factors
-        self._check(0 < fall <= 1 <= rise < math.inf, "factors", "(fall, rise) with 0 < fall <= 1 <= rise, finite")
-        low, high = self.range
-        self._check(0 <= low <= high and low < math.inf, "range", "(low, high) with 0 <= low <= high")
-        if not (low <= self.initial <= high or self.initial == 0):
-            raise ValueError(
-                f"{type(self).__name__}.initial must be in its range {self.range} (or 0, where none is wanted), "
-                f"got {self.initial!r}"
-            )
-
-    def _next(self, used: float, ratio: float, thresholds: tuple[float, float]) -> float:
-        if used == 0:
-            return used
-        return levenberg_marquardt(used, ratio, thresholds=thresholds, factors=self.factors, bounds=self.range)
-
-
 @dataclass(frozen=True)
-class LevenbergMarquardt(_Adapted):
+class LevenbergMarquardt(Adapted):
     """Damping that follows the reduction ratio (Martens 2010, Section 4.1).
 
     A ratio that is not a number says nothing and leaves the damping; so does a damping of zero, where none is wanted.
@@ -89,32 +61,20 @@ class LevenbergMarquardt(_Adapted):
 
     def __post_init__(self):
         self._check_adaptation()
-        self._check_pair("thresholds")
-        low, high = self.thresholds
-        ordered = math.isfinite(low) and math.isfinite(high) and low <= high
-        self._check(ordered, "thresholds", "finite and in rising order")
+        self._check_thresholds(self.thresholds)
         self._check_choice("model", MODELS)
         self._check_choice("data", ("evaluation", "objective"))
 
     def walk(self, start: float, ratio: Callable[[float], float]) -> float | None:
         """The damping of a step whose solver has a candidate for each: the first that lowers the loss, rising.
 
-        None of `TRIES` may; the step is then rejected.
+        None of eight may; the step is then rejected.
 
         Args:
             start: lambda to begin with.
             ratio: damping -> reduction ratio of its candidate, which is then evaluated.
         """
-        damping = start
-        for _ in range(TRIES):
-            found = ratio(damping)
-            if math.isnan(found) or found > 0:
-                return damping
-            risen = min(damping * self.factors[1], self.range[1])
-            if risen == damping:
-                break
-            damping = risen
-        return None
+        return self._rising(start, ratio)
 
     def next(self, used: float, ratio: float) -> float:
         """The damping of the next step.
@@ -127,7 +87,7 @@ class LevenbergMarquardt(_Adapted):
 
 
 @dataclass(frozen=True)
-class DecreasingLoss(_Adapted):
+class DecreasingLoss(Adapted):
     """Damping that falls where the loss did not rise; otherwise the step is rejected, and the damping rises.
 
     For `QuadraticLearningRate` and its kin. A loss that is not a number is a rejection.
@@ -207,7 +167,7 @@ class Fixed(Part):
         return used
 
 
-Damping = LevenbergMarquardt | TargetRatio | Fixed
+Damping = LevenbergMarquardt | NonMonotone | TargetRatio | Fixed
 DAMPINGS: dict[str, type[Part]] = {each.kind: each for each in (LevenbergMarquardt, Fixed)}
 """What every optimizer takes, by kind."""
 

@@ -77,6 +77,15 @@ class Carried:
         self._keep(dampings=dampings, followed=steps, late=self.late or rule.turns(dampings, steps))
 
     @property
+    def losses(self) -> list[float]:
+        """The last losses of `NonMonotone`, that at the end of the last step last."""
+        return self._first.get("losses", [])
+
+    @losses.setter
+    def losses(self, value: list[float]) -> None:
+        self._keep(losses=value)
+
+    @property
     def moments(self) -> int:
         """How many steps in a row the start has been kept as a momentum."""
         return self._first.get("moments", 0)
@@ -134,6 +143,7 @@ def checks() -> dict[str, Check]:
         "iterations": whole,
         "moments": whole,
         "dampings": numbers,
+        "losses": numbers,
         "followed": whole,
         "late": truth,
         "forms": wholes,
