@@ -4,12 +4,12 @@
     LATEPHASE_DATA=FOLDER python benchmarks/detectors.py digits fashion cost --save benchmarks/results/detectors.json
     python benchmarks/detectors.py figure
 
-*quadratics*: SGD from 200 seeds on each of eleven quadratics (`detectors_quadratics.py`), all seeds at once. The
+*quadratics*: SGD from 200 seeds on each of thirteen quadratics (`detectors_quadratics.py`), all seeds at once. The
 expected loss of every step is known in closed form. An alarm is false while the expected loss is still more than twice
 the stationary one, when more of it is to be gained by going on than is noise; the delay is counted from the step at
 which it is within 5 %, as a share of the steps until then, and is negative where the alarm comes between the two. A
 rule holds on a problem if at most 5 % of the seeds give a false alarm, and the median delay is at most a quarter; a run
-ends at 0.3, after which an alarm is "late". Takes some six minutes.
+ends at 0.3, after which an alarm is "late". Takes some nine minutes.
 
 *digits*, *fashion*: SGD at the constant rate of docs/digits.md and docs/late_phase.md, three seeds, all detectors
 watching one run: the epoch at which each fires. *cost*: seconds of an SGD step of the CIFAR-10 network 3C3D at batch
@@ -86,7 +86,7 @@ def holds(rule: dict[str, Any]) -> bool:
     return rule["false_percent"] <= 5 and rule["delay"] is not None and rule["delay"] <= 0.25
 
 
-def on_training(name: str, seeds: int = 3) -> dict[str, Any]:
+def on_training(name: str, seeds: int) -> dict[str, Any]:
     """The epoch at which each detector fires, by seed, and the history of the first seed's."""
     from late_phase_problems import data_of, problem_named
     from late_phase_runs import mini_batches, sgd_of
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, default=None, help="JSON file to add the results to")
     parser.add_argument("--draw", type=int, default=DRAW, help="of the quadratics' random numbers")
     parser.add_argument("--noise", type=float, default=NOISE, help="of their batches' losses, over the stationary loss")
+    parser.add_argument("--seeds", type=int, default=3, help="of the training runs")
     parser.add_argument("--rounds", type=int, default=21, help="of the cost")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +217,7 @@ def main() -> None:
         elif what == "cost":
             results[what] = cost(given.rounds)
         elif what in EPOCHS:
-            results[what] = on_training(what)
+            results[what] = on_training(what, given.seeds)
     print(tables(results))
     if given.save:
         results["environment"] = {"torch": torch.__version__, "machine": platform.machine()}

@@ -74,9 +74,11 @@ QUADRATICS = (
     Quadratic(1, 0, 1e2, 1.5e-4),
     Quadratic(100, 0, 1e4, 0.01),
     Quadratic(30, 0, 1e3, 3e-4, 0.9),
+    Quadratic(1000, 1, 1e3, 0.025),
+    Quadratic(100, 1, 1e2, 0.0025),
 )
-"""The last three are three times slower than others: the first test of some rules comes after 8,000 steps, where the
-others have fallen."""
+"""The last five are two or three times slower than others: the first test of some rules comes after 8,000 steps, when
+the loss of the others no longer falls."""
 
 
 @dataclass(frozen=True)

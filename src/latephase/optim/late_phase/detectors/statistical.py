@@ -163,9 +163,10 @@ class Slope(_Tested):
 
     A line is fitted to the losses of the newest steps' batches; a one-sided t-test asks whether its slope is negative.
 
-    The defaults are not the authors', with whom it first tests after 8,000 steps and then fires long after the loss has
-    ceased to fall; `Slope.published()` has those. These were chosen on quadratics whose stationary time is known:
-    docs/detectors.md.
+    The defaults are not the authors', which `Slope.published()` has: with those there is no test before 8,000 steps,
+    and a slow fall goes unseen in the eighth that is looked at. These were chosen on quadratics whose stationary time
+    is known: docs/detectors.md. Where batches' losses spread by twice what a smaller rate would gain, or more, it often
+    fires too early.
 
     Args:
         significance: of the test: the larger, the less a fall must show to count as one. Default: 0.2.
