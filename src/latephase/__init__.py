@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         minimize_residuals,
     )
     from .parameters import by_module, layerwise
-    from .records import JSONLinesWriter, TensorBoardWriter
+    from .records import JSONLinesWriter, MLflowWriter, TensorBoardWriter, WandbWriter
 
 __all__ = [
     "CG",
@@ -64,6 +64,7 @@ __all__ = [
     "Kronecker",
     "KroneckerFactors",
     "LevenbergMarquardt",
+    "MLflowWriter",
     "Nystrom",
     "Objective",
     "Preconditioner",
@@ -78,6 +79,7 @@ __all__ = [
     "StepStatus",
     "TargetRatio",
     "TensorBoardWriter",
+    "WandbWriter",
     "WithHidden",
     "Wolfe",
     "WolfeStatus",
@@ -109,6 +111,7 @@ _ROOMS = {
     "Kronecker": "curvature",
     "KroneckerFactors": "optim",
     "LevenbergMarquardt": "optim",
+    "MLflowWriter": "records",
     "Nystrom": "curvature",
     "Objective": "objective",
     "Preconditioner": "curvature",
@@ -124,6 +127,7 @@ _ROOMS = {
     "StepStatus": "optim",
     "TargetRatio": "optim",
     "TensorBoardWriter": "records",
+    "WandbWriter": "records",
     "WithHidden": "objective",
     "Wolfe": "optim",
     "WolfeStatus": "optim",

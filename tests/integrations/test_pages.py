@@ -36,4 +36,4 @@ def test_an_example_has_at_most_fifteen_lines(code):
 
 
 def test_there_are_examples():
-    assert PAGE.count("```python") == len(EXAMPLES) > 0
+    assert PAGE.count("```python needs") == len(EXAMPLES) > 0
