@@ -21,7 +21,7 @@ smartquotes_action = "D"  # dashes only: quotes stay as typed, for J'u and for w
 default_role = "py:obj"
 """A name in `backticks` in a docstring: a link where it is documented, and code everywhere."""
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["transformers", "pina"]
+autodoc_mock_imports = ["transformers", "pina", "deepxde"]
 """Whose classes ours are made of; not installed for these pages."""
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

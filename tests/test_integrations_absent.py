@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-NEEDS = {"transformers": "transformers", "pina": "pina"}
+NEEDS = {"transformers": "transformers", "pina": "pina", "deepxde": "deepxde"}
 
 
 @pytest.mark.parametrize("name", NEEDS)
@@ -26,3 +26,10 @@ def test_nothing_of_them_is_imported_unless_it_is_named():
     assert "torch" in loaded
     assert not loaded & {"lightning", "transformers", "accelerate", "pina", "deepxde", "mlflow", "wandb", "optuna"}
     assert "latephase.integrations" not in done.stdout.split()
+
+
+@pytest.mark.parametrize(("name", "writer"), [("mlflow", "MLflowWriter"), ("wandb", "WandbWriter")])
+def test_a_tracker_that_is_missing_is_named_with_its_extra(name, writer, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf'{writer} needs .* pip install "latephase\[{name}\]"'):
+        getattr(importlib.import_module("latephase"), writer)()

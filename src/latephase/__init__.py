@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         LatePhase,
         LatePhaseReport,
         LevenbergMarquardt,
-        OneObjective,
         NonMonotone,
+        OneObjective,
         QuadraticLearningRate,
         QuadraticStepReport,
         QuadraticStepStatus,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         minimize_residuals,
     )
     from .parameters import by_module, layerwise
-    from .records import JSONLinesWriter, TensorBoardWriter
+    from .records import JSONLinesWriter, MLflowWriter, TensorBoardWriter, WandbWriter
 
 __all__ = [
     "CG",
@@ -80,6 +80,7 @@ __all__ = [
     "LatePhase",
     "LatePhaseReport",
     "LevenbergMarquardt",
+    "MLflowWriter",
     "NonMonotone",
     "Nystrom",
     "Objective",
@@ -99,6 +100,7 @@ __all__ = [
     "StepStatus",
     "TargetRatio",
     "TensorBoardWriter",
+    "WandbWriter",
     "Wants",
     "WithHidden",
     "Wolfe",
@@ -143,6 +145,7 @@ _ROOMS = {
     "KroneckerFactors": "optim",
     "LevenbergMarquardt": "optim",
     "NonMonotone": "optim",
+    "MLflowWriter": "records",
     "Nystrom": "curvature",
     "Objective": "objective",
     "Points": "objective",
@@ -161,6 +164,7 @@ _ROOMS = {
     "StepStatus": "optim",
     "TargetRatio": "optim",
     "TensorBoardWriter": "records",
+    "WandbWriter": "records",
     "WithHidden": "objective",
     "Wolfe": "optim",
     "WolfeStatus": "optim",

@@ -149,3 +149,23 @@ def test_an_annealed_weight_of_the_loss(monkeypatch):
 
 def test_our_own_modules_that_are_let_pass_by_name_exist():
     assert all(importlib.util.find_spec(name) is not None for name in trust._OF_PASSES)
+
+
+class Meta(type):
+    """A class of classes whose module is no name, as some that are written in C."""
+
+
+Meta.__module__ = property(lambda self: "somewhere")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Odd(metaclass=Meta):
+    beta = 2.0
+
+
+def test_a_class_of_classes_whose_module_is_no_name_is_described():
+    model = nn.Linear(3, 2)
+    model.odd = Odd()
+    objective = Objective(model, nn.MSELoss(), (torch.ones(4, 3), torch.zeros(4, 2)))
+    direction = torch.ones(8)
+    products = [linearize(objective).matvec(direction) for _ in range(3)]
+    torch.testing.assert_close(products[0], products[2])

@@ -162,6 +162,18 @@ def test_adam_hands_over_by_switch_optimizer(tmp_path):
     assert late.instance.report.accepted
 
 
+def test_float64_is_lightnings_precision(tmp_path):
+    solver, twin = solver_of(OPTIMIZERS["GaussNewton"]), solver_of(None)
+    trainer_of(solver, tmp_path, precision="64-true").train()
+    posed = twin.double().problem
+    posed._discretised_domains = {name: points.to(torch.float64) for name, points in posed.discretised_domains.items()}
+    optimizer = GaussNewton(twin.model.parameters(), damping=0.1)
+    for _ in range(4):
+        optimizer.step(residual_objective(twin))
+    assert solver.model[0].weight.dtype == torch.float64
+    assert same(solver.model, twin.model)
+
+
 def test_unknown_parameters_are_found(tmp_path):
     solver = solver_of(TorchOptimizer(GaussNewton, damping=1e-2), problem=UnknownForce)
     with torch.no_grad():
@@ -191,9 +203,9 @@ def test_rows_are_those_of_pinas_residuals_and_products_are_traced():
             curved = linearize(residual_objective(solver))
             rows = curved.rows()
             torch.testing.assert_close(rows, torch.stack(expected), rtol=1e-4, atol=1e-5)  # float32, second derivatives
-    assert curved.method == "traced"
     direction = torch.ones(rows.shape[1])
     torch.testing.assert_close(curved.matvec(direction), rows.T @ (rows @ direction), rtol=1e-4, atol=1e-4)
+    assert curved.method == "traced"
 
 
 def test_options_cut_the_points_into_chunks():

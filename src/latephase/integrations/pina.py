@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objective import Objective
+from .hidden import Hidden
 from .lightning import SecondOrderModule
 
 try:
@@ -195,7 +196,7 @@ def _labelled(tensor: Tensor, labels: Any) -> Any:
     return result
 
 
-def _term(solver: Any, name: str, data: Mapping[str, Any]) -> tuple[_Residual, dict[str, Tensor]]:
+def _term(solver: Any, name: str, data: Mapping[str, Any]) -> tuple[Hidden, dict[str, Tensor]]:
     points, labels = {}, {}
     for key, value in data.items():
         if not isinstance(value, Tensor):
@@ -205,7 +206,14 @@ def _term(solver: Any, name: str, data: Mapping[str, Any]) -> tuple[_Residual, d
             )
         labels[key] = getattr(value, "labels", None)
         points[key] = value.detach().as_subclass(Tensor)
-    return _Residual(solver, name, labels), points
+    known = vars(solver).get("_latephase_residuals")
+    if known is None:
+        known = {}
+        object.__setattr__(solver, "_latephase_residuals", known)
+    key = (id(solver.problem.conditions[name]), repr(labels))
+    if key not in known:  # the same object at every step, by which its trace is found
+        known[key] = Hidden(_Residual(solver, name, labels))
+    return known[key], points
 
 
 def _all_points(problem: Any) -> Batch:

@@ -31,6 +31,8 @@ from .reading_files import ResultsError as ResultsError
 from .reading_files import checksum as checksum
 from .reading_files import open_regular as open_regular
 from .reading_files import read_record as read_record
+from .run_writers import MLflowWriter as MLflowWriter
+from .run_writers import WandbWriter as WandbWriter
 from .safe_text import PlainConsole as PlainConsole
 from .safe_text import as_cell as as_cell
 from .safe_text import as_label as as_label

@@ -44,7 +44,7 @@ Extra = Callable[[], Mapping[str, float]]
 """() -> numbers by name, asked for after each step; none where there is nothing to say of it."""
 
 
-class _Writer:
+class StepWriter:
     """A hook that hands each step's report on, numbered.
 
     Attributes:
@@ -112,7 +112,7 @@ class _Writer:
         return self.__dict__
 
 
-class JSONLinesWriter(_Writer):
+class JSONLinesWriter(StepWriter):
     """One line of JSON for each step, appended to a file.
 
     A line holds `step` (counted from 1), `time` (Unix time in seconds), all of `StepReport.as_dict()`, and what `extra`
@@ -179,7 +179,7 @@ class JSONLinesWriter(_Writer):
         return number or 0
 
 
-class TensorBoardWriter(_Writer):
+class TensorBoardWriter(StepWriter):
     """Each step's report as scalars of TensorBoard; needs the package `tensorboard`.
 
     A tag is a group and the report's own name: `loss/` with loss, new_loss, evaluation_loss and new_evaluation_loss;
@@ -216,20 +216,18 @@ class TensorBoardWriter(_Writer):
         self._own = isinstance(log, (str, os.PathLike))
         self._folder = os.path.abspath(log) if self._own else None
         self._summary: Any = None if self._own else log
-        self._texts: dict[str, str | tuple[str, ...]] = {}
+        self._texts: dict[str, str] = {}
         self._open()
 
     def _write(self, report: Any) -> None:
         """Write the scalars of one report, and flush them."""
         summary = self._open()
         number = self.step + 1
-        for tag, value in (_scalars(report) | {f"extra/{name}": x for name, x in self._extra().items()}).items():
+        for tag, value in (scalars_of(report) | {f"extra/{name}": x for name, x in self._extra().items()}).items():
             if math.isfinite(value):
                 summary.add_scalar(tag, value, number)
-        for name, text in (("method", report.method), ("block_methods", getattr(report, "block_methods", None))):
-            if text is not None and text != self._texts.get(name):
-                summary.add_text(f"cg/{name}", text if isinstance(text, str) else ", ".join(text), number)
-                self._texts[name] = text
+        for tag, text in changed_texts(report, self._texts).items():
+            summary.add_text(tag, text, number)
         summary.flush()
 
     def close(self) -> None:
@@ -262,7 +260,7 @@ def _number(line: bytes) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def _scalars(report: Any) -> dict[str, float]:
+def scalars_of(report: Any) -> dict[str, float]:
     """A report's numbers by tag, statuses as shares; texts and what is None are left out."""
     scalars: dict[str, float] = {}
     for field in dataclasses.fields(report):
@@ -282,6 +280,17 @@ def _scalars(report: Any) -> dict[str, float]:
 
 def _is_named_number(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Real) and not isinstance(value, bool)
+
+
+def changed_texts(report: Any, known: dict[str, str]) -> dict[str, str]:
+    """A report's texts by tag, those that are not known yet; they are then."""
+    found = {}
+    for name in ("method", "block_methods"):
+        value = getattr(report, name, None)
+        text = value if value is None or isinstance(value, str) else ", ".join(value)
+        if text is not None and text != known.get(f"cg/{name}"):
+            found[f"cg/{name}"] = known[f"cg/{name}"] = text
+    return found
 
 
 def _values(status: StrEnum) -> list[StrEnum]:

@@ -101,9 +101,9 @@ _CONTAINERS = (
 """Classes in C whose objects show all that they hold."""
 
 
-def root_of(module: str | None) -> str:
-    """The package of a module."""
-    return (module or "").split(".")[0]
+def root_of(module: Any) -> str:
+    """The package of a module, by its name; none where a class of C's says something else than a name."""
+    return module.split(".")[0] if isinstance(module, str) else ""
 
 
 def trusted_package(module: str | None) -> bool:
