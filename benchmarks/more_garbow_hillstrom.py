@@ -90,6 +90,7 @@ def _broyden(update: str) -> Callable[[Counted], Any]:
             optimizer.step(objective)
             report = optimizer.report
             assert report is not None
+            assert report.new_loss is not None
             counted.count += report.gradients - 1
             counted.look(report.new_loss)
             if not report.accepted and not report.restarted:
@@ -108,8 +109,8 @@ def _ours(counted: Counted) -> Any:
 
 
 def _scipy_lm(counted: Counted) -> Any:
-    start = counted.problem.start
-    return least_squares(counted.residuals, start, counted.jacobian, method="lm", max_nfev=STEPS)
+    jacobian: Any = counted.jacobian
+    return least_squares(counted.residuals, counted.problem.start, jacobian, method="lm", max_nfev=STEPS)
 
 
 METHODS: dict[str, Callable[[Counted], Any]] = {
