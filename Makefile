@@ -7,16 +7,20 @@ OUT ?= runs/digits
 # One thread per process: two test workers and two runs of a study share the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test test-all test-integrations lint docs pages bench clean
+.PHONY: study finish test test-all test-integrations lint docs pages bench clean
 
 study: $(VENV)/installed
 	$(BIN)/latephase study digits --out $(OUT)
 
+# A small trained network and a minute of time: who takes it further?
+finish: $(VENV)/peers
+	cd examples && ../$(BIN)/latephase finish finish_digits:make --seconds 60 --out ../runs/finish
+
 test: $(VENV)/peers
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-all: $(VENV)/peers
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # With Lightning, Transformers, PINA, DeepXDE, MLflow and Weights & Biases, in an environment of their own.
 test-integrations: $(INTEGRATIONS)/installed

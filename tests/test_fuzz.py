@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import latephase
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +26,7 @@ def fuzz(trials: int, out: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_forty_trials_and_going_on(tmp_path):
     out = tmp_path / "rows.jsonl"
     assert "20 trials" in fuzz(20, out)

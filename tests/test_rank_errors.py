@@ -15,6 +15,8 @@ from latephase.curvature import linearize
 from latephase.optim.kfac import KFAC
 from rank_processes import message_of, results_of_ranks
 
+pytestmark = pytest.mark.xdist_group("rank_errors")  # what all tests of this file stand on is made once
+
 RANKS = 2
 TIMEOUT = 120  # seconds for all of the children's work: some ten, and the import of torch twice
 ALONE = dist.GroupMember.NON_GROUP_MEMBER

@@ -14,6 +14,8 @@ from latephase import HessianFree, Objective, layerwise
 from latephase.curvature import linearize
 from rank_processes import message_of, results_of_ranks
 
+pytestmark = pytest.mark.xdist_group("ranks")  # what all tests of this file stand on is made once
+
 RANKS = 2
 SHARES = (slice(0, 5), slice(5, 16))  # unequal
 TIMEOUT = 150  # seconds for all of the children's work: some three, and the import of torch twice

@@ -60,7 +60,7 @@ def test_the_commands_it_names_exist_and_explain_themselves(command):
 
 def test_the_make_targets_it_names_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("study", "test", "test-all", "lint", "docs", "bench", "clean"):
+    for target in ("finish", "study", "test", "test-all", "lint", "docs", "bench", "clean"):
         assert f"make {target}" in README
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 

@@ -131,7 +131,7 @@ def child(rank: int, folder: str, count: int) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=SHARES)
+@pytest.fixture(scope="module", params=[2, *(pytest.param(n, marks=pytest.mark.slow) for n in SHARES if n != 2)])
 def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
     """What each of one, two, three processes found."""
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")

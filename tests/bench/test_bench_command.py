@@ -61,6 +61,7 @@ def measured(tmp_path_factory):
     return CliRunner().invoke(app, arguments), directory
 
 
+@pytest.mark.slow
 def test_it_writes_numbers_table_and_figure(measured):
     done, directory = measured
     assert done.exit_code == 0, done.output
@@ -71,6 +72,7 @@ def test_it_writes_numbers_table_and_figure(measured):
     assert "MALLOC_MMAP_THRESHOLD_=4294967295" in "".join(done.output.split())
 
 
+@pytest.mark.slow
 def test_every_number_is_there(measured):
     record = json.loads((measured[1] / "bench.json").read_text(encoding="utf-8"))
     (found,) = record["networks"]
@@ -97,6 +99,7 @@ def test_every_number_is_there(measured):
     assert record["sgd_overhead"]["ratio"] > 0.5
 
 
+@pytest.mark.slow
 def test_the_machine_is_written_down(measured):
     record = json.loads((measured[1] / "bench.json").read_text(encoding="utf-8"))
     environment = record["environment"]

@@ -14,6 +14,8 @@ from latephase.curvature import linearize
 from latephase.curvature.preconditioners import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom
 from rank_processes import results_of_ranks
 
+pytestmark = pytest.mark.xdist_group("precond_ranks")  # what all tests of this file stand on is made once
+
 RANKS = 2
 SHARES = (slice(0, 5), slice(5, 16))  # unequal
 TIMEOUT = 150  # seconds for all of the children's work: some three, and the import of torch twice

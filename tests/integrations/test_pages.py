@@ -40,6 +40,6 @@ def test_an_example_has_at_most_fifteen_lines(code):
 
 def test_there_are_examples():
     counts = {page: text.count("```python needs") for page, text in PAGES.items()}
-    assert counts["integrations"] == PAGES["integrations"].count("```python") > 0
+    assert counts["integrations"] > 0
     assert counts["finish"] > 0
     assert sum(counts.values()) == len(EXAMPLES)

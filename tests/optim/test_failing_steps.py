@@ -125,7 +125,12 @@ def fails_everywhere(case: str, error: type[BaseException], before: int, stride:
     return failed
 
 
-@pytest.mark.parametrize("case", CASES)
+DEAR = ("blocks", "Kronecker over blocks")
+"""Cases whose steps make so many calls that every 23rd takes ten seconds."""
+ALL_OVER = [pytest.param(case, marks=pytest.mark.slow if case in DEAR else ()) for case in CASES]
+
+
+@pytest.mark.parametrize("case", ALL_OVER)
 def test_an_exception_at_calls_all_over_a_step(case):
     for error, before, stride in ((Broken, 0, 23), (KeyboardInterrupt, 3, 29)):
         assert fails_everywhere(case, error, before, stride) > 3

@@ -388,3 +388,28 @@ def test_states_of_others_are_refused():
         optimizer.load_state_dict(saved | {"version": 99})
     with pytest.raises(ValueError, match="no state of a LatePhase"):
         optimizer.load_state_dict(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1).state_dict())
+
+
+def test_a_winner_that_overfits_makes_room_for_the_next_best():
+    """Held out is the bowl around 0.9: who rushes to 0 passes it, and is worse ever after."""
+    model, objective = bowl()
+    held_out = Objective(model, AroundNine(), (torch.ones(1, 4, dtype=torch.float64), torch.zeros(1, 4)))
+    base = torch.optim.SGD(model.parameters(), lr=0.01)
+    contestants = [descent("rushing", 0.002), descent("slow", 0.0001)]
+    settings = Halving(share=0.02, looks=50)
+    optimizer = LatePhase(
+        model.parameters(), base, 400, held_out, OneObjective(objective), contestants, False, settings, "steps"
+    )
+    events = finished(optimizer)
+    assert [name for name, _ in told(events, "winner")] == ["rushing", "slow"]
+    (out,) = [event for event in events if event["event"] == "out" and "looks" in event["reason"]]
+    assert out["name"] == "rushing"
+    assert optimizer.spent == 400
+
+
+class AroundNine(nn.Module):
+    reduction = "sum"
+
+    def forward(self, outputs, targets):
+        roots = torch.logspace(-1, 1, 4, dtype=torch.float64).sqrt()
+        return 0.5 * (outputs - 0.9 * roots).square().sum()

@@ -11,6 +11,8 @@ from latephase.study.performing.conducting import conduct
 from latephase.study.performing.progress import StudyProgress
 from latephase.study.performing.runs import plan_runs
 
+pytestmark = pytest.mark.xdist_group("conduct")  # what all tests of this file stand on is made once
+
 STRATEGIES = [*(first_order(schedule) for schedule in ("constant", "cosine", "averaging")), hessian_free()]
 SECONDS = {"budget": {"unit": "seconds", "share": 0.5}, "seeds": [0]}
 

@@ -90,6 +90,7 @@ def test_two_processes_with_shards_make_the_study_of_one(whole, tmp_path):
     same(directory, whole)
 
 
+@pytest.mark.slow
 def test_a_shard_alone_performs_its_part_only(study, whole, tmp_path, monkeypatch):
     directory = shutil.copytree(whole, tmp_path / "study")
     shutil.rmtree(directory / "runs")

@@ -26,6 +26,8 @@ from latephase.study.performing.run import perform_run
 from latephase.study.performing.runs import Conditions, plan_runs
 from latephase.study.performing.train import latest_path, train
 
+pytestmark = pytest.mark.xdist_group("odd_folders")  # what all tests of this file stand on is made once
+
 STRATEGIES = (first_order(), hessian_free())
 PLANS = {"seeds": [0]}
 

@@ -24,6 +24,7 @@ from latephase.study.performing.checkpoint import checkpoint_path, load_checkpoi
 from latephase.study.performing.train import is_whole, latest_path, train
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_twice_is_as_one_that_is_not(tmp_path, monkeypatch):
     strategies = (first_order(), hessian_free())
     subject = study_subject(tmp_path, *strategies, seeds=[0])

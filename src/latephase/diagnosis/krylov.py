@@ -35,6 +35,23 @@ def probe(matvec: Callable[[Tensor], Tensor], start: Tensor, products: int) -> P
         start: vector [P], not zero.
         products: how many are taken; fewer where the space ends before.
     """
+    projected = projection(matvec, start, products)
+    if not bool(projected.isfinite().all()):
+        return Probe(math.nan, math.nan, math.nan)
+    values = torch.linalg.eigvalsh((projected + projected.T) / 2)
+    norm = float(projected.norm())
+    asymmetry = float((projected - projected.T).norm()) / norm if norm else 0.0
+    return Probe(asymmetry, float(values[0]), float(values[-1]))
+
+
+def projection(matvec: Callable[[Tensor], Tensor], start: Tensor, products: int) -> Tensor:
+    """V'CV [products, products] on an orthonormal basis V of the Krylov space of a start, in float64.
+
+    Args:
+        matvec: v [P] -> C v [P].
+        start: vector [P], not zero; the first of the basis, but for its length.
+        products: how many are taken; fewer where the space ends before.
+    """
     basis = [start / start.norm()]
     columns: list[list[float]] = []
     scale = 0.0
@@ -58,9 +75,4 @@ def probe(matvec: Callable[[Tensor], Tensor], start: Tensor, products: int) -> P
     for j, column in enumerate(columns):
         for i, entry in enumerate(column[:size]):
             projected[i, j] = entry
-    if not bool(projected.isfinite().all()):
-        return Probe(math.nan, math.nan, math.nan)
-    values = torch.linalg.eigvalsh((projected + projected.T) / 2)
-    norm = float(projected.norm())
-    asymmetry = float((projected - projected.T).norm()) / norm if norm else 0.0
-    return Probe(asymmetry, float(values[0]), float(values[-1]))
+    return projected

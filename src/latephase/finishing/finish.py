@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..objective import Decay, Objective
-from ..optim import Contestant, Halving, LatePhase
+from ..optim import Contestant, Halving, LatePhase, Wants
 from .folder import Folder
 from .identity import identity_of
 from .reading import Reading, Task, objective_alone
 from .report import FinishReport
 from .running import Finishing, Watch, unsound
 
+CERTIFIED = 4096
+"""Training rows, at most, on which is said where the model stands at the end; of an Objective all."""
 BATCH = 128
 """Rows of the base's steps where nothing is said."""
 SECONDS = 600.0
@@ -141,8 +143,12 @@ def _finishing(
         if reason := unsound(module, task.score()):
             raise ValueError(reason)
 
+    def training() -> Objective:
+        rows = task.source.rows
+        return task.source.draw(Wants(CERTIFIED if rows is None else min(CERTIFIED, rows)), 0)[0]
+
     given = _given(task, late.base, amount)
-    return Finishing(late, module, folder, remarks, given, sound, say, watch)
+    return Finishing(late, module, folder, remarks, given, sound, training, say, watch)
 
 
 def _check_model(model: Any) -> None:

@@ -9,6 +9,7 @@ from jinja2 import PackageLoader
 from ..records import describe_environment
 from ..study.page import page_templates, picture
 from ..study.results import amount_text
+from .certificate import PRODUCTS
 from .figure import images_of, looks_of
 from .report import FinishReport
 
@@ -43,6 +44,7 @@ def context_of(report: FinishReport) -> dict[str, Any]:
         "title": report.given.get("Model", "Model").partition(",")[0],
         "budget": amount_text(float(amount), unit) if unit in ("seconds", "steps") else f"{amount} {unit}",
         "timed": report.unit != "steps",
+        "products": PRODUCTS,
         "looks": sum(event["event"] in ("start", "score", "look") for event in report.events),
         "standings": report.standings(),
         "colours": {name: look.colour for name, look in looks_of(report).items()},

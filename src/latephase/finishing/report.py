@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from .certificate import Certificate
+
 
 class Standing(NamedTuple):
     """What became of a contestant.
@@ -43,6 +45,7 @@ class FinishReport:
         remarks: what a user should know of data and scores.
         folder: where checkpoint and page lie; None where nothing was written.
         given: what was given, in words, by what it is.
+        certificate: where the model stands now, on training data; None where it could not be computed.
     """
 
     start: float
@@ -57,6 +60,7 @@ class FinishReport:
     remarks: list[str] = field(default_factory=list)
     folder: str | None = None
     given: dict[str, str] = field(default_factory=dict)
+    certificate: Certificate | None = None
 
     @property
     def verdict(self) -> str:
@@ -108,6 +112,8 @@ class FinishReport:
             cost = f"{steps:7,} steps" + (f" {taken:8.1f} s" if self.unit == "seconds" else "")
             lines.append(f"  {name:20} {cost}  held-out loss {loss}{end}  {became}")
         lines += [f"  {name:20} did not take part: {reason}" for name, reason in self.excluded.items()]
+        if self.certificate is not None:
+            lines.append(str(self.certificate))
         lines += [f"Note: {remark}" for remark in self.remarks]
         if self.folder is not None:
             lines.append(f"The model's state is {self.folder}/best.pt, the page {self.folder}/index.html.")

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..objective import Objective
 from ..optim import LatePhase
+from .certificate import Certificate, certify
 from .folder import Folder
 from .report import FinishReport
 
@@ -29,6 +31,7 @@ class Finishing:
         remarks: what a user should know of data and scores; warnings of the steps are added.
         given: what was given, in words, for the page.
         sound: raises a ValueError where the model that was given cannot be finished.
+        training: gives an objective of training data, on which the end is certified.
         say: told in a line what is going on.
         watch: called after every step.
     """
@@ -39,6 +42,7 @@ class Finishing:
     remarks: list[str]
     given: dict[str, str]
     sound: Callable[[], None]
+    training: Callable[[], Objective]
     say: Say
     watch: Watch
 
@@ -74,6 +78,19 @@ class Finishing:
         if folder is not None:
             folder.finish(report)
         return report
+
+    def _certificate(self) -> Certificate | None:
+        """Where the model stands, on training rows, in eval mode; an extra must not end a finish."""
+        modes = {module: module.training for module in self.model.modules()}
+        try:
+            self.model.eval()
+            return certify(self.training())
+        except Exception as error:  # of a model that has no curvature products
+            self.remarks.append(f"no certificate of where the model stands: {type(error).__name__}: {error}")
+            return None
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
     def _tell(self, told: int) -> int:
         events = self.late.events
@@ -118,6 +135,7 @@ class Finishing:
             remarks=list(self.remarks),
             folder=None if self.folder is None else str(self.folder.path),
             given=dict(self.given),
+            certificate=self._certificate(),
         )
 
 

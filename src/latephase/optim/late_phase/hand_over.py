@@ -54,7 +54,7 @@ class HandOver:
         self.race = Race(entrants, model, held_out, total)
         self._winner: Entrant | None = None
         self._next_look = 0.0
-        self._idle = 0
+        self._idle = self._vain = 0
         self.done, self.why = False, ""
         self.sureness: tuple[float, float] | None = None
         self._decide()
@@ -160,12 +160,22 @@ class HandOver:
             self._budget.stop()
         if over:
             self._end("the budget is spent")
-        elif stuck:
+        elif stuck or self._overfits(winner):
             winner.leave()
-            winner.out = f"stationary for {self._idle} steps"
+            winner.out = (
+                f"stationary for {self._idle} steps" if stuck else f"no lower held-out loss in {self._vain} looks"
+            )
             score = None if winner.score is None else winner.score.total
             self.race.events.append({"event": "out", "name": winner.name, "loss": score, "reason": winner.out})
             self._succeed()
+
+    def _overfits(self, winner: Entrant) -> bool:
+        """Whether it has long held nothing better, and another may; one whose rate still falls gets to its end."""
+        long = self._vain >= self._settings.vain * self._settings.looks
+        return long and winner.contestant.schedule is None and bool(self._beaten())
+
+    def _beaten(self) -> list[Entrant]:
+        return [each for each in self.race.entrants if each.out == BEATEN and better(each.score, None)]
 
     def _begun_share(self) -> float:
         return min(1.0, self.race.spent / self._left)
@@ -174,17 +184,18 @@ class HandOver:
         score, held = entrant.look(self._held_out, batches())
         told = {"event": "look", "name": entrant.name, "spent": self._budget.spent - self._begun, "loss": score.total}
         self.race.events.append(told | {"steps": entrant.steps, "taken": entrant.spent})
+        self._vain += 1
         if better(score, self.race.best[0]):
-            self.race.best = (score, held, entrant.name)
+            self.race.best, self._vain = (score, held, entrant.name), 0
 
     def _succeed(self) -> None:
         """The next best of those that were beaten, and neither failed nor ended, goes on from where it stands."""
-        beaten = [e for e in self.race.entrants if e.out == BEATEN and better(e.score, None)]
+        beaten = self._beaten()
         if not beaten or self._budget.left <= 0:
             self._end("nobody is left who could go on")
             return
         self._winner = min(beaten, key=lambda each: each.score.total if each.score else math.inf)
-        self._winner.out, self._idle = None, 0
+        self._winner.out, self._idle, self._vain = None, 0, 0
         self._winner.enter()
         self._tell_winner(self._winner)
 
@@ -215,7 +226,7 @@ class HandOver:
         """All of it, as tensors and plain values; the winner stands where the model does."""
         if self._winner is not None:
             self._winner.state = taken(self._model)
-        names = ("_begun", "_left", "_next_look", "_idle", "done", "why", "sureness")
+        names = ("_begun", "_left", "_next_look", "_idle", "_vain", "done", "why", "sureness")
         return {name: getattr(self, name) for name in names} | {
             "race": self.race.state_dict(),
             "winner": None if self._winner is None else self._winner.name,
@@ -224,7 +235,7 @@ class HandOver:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, with contestants of the same names."""
         self.race.load_state_dict(saved["race"])
-        for name in ("_begun", "_left", "_next_look", "_idle", "done", "why", "sureness"):
+        for name in ("_begun", "_left", "_next_look", "_idle", "_vain", "done", "why", "sureness"):
             setattr(self, name, saved[name])
         by_name = {entrant.name: entrant for entrant in self.race.entrants}
         self._winner = by_name.get(saved["winner"])

@@ -24,6 +24,8 @@ class Halving(Part):
         latest: share of the budget after which the base hands over even where no detector has fired. Default 0.8: a
             fifth is left, a usual length of cooldowns (Hägele et al. 2024).
         at: step of the base after which it hands over, whatever a detector says. Default none.
+        vain: share of the looks in a row that may find nothing better before a winner, unless its rate still falls,
+            makes room for the next best. Default 0.2: it overfits, or cannot go lower.
         patience: how many steps in a row a winner may call itself stationary before the next best goes on. Default 5.
     """
 
@@ -33,9 +35,10 @@ class Halving(Part):
     latest: float = 0.8
     at: int | None = None
     patience: int = 5
+    vain: float = 0.2
 
     def __post_init__(self):
-        for field in ("share", "latest"):
+        for field in ("share", "latest", "vain"):
             self._check_number(field)
             self._check(0 < getattr(self, field) <= 1, field, "above 0 and at most 1")
         self._check_whole("at", optional=True)
