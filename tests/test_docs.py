@@ -40,6 +40,15 @@ def code_of(page: str) -> list[tuple[int, str]]:
     return found
 
 
+@pytest.fixture
+def own_dtype():
+    """A page may set torch's default dtype, as a reader's script does; the next page begins with torch's own."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("own_dtype")
 @pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)])
 def test_the_code_of_a_page_runs_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
