@@ -118,8 +118,6 @@ def test_points_of_any_box(sides, count, seed):
     for points in (within, faces, *pairs.unbind(1)):
         assert points.shape == (count, len(sides))
         assert ((points >= box[0]) & (points <= box[1])).all()
-    # All make the same points first, which then move to a face.
-    assert ((faces != within).sum(1) <= 1).all()
     assert ((faces == box[0]) | (faces == box[1])).any(1).all()
     assert torch.equal(pairs[:, :, 0], box[:, 0].expand(count, 2))
     assert torch.equal(pairs[:, 0, 1:], within[:, 1:])
@@ -129,3 +127,26 @@ def test_points_of_any_box(sides, count, seed):
 def test_a_grid_has_the_edges_and_its_first_coordinate_runs_fastest():
     found = grid(torch.tensor([[-1.0, 0.0], [1.0, 2.0]]), (3, 2))
     assert found.tolist() == [[-1, 0], [0, 0], [1, 0], [-1, 2], [0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3, 5])
+def test_points_cover_the_whole_of_every_face(dimensions):
+    """Along each coordinate of a face a quarter of its points lies in every quarter of the edge, give or take two."""
+    box = torch.stack([-torch.ones(dimensions), 3 * torch.ones(dimensions)]).double()
+    axes = list(range(dimensions))
+    points = on_faces(box, 2 * dimensions * 64, torch.Generator().manual_seed(0), axes)
+    for axis in axes:
+        for side in (0, 1):
+            face = points[points[:, axis] == box[side, axis]]
+            assert len(face) == 64
+            for along in axes:
+                if along != axis:
+                    quarters = torch.histc(face[:, along], bins=4, min=-1.0, max=3.0)
+                    assert float((quarters - 16).abs().max()) <= 2
+
+
+def test_an_uneven_number_of_points_is_shared_out():
+    box = torch.stack([torch.zeros(2), torch.ones(2)]).double()
+    points = on_faces(box, 11, torch.Generator().manual_seed(1), [0, 1])
+    on = [int((points[:, axis] == box[side, axis]).sum()) for axis in (0, 1) for side in (0, 1)]
+    assert on == [3, 3, 3, 2]

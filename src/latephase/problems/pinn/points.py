@@ -25,11 +25,18 @@ def inside(box: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def on_faces(box: Tensor, count: int, generator: torch.Generator, axes: Sequence[int]) -> Tensor:
-    """Points [count, d] on the box's faces, as many on each: of each of some axes the lower face and the upper one."""
-    points, row = inside(box, count, generator), torch.arange(count)
-    axis, side = torch.tensor(axes)[row // 2 % len(axes)], row % 2
-    points[row, axis] = box[side, axis]
-    return points
+    """Points [count, d] on the box's faces, as many on each: of each of some axes the lower face and the upper one.
+
+    Each face has a sequence of its own: every other point of one lies in the same half of the box, so that points dealt
+    out to the faces in turn would leave half of each face empty.
+    """
+    faces = [(axis, side) for axis in axes for side in (0, 1)]
+    found = []
+    for place, (axis, side) in enumerate(faces[:count]):
+        points = inside(box, (count - place + len(faces) - 1) // len(faces), generator)
+        points[:, axis] = box[side, axis]
+        found.append(points)
+    return torch.cat(found)
 
 
 def at_both_ends(box: Tensor, count: int, generator: torch.Generator) -> Tensor:
