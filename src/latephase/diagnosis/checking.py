@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..objective import Decay, Objective
-from . import cost, differences, products, reduction, rows
+from . import cost, differences, methods, products, reduction, rows
 from . import loss_and_gradient as function
 from .report import CheckReport
 from .subject import Subject
@@ -108,3 +108,4 @@ def _look(subject: Subject, whole: Objective, say: Callable[[str], object]) -> N
     say("memory and time")
     cost.check_memory(subject)
     cost.check_time(subject)
+    methods.check_methods(subject)
