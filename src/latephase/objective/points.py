@@ -56,7 +56,7 @@ class Points:
     """Points of a residual objective: drawn anew every so many steps, and watched by points held out.
 
     A model with as many parameters as residuals can bring the loss to zero on points that stay, and be anything between
-    them. Each step asks for the objective to take:
+    them. Each step asks for the objective to take::
 
         points = Points(objective, {"interior": Box((0.0, 0.0), (1.0, 1.0))}, every=100, adaptive=RAD())
         for _ in range(1000):

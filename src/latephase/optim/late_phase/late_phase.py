@@ -31,7 +31,7 @@ class LatePhase(Optimizer):
     is in diffusion, contestants start from the same state, get slices of a tenth of what is left of the budget, and are
     scored by what each would hold if it stopped then; the worse half drops out, and so on. The winner goes on from
     where it stands. When the budget is spent, the model has the best state that was held, by the held-out loss: never a
-    worse one than the state at the hand-over.
+    worse one than the state at the hand-over::
 
         base = torch.optim.SGD(model.parameters(), lr=0.1)
         optimizer = LatePhase(model.parameters(), base, budget=3600.0, held_out=Objective(model, loss, held_out))

@@ -28,7 +28,7 @@ class LatePhaseReport:
     step: Any = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, with those of the step's own report named step_..., ready for JSON."""
+        """The fields, with those of the step's own report as step_NAME, ready for JSON."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "step"}
         inner = {} if self.step is None or not hasattr(self.step, "as_dict") else self.step.as_dict()
         return own | {f"step_{name}": value for name, value in inner.items()}
