@@ -36,14 +36,21 @@ class Adapted(Part):
             return used
         return levenberg_marquardt(used, ratio, thresholds=thresholds, factors=self.factors, bounds=self.range)
 
-    def _check_thresholds(self, thresholds: tuple[float, float]) -> None:
-        self._check_pair("thresholds")
-        low, high = thresholds
-        ordered = math.isfinite(low) and math.isfinite(high) and low <= high
-        self._check(ordered, "thresholds", "finite and in rising order")
 
-    def _rising(self, start: float, ratio: Callable[[float], float]) -> float | None:
-        """The first damping, rising, whose ratio is above zero or says nothing; None of `TRIES` may."""
+class AdaptedByThresholds(Adapted):
+    """Rules whose damping rises below one reduction ratio and falls above another."""
+
+    thresholds: tuple[float, float]
+
+    def walk(self, start: float, ratio: Callable[[float], float]) -> float | None:
+        """The damping of a step whose solver has a candidate for each: the first, rising, whose ratio is above zero.
+
+        None of `TRIES` may; the step is then rejected.
+
+        Args:
+            start: lambda to begin with.
+            ratio: damping -> reduction ratio of its candidate, which is then evaluated.
+        """
         damping = start
         for _ in range(TRIES):
             found = ratio(damping)
@@ -54,3 +61,18 @@ class Adapted(Part):
                 break
             damping = risen
         return None
+
+    def next(self, used: float, ratio: float) -> float:
+        """The damping of the next step.
+
+        Args:
+            used: lambda of this step.
+            ratio: its reduction ratio.
+        """
+        return self._next(used, ratio, self.thresholds)
+
+    def _check_thresholds(self) -> None:
+        self._check_pair("thresholds")
+        low, high = self.thresholds
+        ordered = math.isfinite(low) and math.isfinite(high) and low <= high
+        self._check(ordered, "thresholds", "finite and in rising order")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .adapted import Adapted
+from .adapted import Adapted, AdaptedByThresholds
 from .arguments import check_number
 from .non_monotone import NonMonotone
 from .part import Part, either, is_number, part_of
@@ -26,7 +26,7 @@ RISES = 20
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(Adapted):
+class LevenbergMarquardt(AdaptedByThresholds):
     """Damping that follows the reduction ratio (Martens 2010, Section 4.1).
 
     A ratio that is not a number says nothing and leaves the damping; so does a damping of zero, where none is wanted.
@@ -61,29 +61,9 @@ class LevenbergMarquardt(Adapted):
 
     def __post_init__(self):
         self._check_adaptation()
-        self._check_thresholds(self.thresholds)
+        self._check_thresholds()
         self._check_choice("model", MODELS)
         self._check_choice("data", ("evaluation", "objective"))
-
-    def walk(self, start: float, ratio: Callable[[float], float]) -> float | None:
-        """The damping of a step whose solver has a candidate for each: the first that lowers the loss, rising.
-
-        None of eight may; the step is then rejected.
-
-        Args:
-            start: lambda to begin with.
-            ratio: damping -> reduction ratio of its candidate, which is then evaluated.
-        """
-        return self._rising(start, ratio)
-
-    def next(self, used: float, ratio: float) -> float:
-        """The damping of the next step.
-
-        Args:
-            used: lambda of this step.
-            ratio: its reduction ratio.
-        """
-        return self._next(used, ratio, self.thresholds)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """Damping that follows the reduction ratio, where a loss may rise for a while: below the highest of the last ones."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .adapted import Adapted
+from .adapted import AdaptedByThresholds
 
 
 @dataclass(frozen=True)
-class NonMonotone(Adapted):
+class NonMonotone(AdaptedByThresholds):
     """Levenberg and Marquardt's rule with the highest of the last losses in place of the last one.
 
     A candidate is taken where its loss is below the highest of the last `memory` losses (Grippo, Lampariello and Lucidi
@@ -47,7 +47,7 @@ class NonMonotone(Adapted):
     def __post_init__(self):
         self._check_adaptation()
         self._check_whole("memory")
-        self._check_thresholds(self.thresholds)
+        self._check_thresholds()
 
     def highest(self, loss: float, before: Sequence[float], rounding: float) -> float:
         """The loss that a candidate has to be below.
@@ -72,21 +72,3 @@ class NonMonotone(Adapted):
         """
         same = bool(before) and abs(before[-1] - loss) <= math.sqrt(rounding) * abs(loss)
         return [*(before if same else [loss]), new_loss][-self.memory :]
-
-    def walk(self, start: float, ratio: Callable[[float], float]) -> float | None:
-        """The damping of a step: the first, rising, whose ratio is above zero; None of eight may.
-
-        Args:
-            start: lambda to begin with.
-            ratio: damping -> reduction ratio of its candidate, which is then evaluated.
-        """
-        return self._rising(start, ratio)
-
-    def next(self, used: float, ratio: float) -> float:
-        """The damping of the next step.
-
-        Args:
-            used: lambda of this step.
-            ratio: its reduction ratio.
-        """
-        return self._next(used, ratio, self.thresholds)
