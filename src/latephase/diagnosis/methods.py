@@ -1,14 +1,13 @@
 """Which methods fit in memory, and about how long a step of each takes."""
 
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from ..curvature import linearize
 from ..objective import available
-from ..optim import Direct, DirectPlan
+from ..optim import Direct, DirectPlan, multiplications_per_second
 from .report import bytes_in_words, seconds_in_words
 from .subject import Subject
 
@@ -66,12 +65,13 @@ def methods(subject: Subject, gradient: float, product: float) -> list[Method]:
     room = available(subject.space.device) // 2
     vectors = 12 * size * unit
     found = [
-        ("HessianFree", 2 * gradient + ITERATIONS * product + gradient, vectors),
+        ("HessianFree", 3 * gradient + ITERATIONS * product, vectors),
         ("L-BFGS", 1.3 * gradient, 200 * size * unit),
     ]
     plan = _plan(subject)
     if plan is not None:
-        matrix = DIRECT_SOLVES * plan.multiplications / _multiplications_per_second(subject)
+        speed = multiplications_per_second(subject.space.dtype, subject.space.device)
+        matrix = DIRECT_SOLVES * plan.multiplications / speed
         found.insert(0, ("GaussNewton", DIRECT_GRADIENTS * gradient + matrix, plan.bytes))
     square = 2 * size * size * unit
     if size <= LARGEST_MATRIX and square <= room:
@@ -87,23 +87,13 @@ def _plan(subject: Subject) -> DirectPlan | None:
     return Direct().plan(count, subject.space.size, subject.space.dtype, available(subject.space.device) // 4)
 
 
-def _multiplications_per_second(subject: Subject) -> float:
-    n = 768
-    matrix = torch.ones(n, n, dtype=subject.space.dtype, device=subject.space.device)
-    return n**3 / _fastest(lambda: float((matrix @ matrix)[0, 0]))
-
-
 def _seconds_of_a_pass(subject: Subject) -> float:
+    """Of a product of a matrix [P, P] with a vector, the fastest of four."""
     size = subject.space.size
     matrix = torch.ones(size, size, dtype=subject.space.dtype, device=subject.space.device)
-    return _fastest(lambda: float((matrix @ matrix[0])[0]))
-
-
-def _fastest(call: Callable[[], float]) -> float:
-    """Seconds of the fastest of four calls, which wait for the device."""
     found = []
     for _ in range(4):
         started = time.perf_counter()
-        call()
+        float((matrix @ matrix[0])[0])  # waits for the device
         found.append(time.perf_counter() - started)
     return min(found)

@@ -6,6 +6,7 @@ from .late_phase import Contestant, Halving, LatePhase, LatePhaseReport, OneObje
 from .late_phase import held_out_loss as held_out_loss
 from .newton import CG, GGN, Armijo, Blocks, Direct, GaussNewton, Hessian, HessianFree
 from .newton import DirectPlan as DirectPlan
+from .newton import multiplications_per_second as multiplications_per_second
 from .parts import (
     DecreasingLoss,
     Fixed,

@@ -3,6 +3,8 @@
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from torch.optim import LBFGS, Optimizer
 from ...curvature import linearize
 from ...objective import Objective, available, is_exhaustion
 from ..kfac import KFAC
-from ..newton import Direct, GaussNewton, HessianFree
+from ..newton import Direct, GaussNewton, HessianFree, multiplications_per_second
 from ..quasi_newton import SelfScaledBroyden
 from .contestant import Contestant, Wants, cosine, one_minus_sqrt
 
@@ -29,11 +31,12 @@ SAMPLE = 64
 """Rows on which is looked how many rows of J~ an example gives."""
 LAYERS = (nn.Linear, nn.Conv2d)
 STANDS_FOR = {"lbfgs": "self_scaled_broyden", "kfac": "gauss_newton", "hessian_free": "gauss_newton"}
-"""Where all steps see the same data, the one behind the colon took part on every problem tried on which both fit and
-ended lower (docs/finish.md), mostly by orders of magnitude."""
+"""Where all steps see the same data, the one behind the colon takes part in place of the other where both fit: in eight
+trials each on Poisson's equation (docs/physics.md) its worst ended below the other's best."""
 
 
-class Subject(NamedTuple):
+@dataclass(frozen=True)
+class Subject:
     """What is to be gone on with.
 
     Attributes:
@@ -49,6 +52,21 @@ class Subject(NamedTuple):
     batch: int | None
     deterministic: bool
     seconds: float | None
+
+    @cached_property
+    def too_many_rows(self) -> str:
+        """Why steps on all rows cannot be taken, measured once; empty where they can."""
+        if self.deterministic:
+            return ""
+        if self.rows is None:
+            return "takes all rows in a step, and how many there are is not known"
+        if self.seconds is None:
+            return ""
+        seconds, rows = seconds_of_a_gradient(self.objective)
+        whole = seconds * self.rows / max(rows, 1)
+        if FEWEST_STEPS * 2 * whole > self.seconds:
+            return f"a gradient of all {self.rows:,} rows takes about {whole:.2g} s, too long for {self.seconds:.0f} s"
+        return ""
 
 
 class Candidates(NamedTuple):
@@ -129,8 +147,8 @@ def _kfac(subject: Subject) -> Wants | str:
 
 
 def _gauss_newton(subject: Subject) -> Wants | str:
-    if too_many := _whole_data(subject):
-        return too_many
+    if subject.too_many_rows:
+        return subject.too_many_rows
     try:
         rows = _rows_of(subject)
     except Exception as error:
@@ -140,7 +158,7 @@ def _gauss_newton(subject: Subject) -> Wants | str:
     free = available(parameter.device) // 2
     if plan.bytes > free:
         return f"{plan}, but {free / 1e9:.1f} GB may be used"
-    each = plan.multiplications / multiplications_per_second(parameter)
+    each = plan.multiplications / multiplications_per_second(parameter.dtype, parameter.device)
     if subject.seconds is not None and FEWEST_STEPS * each > subject.seconds:
         return f"{plan}: about {each:.2g} s, too long for {subject.seconds:.0f} s"
     return Wants()
@@ -150,11 +168,11 @@ def _self_scaled_broyden(subject: Subject) -> Wants | str:
     size = size_of(subject.objective.model)
     if size > MOST_DENSE:
         return f"its inverse Hessian is dense: {size:,} parameters, more than {MOST_DENSE:,}"
-    return _whole_data(subject) or Wants()
+    return subject.too_many_rows or Wants()
 
 
 def _lbfgs(subject: Subject) -> Wants | str:
-    return _whole_data(subject) or Wants()
+    return subject.too_many_rows or Wants()
 
 
 def lbfgs(parameters: Sequence[Parameter]) -> Optimizer:
@@ -171,23 +189,6 @@ CANDIDATES: dict[str, Callable[[Subject], Wants | str]] = {
     "hessian_free": _hessian_free,
 }
 """What is asked beside the base, by name; in the order of first turns, those with little set-up first."""
-
-
-def _whole_data(subject: Subject) -> str:
-    """Why steps on all rows cannot be taken; empty where they can."""
-    if subject.deterministic:
-        return ""
-    if subject.rows is None:
-        return "takes all rows in a step, and how many there are is not known"
-    if subject.seconds is None:
-        return ""
-    seconds, rows = seconds_of_a_gradient(subject.objective)
-    whole = seconds * subject.rows / max(rows, 1)
-    if FEWEST_STEPS * 2 * whole > subject.seconds:
-        return (
-            f"a gradient of all {subject.rows:,} rows takes about {whole:.2g} s, too long for {subject.seconds:.0f} s"
-        )
-    return ""
 
 
 def _rows_of(subject: Subject) -> int:
@@ -214,15 +215,3 @@ def seconds_of_a_gradient(objective: Objective) -> tuple[float, int]:
         _ = linearize(objective).gradient
         found.append(time.perf_counter() - started)
     return min(found), sum(chunk.rows for chunk in objective.chunks)
-
-
-def multiplications_per_second(like: Parameter) -> float:
-    """What a product of matrices reaches here in the dtype of a parameter."""
-    n = 512
-    matrix = torch.ones(n, n, dtype=like.dtype, device=like.device)
-    found = []
-    for _ in range(3):
-        started = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
-        found.append(time.perf_counter() - started)
-    return n**3 / min(found)

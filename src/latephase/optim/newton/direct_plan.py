@@ -1,5 +1,6 @@
 """What a direct solve needs, known from its sizes alone before anything of it is computed."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from ...solve import TRIALS
 
 COPIES = 3
 """Matrices of the smaller side that are alive at once: the product of the rows, with the damping on it, its factor."""
+PROBED = 768
+"""Rows of the matrices whose product is timed, large enough for the speed that large ones have."""
 PIECES = 2**28
 """Bytes that rows take where they come in pieces (`curvature.Linearization.row_pieces`), at most."""
 
@@ -129,3 +132,14 @@ def _in_words(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:,.0f} TB" if count >= 100 else f"{count:.3g} TB"
+
+
+def multiplications_per_second(dtype: torch.dtype, device: torch.device) -> float:
+    """What a product of matrices reaches here, the fastest of four; a plan's multiplications over it are seconds."""
+    matrix = torch.ones(PROBED, PROBED, dtype=dtype, device=device)
+    found = []
+    for _ in range(4):
+        started = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # waits for the device
+        found.append(time.perf_counter() - started)
+    return PROBED**3 / min(found)
