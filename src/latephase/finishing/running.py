@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..objective import Objective
-from ..optim import LatePhase
+from ..optim import LatePhase, in_mode
 from .certificate import Certificate, certify
 from .folder import Folder
 from .report import FinishReport
@@ -81,16 +81,12 @@ class Finishing:
 
     def _certificate(self) -> Certificate | None:
         """Where the model stands, on training rows, in eval mode; an extra must not end a finish."""
-        modes = {module: module.training for module in self.model.modules()}
         try:
-            self.model.eval()
-            return certify(self.training())
+            with in_mode(self.model, False):
+                return certify(self.training())
         except Exception as error:  # of a model that has no curvature products
             self.remarks.append(f"no certificate of where the model stands: {type(error).__name__}: {error}")
             return None
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
     def _tell(self, told: int) -> int:
         events = self.late.events

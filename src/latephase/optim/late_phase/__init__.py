@@ -23,5 +23,6 @@ from .report import LatePhaseReport
 from .settings import Budget as Budget
 from .settings import Halving
 from .source import OneObjective, Source
+from .states import in_mode as in_mode
 
 __all__ = ["Contestant", "Halving", "LatePhase", "LatePhaseReport", "OneObjective", "Source", "Wants"]

@@ -1,5 +1,6 @@
 """From the base to the end of the budget: the race, the winner's steps, the best that was held."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from .entrant import Entrant, better
 from .held_out import HeldOut, Score, difference
 from .race import BEATEN, Race
 from .settings import Budget, Halving
-from .states import put, taken
+from .states import in_mode, put, taken
 
 Batches = Callable[[], Sequence[Objective]]
 
@@ -45,7 +46,6 @@ class HandOver:
         settings: Halving,
     ):
         self._model, self._held_out, self._budget, self._settings = model, held_out, budget, settings
-        self._modes = {module: module.training for module in model.modules()}
         entrants = [Entrant(each, optimizers[each.name], model) for each in contestants]
         self._begun, self._left = budget.spent, max(budget.left, 1e-9)
         # The winner's own slices, a fair share at least, are not lost: what the others take is within the share.
@@ -80,12 +80,6 @@ class HandOver:
         current = self.current
         return None if current is None else current.contestant.wants
 
-    @property
-    def number(self) -> int:
-        """Of the next step, of those that its contestant takes; data may be drawn by it."""
-        current = self.current
-        return 0 if current is None else current.steps + 1
-
     def step(self, objective: Objective, batches: Batches, **beside: Objective) -> Tensor | None:
         """The step of whoever is next, and what follows from it.
 
@@ -100,11 +94,8 @@ class HandOver:
         entrant = self.current
         if entrant is None:
             raise RuntimeError(f"there is no step to take: {self.why}")
-        self._set_modes(entrant)
-        try:
+        with contextlib.nullcontext() if entrant.contestant.training else in_mode(self._model, False):
             loss = self.race.step(entrant, objective, self.share, **beside)
-        finally:
-            self._restore_modes()
         passed = self._budget.stop(1)
         if self._winner is None:
             if entrant.out is None and self.race.charge(entrant, passed, batches):
@@ -208,14 +199,6 @@ class HandOver:
         self.done, self.why = True, why
         self._winner = None
         put(self._model, self.race.best[1])
-
-    def _set_modes(self, entrant: Entrant) -> None:
-        if not entrant.contestant.training:
-            self._model.eval()
-
-    def _restore_modes(self) -> None:
-        for module, mode in self._modes.items():
-            module.training = mode
 
     @property
     def best(self) -> tuple[Score, str]:

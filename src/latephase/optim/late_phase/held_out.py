@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...objective import Objective
-from .states import in_eval_mode
+from .states import in_mode
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Two-sided 95 % quantiles of Student's t for so many parts."""
@@ -52,7 +52,7 @@ class HeldOut:
 
     def __call__(self) -> Score:
         """The score of the model as it is now."""
-        with in_eval_mode(self.model):
+        with in_mode(self.model, False):
             losses = [float(objective.value()) for objective in self.objectives]
         return Score(torch.tensor(losses, dtype=torch.float64) * self.shares)
 

@@ -17,7 +17,7 @@ from .held_out import Score
 from .report import LatePhaseReport
 from .settings import Budget, Halving
 from .source import Source, drawn
-from .states import in_eval_mode
+from .states import in_mode
 
 SAME = 3
 """Steps with one and the same objective after which the problem counts as deterministic."""
@@ -47,8 +47,7 @@ class LatePhase(Optimizer):
             batch at the hand-over, with a warning.
         source: where the steps after the hand-over get data; they are then given none. Default none: give what `wants`
             says; contestants that need all rows take part if every step sees the same data.
-        contestants: who takes part beside those that fit by themselves (`candidates`), or in place of them: a sequence
-            of `Contestant`. Default: those that fit.
+        contestants: who takes part, in place of those that fit by themselves (`candidates`), which is the default.
         detector: says when the base is in diffusion; None for the default one, False to race at once.
         settings: shares and numbers. Default `Halving()`.
         unit: "seconds" (default), "processor_seconds" of this process, or "steps". In steps a run is the same on every
@@ -230,7 +229,7 @@ class LatePhase(Optimizer):
         subject = Subject(first, rows, batch, self._deterministic, self._budget.seconds_left)
         taking_part = self._contestants
         if taking_part is None:
-            with in_eval_mode(first.model):  # as all but the base take their steps
+            with in_mode(first.model, False):  # as all but the base take their steps
                 taking_part, self.excluded = candidates(subject)
         optimizers, refused = made(taking_part, self.base)
         self.excluded |= refused
@@ -256,13 +255,13 @@ class LatePhase(Optimizer):
         curvature_objective: Objective | None,
     ) -> Tensor | None:
         """A step in the race or of its winner."""
-        wants, number, current = hand_over.wants, hand_over.number, hand_over.current
-        assert wants is not None
+        current = hand_over.current
         assert current is not None
+        wants = current.contestant.wants
         source = self._source
         batches = list if source is None else source.statistics
         if objective is None and source is not None:
-            data = drawn(source, wants, number)
+            data = drawn(source, wants, current.steps + 1)
             if isinstance(data, str):
                 hand_over.drop(data, batches)
                 return None

@@ -35,11 +35,11 @@ def put(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module's own mode is put back."""
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in training or in eval mode; every module's own mode is put back."""
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        model.train(training)
         yield
     finally:
         for module, mode in modes.items():
@@ -86,19 +86,15 @@ def renew_statistics(model: nn.Module, objectives: Sequence[Objective], seed: in
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not layers or not objectives:
         return
-    modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
     try:
-        model.train()
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over batches
-        with torch.no_grad(), forked(seed, cuda_devices(model)):
+        with in_mode(model, True), torch.no_grad(), forked(seed, cuda_devices(model)):
             for objective in objectives:
                 for chunk in objective.chunks:
                     objective.plain_pass(chunk)
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for layer, momentum in momenta.items():
             layer.momentum = momentum
