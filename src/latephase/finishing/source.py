@@ -9,17 +9,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..objective import Objective
 from ..optim import Wants
-from ..problems.sampling import batches, draw
-
-STATISTICS = 16
-"""Batches of the training data on which batch norm's statistics of an average are taken."""
+from ..problems.sampling import STATISTICS, StepRows
 
 
 class Rows:
-    """Rows in memory: what a step gets follows from its number and the seed alone.
-
-    Steps that are judged by other rows get disjoint sets, drawn anew for each; others go through epochs in batches of
-    one size, the last short batch being left out.
+    """Rows in memory, drawn as `StepRows` says: what a step gets follows from its number and the seed alone.
 
     Args:
         template: an objective of the model, of any rows.
@@ -29,33 +23,26 @@ class Rows:
     """
 
     def __init__(self, template: Objective, data: tuple[Any, Any], batch: int | None, seed: int):
-        self.template, self._data, self._seed = template, data, seed
+        self.template, self._data = template, data
         self._device = next(template.model.parameters()).device
-        self.rows: int | None = row_count(data)
-        self._size = self.rows
-        self.batch = None if batch is None or batch >= self._size else batch
+        size = row_count(data)
+        self._drawing = StepRows(size, seed)
+        self.rows: int | None = size
+        self.batch = None if batch is None or batch >= size else batch
         self.deterministic = self.batch is None
-        self._epoch: tuple[int, int, list[Tensor]] = (0, -1, [])
         self._whole: Objective | None = None
 
     def draw(self, wants: Wants, step: int) -> tuple[Objective, Objective | None]:
         """The data of a step."""
-        if wants.rows is None or (wants.rows >= self._size and not wants.evaluation):
+        own, judging = self._drawing.of_step(wants.rows, wants.evaluation, step)
+        if own is None:
             self._whole = self.template.on(moved(self._data, self._device)) if self._whole is None else self._whole
             return self._whole, None
-        if wants.evaluation:
-            sizes = [min(wants.rows, self._size - wants.evaluation), wants.evaluation]
-            own, judging = draw(self._size, sizes, self._seed, step)
-            return self._of(own), self._of(judging)
-        epoch, place = divmod(step, self._size // wants.rows)
-        if self._epoch[:2] != (wants.rows, epoch):
-            self._epoch = wants.rows, epoch, batches(self._size, wants.rows, self._seed, epoch)
-        return self._of(self._epoch[2][place]), None
+        return self._of(own), None if judging is None else self._of(judging)
 
     def statistics(self) -> Sequence[Objective]:
         """Batches for batch norm's statistics of an average; the same always."""
-        size = self.batch or self._size
-        return [self._of(rows) for rows in batches(self._size, size, self._seed, 0)[:STATISTICS]]
+        return [self._of(rows) for rows in self._drawing.statistics(self.batch)]
 
     def _of(self, rows: Tensor) -> Objective:
         return self.template.on(moved(taken(self._data, rows), self._device))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 _WORD = 2**32
+STATISTICS = 16
+"""Batches of the training data on which batch norm's statistics of an average are taken."""
 
 
 class Stream(IntEnum):
@@ -118,3 +120,45 @@ def draw(size: int, counts: Sequence[int], seed: int, step: int) -> tuple[Tensor
         )
     order = torch.randperm(size, generator=generator(Stream.STEP, seed, step))
     return order[: sum(counts)].split(list(counts))
+
+
+class StepRows:
+    """Which rows a step gets whose contestant says how many it wants: a function of its number and the seed.
+
+    Steps that are judged by other rows get disjoint sets, drawn anew for each; others go through epochs in batches of
+    one size, the last short batch being left out.
+
+    Args:
+        size: Number of rows.
+        seed: Seed of what is drawn.
+    """
+
+    def __init__(self, size: int, seed: int):
+        self.size, self._seed = size, seed
+        self._epoch: tuple[int, int, list[Tensor]] = (0, -1, [])
+
+    def of_step(self, rows: int | None, evaluation: int, step: int) -> tuple[Tensor | None, Tensor | None]:
+        """The rows of a step, None for all of them, and those that judge it, None for none.
+
+        Args:
+            rows: How many; None for all.
+            evaluation: How many judge it.
+            step: Number of the step.
+        """
+        if rows is None or (rows >= self.size and not evaluation):
+            return None, None
+        if evaluation:
+            own, judging = draw(self.size, [min(rows, self.size - evaluation), evaluation], self._seed, step)
+            return own, judging
+        epoch, place = divmod(step, self.size // rows)
+        if self._epoch[:2] != (rows, epoch):
+            self._epoch = rows, epoch, batches(self.size, rows, self._seed, epoch)
+        return self._epoch[2][place], None
+
+    def statistics(self, batch: int | None) -> list[Tensor]:
+        """Batches on which batch norm's statistics of an average are taken; the same always.
+
+        Args:
+            batch: Rows of each; None for all.
+        """
+        return batches(self.size, batch or self.size, self._seed, 0)[:STATISTICS]

@@ -58,7 +58,7 @@ class OneObjective:
         self.rows: int | None = sum(chunk.rows for chunk in objective.chunks) or None
 
     def draw(self, wants: Wants, step: int) -> Draw:
-        """The objective; where rows are wanted, as many of them, those of a step drawn by its number."""
+        """The objective, whatever is wanted."""
         return self.objective, None
 
     def statistics(self) -> Sequence[Objective]:

@@ -9,17 +9,15 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from ...objective import Objective
-from ...optim import Halving, LatePhase, Wants
+from ...optim import Halving, LatePhase, OneObjective, Wants
 from ...problems import Problem
-from ...problems.problem import is_batch, row_count, start_optimizer
-from ...problems.sampling import Stream, batches, draw, generator
+from ...problems.problem import is_batch, start_optimizer
+from ...problems.sampling import StepRows, Stream, generator
 from ..outline import About
 from .base import Strategy
 from .context import StrategyContext
 from .table import StrategyTable
 
-STATISTICS = 16
-"""Batches of the training data on which batch norm's statistics of an average are taken."""
 PARTS = 10
 """Of the held-out rows, so that differences have an interval."""
 
@@ -93,8 +91,7 @@ class LatePhaseStrategy(Strategy):
         self._steps += 1
         if self._late.phase == "done":
             return {"phase": "done"}
-        wants = self._late.wants
-        if self._late.phase == "base" and wants is None:
+        if self._late.phase == "base":
             self._late.step(self._source.draw(Wants(self._source.batch), self._steps)[0])
         else:
             self._late.step()
@@ -119,28 +116,19 @@ class OtherRows:
         self.batch: int | None = None if size is None or size >= len(self._rows) else size
         self.deterministic = self.batch is None and context.problem.augment is None
         self.held_out = [self._plain(part) for part in order[:count].tensor_split(min(PARTS, count))]
-        self._epoch: tuple[int, int, list[Tensor]] = (0, -1, [])
+        self._drawing = StepRows(len(self._rows), context.seed)
 
     def draw(self, wants: Wants, step: int) -> tuple[Objective, Objective | None]:
         """The data of a step."""
-        size = len(self._rows)
         random = generator(Stream.AUGMENTATION, self._context.seed, step)
-        if wants.rows is None or (wants.rows >= size and not wants.evaluation):
+        own, judging = self._drawing.of_step(wants.rows, wants.evaluation, step)
+        if own is None:
             return self._context.objective(self._rows, random), None
-        if wants.evaluation:
-            sizes = [min(wants.rows, size - wants.evaluation), wants.evaluation]
-            one, other = draw(size, sizes, self._context.seed, step)
-            return self._of(one, random), self._of(other, random)
-        epoch, place = divmod(step, size // wants.rows)
-        if self._epoch[:2] != (wants.rows, epoch):
-            self._epoch = wants.rows, epoch, batches(size, wants.rows, self._context.seed, epoch)
-        return self._of(self._epoch[2][place], random), None
+        return self._of(own, random), None if judging is None else self._of(judging, random)
 
     def statistics(self) -> Sequence[Objective]:
         """Batches for batch norm's statistics of an average; the same always."""
-        size = self.batch or len(self._rows)
-        drawn = batches(len(self._rows), size, self._context.seed, 0)[:STATISTICS]
-        return [self._plain(self._rows[rows]) for rows in drawn]
+        return [self._plain(self._rows[rows]) for rows in self._drawing.statistics(self.batch)]
 
     def _of(self, places: Tensor, random: torch.Generator) -> Objective:
         return self._context.objective(self._rows[places], random)
@@ -150,24 +138,13 @@ class OtherRows:
         return context.problem.objective(context.model, context.problem.batch(context.splits.train, rows))
 
 
-class OneList:
+class OneList(OneObjective):
     """The data of a problem that is a list of batches, all of which every step sees."""
 
     def __init__(self, context: StrategyContext):
         problem, model = context.problem, context.model
-        self._whole = problem.objective(model, problem.batch(context.splits.train))
-        self.rows: int | None = row_count(context.splits.train)
-        self.batch: int | None = None
-        self.deterministic = True
+        super().__init__(problem.objective(model, problem.batch(context.splits.train)))
         self.held_out: list[Objective] | None = None
         if problem.redraw is not None:
             fresh = problem.redraw(generator(Stream.EVALUATION, context.seed, 0))
             self.held_out = [problem.objective(model, problem.batch(fresh))]
-
-    def draw(self, wants: Wants, step: int) -> tuple[Objective, Objective | None]:
-        """All of it."""
-        return self._whole, None
-
-    def statistics(self) -> Sequence[Objective]:
-        """All of it."""
-        return [self._whole]
