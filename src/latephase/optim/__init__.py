@@ -3,8 +3,10 @@
 from .former import in_a_table as in_a_table
 from .kfac import KFAC, KFACStepReport, KroneckerFactors
 from .late_phase import Contestant, Halving, LatePhase, LatePhaseReport, OneObjective, Source, Wants
+from .late_phase import cosine as cosine
 from .late_phase import held_out_loss as held_out_loss
 from .late_phase import in_mode as in_mode
+from .late_phase import one_minus_sqrt as one_minus_sqrt
 from .newton import CG, GGN, Armijo, Blocks, Direct, GaussNewton, Hessian, HessianFree
 from .newton import DirectPlan as DirectPlan
 from .newton import multiplications_per_second as multiplications_per_second

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ...optim import cosine, one_minus_sqrt
 from ...problems.problem import start_optimizer
 from ..outline import About
 from .averages import HORIZON, WINDOW, Average, Exponential, Latest, Mean, ScheduleFree
@@ -20,9 +21,9 @@ from .redrawing import OnTrainingData
 from .table import checked
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "cosine": cosine,
     "linear": lambda share: 1 - share,
-    "one_minus_sqrt": lambda share: 1 - math.sqrt(share),
+    "one_minus_sqrt": one_minus_sqrt,
 }
 """Factors on the rate by the share of the budget that is spent."""
 
