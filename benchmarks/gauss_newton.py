@@ -93,7 +93,8 @@ def _plain(objective: Objective, optimizer: torch.optim.Optimizer) -> Callable[[
         optimizer.zero_grad()
         return objective()
 
-    return lambda: optimizer.step(closure)  # pyright: ignore[reportReturnType]
+    # torch's annotation wants a closure that returns a float; its documentation has one that returns the loss
+    return lambda: optimizer.step(closure)  # pyright: ignore[reportCallIssue, reportArgumentType, reportReturnType]
 
 
 def _adam(model: nn.Module, objective: Objective, share: Callable[[], float]) -> Callable[[], Any]:

@@ -39,7 +39,7 @@ class Problem:
             known = float(minimum)
             if known == 0:
                 near = 1e-10
-            elif isinstance(minimum, float):
+            elif not isinstance(minimum, str):
                 near = 1e-10 * known
             else:
                 digits, _, exponent = minimum.partition("e")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from latephase import Objective
 from latephase.curvature import linearize
+from latephase.curvature.chunk import ChunkCurvature
 from latephase.curvature.eager import ForwardPass
 from latephase.curvature.rows.pulling import pull_examples
 
@@ -116,14 +117,13 @@ def by_vmap(objective: Objective, passes: list[ForwardPass]) -> None:
 
 def measure(objective: Objective, rounds: int) -> dict[str, Any]:
     """Milliseconds of each way, and their ratios to a gradient."""
-    options = {"method": "double_backward"}
-    curved = linearize(objective, **options)
-    passes = [part.forward() for part in curved._parts]
+    curved = linearize(objective, method="double_backward")
+    passes = [part.forward() for part in curved._parts if isinstance(part, ChunkCurvature)]
     ways: dict[str, Callable[[], object]] = {
         "gradient": lambda: linearize(objective, products=False),
         "rows": curved.rows,
         "pieces": lambda: [None for _ in curved.row_pieces()],
-        "with pass": lambda: linearize(objective, **options).rows(),
+        "with pass": lambda: linearize(objective, method="double_backward").rows(),
     }
     shape = list(curved.rows().shape)
     if shape[1] < MANY:

@@ -1,6 +1,8 @@
 """Several processes as ranks of a process group, for the tests."""
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,19 @@ def message_of(action: Callable[[], Any]) -> str:
     return ""
 
 
+def run_rank(rank: int, child: Callable[[int, str], None], folder: str) -> None:
+    """child(rank, folder), whose process ends with its last line.
+
+    Python's own end of a process runs the destructors of C++ libraries while threads of gloo and of torch's pool may
+    still be there: now and then that calls std::terminate, and a rank that has written its
+    result counts as killed by SIGABRT. An exception is left to mp.spawn, which takes it to the parent.
+    """
+    child(rank, folder)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def results_of_ranks(child: Callable[..., None], folder: Path, ranks: int, timeout: float) -> list[dict[str, Any]]:
     """What each rank left as folder/rank{number}.pt, child(rank, folder) having run in a process of its own.
 
@@ -28,7 +43,7 @@ def results_of_ranks(child: Callable[..., None], folder: Path, ranks: int, timeo
         ranks: how many processes.
         timeout: seconds after which they count as hanging, and are killed.
     """
-    context = mp.spawn(child, (str(folder),), nprocs=ranks, join=False)
+    context = mp.spawn(run_rank, (child, str(folder)), nprocs=ranks, join=False)
     assert context is not None
     end, finished = time.monotonic() + timeout, False
     try:
