@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 try:
     from transformers import Trainer  # pyright: ignore[reportMissingImports]
@@ -173,10 +174,11 @@ def language_objective(
         ValueError: a batch without labels, or a model with another kind of loss; give an `Objective` of your own.
     """
     batches = [batches] if isinstance(batches, Mapping) else batches
-    kind = _kind_of(model)
-    loss = _loss_of(model, kind, batches[0], label_smoothing)
+    own = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", model)
+    kind = _kind_of(own)
+    loss = _loss_of(own, kind, batches[0], label_smoothing)
     forward = functools.partial(_logits, loss=loss)
-    chunks = [_chunk(model, batch, kind, loss) for batch in batches]
+    chunks = [_chunk(own, batch, kind, loss) for batch in batches]
     return Objective(model, loss, chunks, forward=forward, **options)
 
 
@@ -186,7 +188,7 @@ def _kind_of(model: nn.Module) -> str:
     Raises:
         ValueError: one that is not known here.
     """
-    inner: Any = getattr(model, "_orig_mod", model)
+    inner: Any = model
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     kind = getattr(getattr(inner, "loss_function", None), "__name__", "none")
     if kind not in _KINDS:
