@@ -6,6 +6,7 @@ from .ending import ending_measures as ending_measures
 from .ending import endings as endings
 from .findings import Reading as Reading
 from .findings import number_word as number_word
+from .held_out import held_out_headline as held_out_headline
 from .load import Results as Results
 from .load import Run as Run
 from .load import finite as finite
