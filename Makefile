@@ -10,10 +10,12 @@ OUT ?= runs/digits
 # One thread per process: two test workers and two runs of a study share the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study finish test test-all test-integrations lint docs pages bench clean
+.PHONY: study finish test test-all test-integrations lint docs pages bench wheel clean
 
+# The study in a size that ends within so many minutes on this machine.
+MINUTES ?= 5
 study: $(VENV)/installed
-	$(BIN)/latephase study digits --out $(OUT)
+	$(BIN)/latephase study digits --minutes $(MINUTES) --out $(OUT)
 
 # A small trained network and a minute of time: who takes it further?
 finish: $(VENV)/installed
@@ -45,6 +47,14 @@ pages: $(VENV)/installed
 
 bench: $(VENV)/peers
 	$(BIN)/latephase bench --out runs/bench
+
+# The wheel, and whether it does what the README says in an environment that holds nothing else.
+wheel: $(VENV)/installed
+	rm -rf dist build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/$(INSTALL) "$$(grep '^torch==' constraints.txt)" dist/latephase-*.whl
+	cd build/wheel && bin/python ../../.ci/check_wheel.py
 
 # torch by its exact version, so that no other requirement decides which build is fetched.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -43,6 +43,13 @@ def study(
     seconds: Annotated[
         float | None, typer.Option(help="Budget of each run in seconds. Default: the study's own.")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="End within so many minutes here: a short trial measures the machine, seeds, epochs and checkpoints "
+            "follow. The page says so."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the study's own.")] = None,
     executor: Annotated[
         str, typer.Option(help="local: processes of this machine. ray: tasks of a Ray cluster (latephase\\[ray]).")
@@ -59,8 +66,9 @@ def study(
     """
     from .problems import ProblemError
     from .problems.data import DataError
-    from .study.command import asked_for, change_of, say_scores
+    from .study.command import asked_for, change_of, check_sizeable, say_scores
     from .study.config import ConfigError, study_table
+    from .study.outline import fitted_text
     from .study.performing import (
         ExecutorError,
         StudyError,
@@ -68,6 +76,7 @@ def study(
         check_executor,
         conduct,
         describe,
+        fitted,
         parse_shard,
     )
     from .study.results import ResultsError
@@ -78,12 +87,17 @@ def study(
         part = parse_shard(shard)
         check_executor(executor)
         table, source = study_table(name_or_file)
+        if minutes is not None:
+            check_sizeable(table, scale, executor, part)
         config = asked_for(table, source, change_of(scale, changes, seconds), out, dry=dry_run)
         if dry_run:
             for thing in (describe_suite if is_suite(table) else describe)(config, directory, part):
                 out.print(thing, soft_wrap=True, highlight=False)
             return
         with StudyProgress(out) as progress:
+            if minutes is not None:
+                config = fitted(config, directory, minutes, progress)
+                progress.note(fitted_text(config) or f"{directory} keeps the size that it has.")
             perform = perform_suite if is_suite(table) else conduct
             page, _ = perform(config, directory, progress, executor, part)
         failed, damaged = say_scores(directory, out, err)
