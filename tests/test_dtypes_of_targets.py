@@ -97,7 +97,6 @@ def test_settings_of_a_partial_in_a_narrow_dtype_meet_outputs_of_theirs():
 
 @pytest.mark.parametrize(("own", "of_targets"), [(torch.bfloat16,) * 2, (torch.float64, torch.float32)])
 def test_kfac_takes_narrow_targets_as_the_others_do(own, of_targets):
-    pytest.importorskip("curvlinops")
     torch.manual_seed(0)
     model = nn.Linear(4, 3).to(own)
     inputs, targets = batch("real", torch.float32)

@@ -67,7 +67,6 @@ def test_a_last_layer_comes_to_its_optimum(tmp_path, monkeypatch):
 def test_a_regression_prints_medians(tmp_path):
     if not os.environ.get("LATEPHASE_DATA"):
         pytest.skip("LATEPHASE_DATA is not set: it names the folder that holds uci/energy")
-    pytest.importorskip("curvlinops")
     text = run("regression.py", "--out", tmp_path, "--time-limit", "2", "--seeds", "0", "--activations", "tanh")
     assert "gauss_newton: " in text
     folder = tmp_path / "tanh"

@@ -45,8 +45,6 @@ def test_passes_see_the_data_as_given(build):
     + [(KFAC, on_inputs)],
 )
 def test_a_step_lowers_the_loss_of_the_data_as_given(make, build):
-    if make is KFAC:
-        pytest.importorskip("curvlinops")
     torch.manual_seed(0)
     model, loss = build()
     optimizer, x, y = make(model.parameters()), X.clone(), Y.clone()
@@ -88,7 +86,6 @@ def test_what_looks_at_the_loss_alone_leaves_the_targets_alone(optimizer):
         in_chunks = Objective(model, working_loss, (inputs, targets), microbatch_size=3)
         torch.testing.assert_close(in_chunks.value(), whole)
     elif optimizer == "kfac":
-        pytest.importorskip("curvlinops")
         KFAC(model.parameters()).step(Objective(model, working_loss, (inputs, targets)))
     else:
         HessianFree(model.parameters(), solver=CG(preconditioner=optimizer)).step(

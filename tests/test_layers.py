@@ -11,6 +11,7 @@ import latephase
 
 SOURCE = Path(latephase.__file__).parent
 LAYERS = {
+    "__main__": 8,
     "cli": 7,
     "bench": 6,
     "finishing": 6,

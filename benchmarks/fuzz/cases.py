@@ -1,7 +1,6 @@
 """What a trial may be: model, loss, data and options, drawn by the trial's number."""
 
 import dataclasses
-import importlib.util
 import math
 import random
 from typing import Any
@@ -118,8 +117,6 @@ def draw(number: int) -> Trial:
     """The trial of this number; half of them differ from the defaults in a few options only."""
     generator = random.Random(number)
     setting = {name: generator.choice(values) for name, values in SETTING.items()}
-    if not _has_curvlinops():
-        setting["optimizer"] = "HessianFree" if setting["optimizer"] == "KFAC" else setting["optimizer"]
     table = {"HessianFree": HESSIAN_FREE, "KFAC": KFAC_OPTIONS}.get(setting["optimizer"], QUADRATIC)
     options = {name: generator.choice(values) for name, values in table.items()}
     if generator.random() < 0.9:  # else combinations that are documented errors
@@ -130,15 +127,7 @@ def draw(number: int) -> Trial:
     if generator.random() < 0.5:
         kept = generator.sample(sorted(options), min(3, len(options)))
         options = {name: value for name, value in options.items() if name in kept}
-    if not _has_curvlinops() and (
-        options.get("solver.preconditioner") == "kfac" or isinstance(options.get("solver.preconditioner"), Kronecker)
-    ):
-        options["solver.preconditioner"] = None
     return Trial(number, setting, options)
-
-
-def _has_curvlinops() -> bool:
-    return importlib.util.find_spec("curvlinops") is not None
 
 
 def model_of(trial: Trial) -> nn.Module:

@@ -17,8 +17,6 @@ from latephase.curvature import linearize
 from latephase.curvature.preconditioners import Kronecker
 from latephase.curvature.preconditioners.example_gradients import squared_gradients
 
-pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
-
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

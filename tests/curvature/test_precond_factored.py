@@ -1,7 +1,5 @@
 """Factored damping of K-FAC, against its definition on the dense factors."""
 
-import importlib.util
-
 import pytest
 import torch
 from torch import nn
@@ -9,8 +7,6 @@ from torch import nn
 from latephase import Objective
 from latephase.curvature import linearize
 from latephase.curvature.preconditioners import Kronecker
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("curvlinops") is None, reason="the factors come from it")
 
 
 def test_a_layers_block_is_the_product_of_the_damped_factors():

@@ -6,7 +6,6 @@ gradient.
 """
 
 import functools
-import importlib.util
 from typing import Any
 
 import pytest
@@ -66,7 +65,6 @@ def test_half_the_iterations_or_fewer(method, damping):
     assert iterations(badly_scaled(), method, damping) <= bare(damping) / 2
 
 
-@pytest.mark.skipif(importlib.util.find_spec("curvlinops") is None, reason="K-FAC's factors come from that package")
 @pytest.mark.parametrize("damping", [1e-1, 1e-3])
 def test_half_the_iterations_or_fewer_with_kfac(damping):
     assert iterations(badly_scaled(), Kronecker(), damping) <= bare(damping) / 2

@@ -1,7 +1,6 @@
 """K-FAC where it is exact, and what it does about everything else."""
 
 import functools
-import importlib.util
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from latephase import Objective
 from latephase.curvature import linearize
 from latephase.curvature.preconditioners import GGNDiagonal, Kronecker, kronecker_factors
 from latephase.objective.randomness import draw_seed
-
-pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
 
 TIGHT = 1e-10
 """Float64, and a decomposition of small matrices."""
@@ -327,16 +324,6 @@ def test_an_objective_without_examples_is_refused():
 
     curved = linearize(Objective.from_forward(model, forward))
     with pytest.raises(ValueError, match="from_forward"):
-        Kronecker(damping="exact").estimate(curved, [31])
-
-
-def test_the_missing_package_is_named(monkeypatch):
-    curved = linearize(Objective(network(), nn.CrossEntropyLoss(), (normal(6, 3), torch.arange(6) % 3)))
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "curvlinops" else find(name, *rest)
-    )
-    with pytest.raises(ImportError, match=r"pip install \"latephase\[kfac\]\""):
         Kronecker(damping="exact").estimate(curved, [31])
 
 

@@ -1,6 +1,5 @@
 """Preconditioners of two processes that share the data are those of one process that has it all."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +56,14 @@ CASES = {
     "kfac": ("real", Kronecker(probes=2)),
 }
 EXACT = [name for name in CASES if name != "diagonal"]
-HAS_KFAC = importlib.util.find_spec("curvlinops") is not None
 
 
 def estimates(rows: slice, group=None, **options) -> dict[str, Any]:
     found = {}
     for name, (kind, method) in CASES.items():
-        if name != "kfac" or HAS_KFAC:
-            curved = linearize(objective_of(kind, rows, group, **options))
-            torch.manual_seed(7 + (dist.get_rank() if group else 0))  # the first rank's draw counts
-            found[name] = method.estimate(curved, [curved.space.size])
+        curved = linearize(objective_of(kind, rows, group, **options))
+        torch.manual_seed(7 + (dist.get_rank() if group else 0))  # the first rank's draw counts
+        found[name] = method.estimate(curved, [curved.space.size])
     return found
 
 
@@ -76,19 +73,19 @@ def child(rank: int, folder: str) -> None:
     group = dist.group.WORLD
     found: dict[str, Any] = {"whole": estimates(SHARES[rank], group)}
     found["chunks"] = estimates(SHARES[rank], group, microbatch_size=3)
-    if HAS_KFAC:  # a loss that is known on no rank, and one that has a root on the second only
-        for name, targets in (("unknown", None), ("negative", -1.0 if rank == 0 else 1.0)):
-            x = torch.ones(4, 3, dtype=torch.float64)
-            loss = nn.L1Loss() if targets is None else nn.PoissonNLLLoss(log_input=False)
-            model = nn.Sequential(nn.Linear(3, 1), nn.Softplus()).double()
-            for p in model.parameters():
-                dist.broadcast(p.detach(), 0)
-            y = torch.full((4, 1), targets or 0.5, dtype=torch.float64)
-            curved = linearize(Objective(model, loss, (x, y), process_group=group))
-            try:
-                Kronecker().estimate(curved, [4])
-            except ValueError as error:
-                found[name] = str(error)
+    # a loss that is known on no rank, and one that has a root on the second only
+    for name, targets in (("unknown", None), ("negative", -1.0 if rank == 0 else 1.0)):
+        x = torch.ones(4, 3, dtype=torch.float64)
+        loss = nn.L1Loss() if targets is None else nn.PoissonNLLLoss(log_input=False)
+        model = nn.Sequential(nn.Linear(3, 1), nn.Softplus()).double()
+        for p in model.parameters():
+            dist.broadcast(p.detach(), 0)
+        y = torch.full((4, 1), targets or 0.5, dtype=torch.float64)
+        curved = linearize(Objective(model, loss, (x, y), process_group=group))
+        try:
+            Kronecker().estimate(curved, [4])
+        except ValueError as error:
+            found[name] = str(error)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -139,7 +136,6 @@ def test_the_estimated_diagonal_has_the_same_mean(ranks, how):
     assert bool(((found - exact).abs() <= 5 * (2 / PROBES) ** 0.5 * exact).all())
 
 
-@pytest.mark.skipif(not HAS_KFAC, reason="K-FAC's factors come from an optional package")
 @pytest.mark.parametrize("case", ["unknown", "negative"])
 def test_a_loss_without_a_root_on_any_rank_raises_on_every_rank(ranks, case):
     assert all("K-FAC needs a loss" in found[case] for found in ranks)

@@ -1,9 +1,7 @@
 """The preconditioners that there are, each held to the contract of all."""
 
 import functools
-import importlib.util
 
-import pytest
 import torch
 import torch.nn.functional as F
 from dense_oracle import dense_oracle
@@ -53,7 +51,6 @@ class TestNystrom(PreconditionerContract):
         return ggn(model, x, y) * torch.block_diag(*[torch.ones(n, n).double() for n in blocks])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("curvlinops") is None, reason="K-FAC's factors come from that package")
 class TestKronecker(PreconditionerContract):
     def method(self):
         return Kronecker(probes=2, damping="exact")

@@ -1,7 +1,6 @@
 """The table of optimizers that the tests of torch's contract go through: a new optimizer is one line of OPTIMIZERS."""
 
 import functools
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +34,6 @@ class Entry:
         momentum: what a schedule that cycles the momentum meets: "none" (there is none, which torch says itself),
             "refused" at the next step, or "cycled".
         saved: its case among the state dicts of an earlier release; None for one that is younger.
-        needs: a package that it cannot do without.
         rows: whether it wants a row for each example, and refuses batch norm in training mode.
         option: a global option, a value that it may have other than the default, and what an error says of it.
         warns: what it warns of in dtypes narrower than float64.
@@ -45,7 +43,6 @@ class Entry:
     proportional: Mapping[str, Any] = field(default_factory=dict)
     momentum: str = "none"
     saved: str | None = None
-    needs: str | None = None
     rows: bool = False
     option: tuple[str, Any, str] = ("damping", 0.5, "damping must be|initial must be")
     warns: str | None = None
@@ -76,7 +73,7 @@ OPTIMIZERS = {
         "cycled",
         rows=True,
     ),
-    "KFAC": Entry(functools.partial(KFAC, adapt_period=1), {}, "refused", saved="KFAC", needs="curvlinops"),
+    "KFAC": Entry(functools.partial(KFAC, adapt_period=1), {}, "refused", saved="KFAC"),
     "AdamQLR": Entry(AdamQLR, CONSTANT, "cycled", saved="AdamQLR"),
     "SGDQLR": Entry(SGDQLR, CONSTANT, "cycled", saved="SGDQLR"),
     "momentum": Entry(over(torch.optim.SGD, lr=0.1, momentum=0.9), CONSTANT, "cycled", saved="momentum"),
@@ -90,18 +87,13 @@ OPTIMIZERS = {
 }
 
 
-def _present(entry: Entry) -> bool:
-    return entry.needs is None or importlib.util.find_spec(entry.needs) is not None
-
-
 def those_with(condition: Callable[[Entry], bool]) -> list[Any]:
     """Arguments of a test that runs with each entry for which the condition holds."""
     return [pytest.param(each, id=name, marks=_marks(each)) for name, each in OPTIMIZERS.items() if condition(each)]
 
 
 def _marks(entry: Entry) -> list[pytest.MarkDecorator]:
-    absent = pytest.mark.skipif(not _present(entry), reason=f"needs {entry.needs}")
-    return [absent, *([] if entry.warns is None else [pytest.mark.filterwarnings(f"ignore:{entry.warns}")])]
+    return [] if entry.warns is None else [pytest.mark.filterwarnings(f"ignore:{entry.warns}")]
 
 
 every_optimizer = pytest.mark.parametrize("entry", those_with(lambda entry: True))

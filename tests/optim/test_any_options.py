@@ -1,7 +1,6 @@
 """Any options together: documented errors and warnings only, finite parameters, true reports, states that continue."""
 
 import copy
-import importlib.util
 import io
 import math
 import warnings
@@ -37,9 +36,9 @@ PRECONDITIONERS: dict[str, Any] = {
     "ggn_every_3": GGNDiagonal(probes=2, every=3),
     "nystrom_rank_3": Nystrom(rank=3, every=2),
     "own": Scaled(),
+    "kfac": "kfac",
+    "kfac_exact": Kronecker(every=2, probes=2, damping="exact"),
 }
-if importlib.util.find_spec("curvlinops") is not None:
-    PRECONDITIONERS |= {"kfac": "kfac", "kfac_exact": Kronecker(every=2, probes=2, damping="exact")}
 DOCUMENTED = ["the damping has arrived", "example by example"]
 """Parts of the warnings that a step may give."""
 DROPPED = "is not traced: its products differ"

@@ -1,7 +1,6 @@
 """Block-diagonal Hessian-free: its steps against dense solves with the cross blocks set to zero, and its report."""
 
 import copy
-import importlib.util
 import json
 
 import pytest
@@ -186,8 +185,6 @@ def test_one_block_is_full_hessian_free_bit_for_bit(name, options):
 @pytest.mark.parametrize("preconditioner", ["empirical_fisher", "ggn_diagonal", "nystrom", "kfac"])
 @pytest.mark.parametrize("name", ["linear", "convolution"])
 def test_preconditioners_keep_the_solution(name, preconditioner):
-    if preconditioner == "kfac" and importlib.util.find_spec("curvlinops") is None:
-        pytest.skip("K-FAC's factors come from that package")
     model = model_of(name)
     groups = layerwise(model)
     oracle = oracle_of(name, model)

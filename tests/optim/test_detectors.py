@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from detector_table import OPTIMIZERS, Run
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latephase.optim.late_phase import SASA, Distance, GradientNorm, Pflug, Slope, default_detector
+from latephase.optim.late_phase.detectors.student import student_quantile
 
 STEPS = 160
 
@@ -59,6 +61,19 @@ def test_sasa_is_the_papers_statistic_of_the_recorded_steps(optimizer):
     assert [step for step, _ in detector.history] == list(range(80, STEPS + 1, 20))
     # Terms are differences of |theta|^2, about 10, divided by twice a rate of 0.01: 1e-15 becomes 1e-12 of values of 1.
     np.testing.assert_allclose([value for _, value in detector.history], expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 10, 33, 100, 4_999, 9_999, 10_000, 10**9])
+@pytest.mark.parametrize("p", [1e-4, 0.025, 0.2, 0.5, 0.6, 0.9999])
+def test_quantiles_are_those_of_scipy(freedom, p):
+    # Scipy's own are good to some 1e-12; at p = 1/2 both are zero but for rounding.
+    assert student_quantile(freedom, p) == pytest.approx(scipy.special.stdtrit(freedom, p), rel=1e-11, abs=1e-15)
+
+
+def test_quantiles_of_one_and_two_degrees_are_in_closed_form():
+    for p in (1e-6, 0.1, 0.7):
+        assert student_quantile(1, p) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-9)
+        assert student_quantile(2, p) == pytest.approx((2 * p - 1) / math.sqrt(2 * p * (1 - p)), rel=1e-9)
 
 
 def test_slope_is_that_of_scipys_regression():

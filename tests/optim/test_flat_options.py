@@ -59,8 +59,6 @@ def unpickled(case: str) -> tuple[torch.nn.Module, Any]:
 @pytest.mark.parametrize("how", ["state dict", "state dict again", "pickle", "pickle again"])
 @pytest.mark.parametrize("case", EXPECTED)
 def test_it_goes_on_to_the_same_numbers(case, how):
-    if case.startswith("KFAC"):
-        pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
     model, optimizer = unpickled(case) if "pickle" in how else loaded(case, SAVED[case]["optimizer"])
     if how == "state dict again":
         model, optimizer = loaded(case, copy.deepcopy(optimizer.state_dict()))

@@ -13,8 +13,6 @@ from latephase import Fixed, JSONLinesWriter, KroneckerFactors, LevenbergMarquar
 from latephase.optim.kfac import KFAC
 from latephase.optim.kfac.plane import Plane
 
-pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
-
 
 @pytest.fixture(autouse=True)
 def seeded():

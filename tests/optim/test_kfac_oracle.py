@@ -3,7 +3,6 @@
 Nothing is shared with the library but the random signs, which are recorded as they are drawn.
 """
 
-import importlib.util
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 from latephase import Fixed, KroneckerFactors, Objective
 from latephase.curvature.preconditioners import ggn_diagonal, kronecker_factors
 from latephase.optim.kfac import KFAC
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("curvlinops") is None, reason="the factors come from it")
 
 TIGHT = 1e-8
 """Asked for; float64 gives some 1e-12 on these sizes, the mixed quadratic form a few digits less."""

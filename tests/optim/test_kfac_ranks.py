@@ -11,8 +11,6 @@ from latephase import Objective
 from latephase.optim.kfac import KFAC
 from rank_processes import results_of_ranks
 
-pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
-
 
 def kfac_model(seed=0):
     torch.manual_seed(seed)

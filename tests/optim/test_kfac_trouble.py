@@ -13,8 +13,6 @@ from latephase import DecreasingLoss, Fixed, KroneckerFactors, Objective
 from latephase.optim import StepStatus
 from latephase.optim.kfac import KFAC
 
-pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
-
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -33,8 +33,6 @@ MAKERS = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_state_from_before_an_option_existed_loads_and_goes_on_alike(name):
-    if name == "kfac":
-        pytest.importorskip("curvlinops")
     model, optimizer = trained(MAKERS[name])
     saved = copy.deepcopy(optimizer.state_dict())
     saved.pop("version", None)

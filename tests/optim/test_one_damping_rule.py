@@ -1,6 +1,5 @@
 """What all second-order optimizers do with their damping alike: bounds, ratios that say nothing, steps that fail."""
 
-import importlib.util
 import math
 
 import pytest
@@ -16,10 +15,7 @@ OPTIMIZERS = {
     "AdamQLR": AdamQLR,
     "SGDQLR": SGDQLR,
 }
-needs_curvlinops = pytest.mark.skipif(importlib.util.find_spec("curvlinops") is None, reason="K-FAC's factors")
-every = pytest.mark.parametrize(
-    "make", [pytest.param(m, id=n, marks=needs_curvlinops if n == "KFAC" else ()) for n, m in OPTIMIZERS.items()]
-)
+every = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
 @every

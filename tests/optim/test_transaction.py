@@ -119,8 +119,6 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("begun", [0, 2])
 @pytest.mark.parametrize("name", MAKERS)
 def test_an_exception_at_any_pass_leaves_everything(name, begun, kind):
-    if name == "kfac":
-        pytest.importorskip("curvlinops")
     model, optimizer, objective = start(name)
     for _ in range(begun):
         optimizer.step(objective())
@@ -154,8 +152,6 @@ def test_an_exception_at_any_pass_leaves_everything(name, begun, kind):
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("gauss_newton", "spring")])
 def test_a_buffer_that_cannot_be_written_is_named_and_nothing_moves(name):
-    if name == "kfac":
-        pytest.importorskip("curvlinops")
     model, optimizer, objective = start(name)
     model.norm.running_mean = torch.zeros(1, dtype=torch.float64).expand(6)
     before = everything(model, optimizer)

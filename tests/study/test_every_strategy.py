@@ -107,10 +107,6 @@ class TestSGDQLR(StrategyContract):
 
 
 class TestKFAC(StrategyContract):
-    @pytest.fixture(autouse=True)
-    def _needs_curvlinops(self):
-        pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
-
     def table(self):
         return {"kind": "kfac", "name": "kfac", "label": "K", "batch_size": 48, "options": {"adapt_period": 2}}
 

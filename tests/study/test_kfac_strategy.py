@@ -12,8 +12,6 @@ from latephase.study.performing.evaluate import Evaluator
 from latephase.study.performing.train import train
 from latephase.study.strategies import start_strategy
 
-pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
-
 FIXED = {
     "lr": 0.1,
     "momentum": 0.9,

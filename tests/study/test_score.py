@@ -1,4 +1,5 @@
 import csv
+import importlib.util
 import math
 from statistics import fmean
 
@@ -190,6 +191,18 @@ def test_csv_has_the_columns_in_order_and_reads_back_exactly(write_study, tmp_pa
     for written, expected in zip(rows, scores, strict=True):
         assert written == {key: str(value) for key, value in expected.row().items()}
         assert float(written["relative_train_loss"]) == expected.relative_train_loss
+
+
+def test_without_pyarrow_the_scores_are_written_and_nothing_of_an_earlier_call_stays(write_study, monkeypatch):
+    root = write_study()
+    assert len(merge(root)) == 3
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else find(name, *rest)
+    )
+    assert [path.name for path in merge(root)] == ["scores.csv"]
+    assert (root / "scores.csv").is_file()
+    assert not list(root.glob("*.parquet"))
 
 
 def test_merge_writes_scores_and_all_evaluations(write_study, break_run):

@@ -130,7 +130,6 @@ def test_the_settings_of_the_paper_are_presets(preset, damping, others):
 
 
 def test_presets_are_those_of_the_optimizers(study, context_of):
-    pytest.importorskip("curvlinops", reason="K-FAC's factors come from an optional package")
     made = start_strategy(strategy_named(study, "undamped"), context_of())._optimizer
     expected = AdamQLR([torch.zeros(1, requires_grad=True)], damping=Fixed(0.0), lr_clip=0.1)
     names = ("damping", "lr_clip", "curvature")

@@ -27,6 +27,25 @@ def change_of(scale: float, changes: Mapping[str, Any], seconds: float | None) -
     return change
 
 
+def check_sizeable(table: Mapping[str, Any], scale: float, executor: str, shard: tuple[int, int]) -> None:
+    """Whether `--minutes` has a meaning beside the rest of the command.
+
+    Raises:
+        ConfigError: it has none; says what to give.
+    """
+    from .config import ConfigError
+
+    if is_suite(table):
+        raise ConfigError("--minutes sizes one study, and this is a suite of several; give --scale or --seconds")
+    if scale != 1.0:
+        raise ConfigError("--minutes chooses the scale; give one of --minutes and --scale")
+    if executor != "local" or shard != (1, 1):
+        raise ConfigError(
+            "--minutes measures this machine and performs all runs here, so that it goes with neither --shard nor "
+            "--executor; give --scale"
+        )
+
+
 def asked_for(table: dict[str, Any], source: str, change: Callable[[Any], Any], out: Console, *, dry: bool) -> Any:
     """The study or suite of a table; says first whose code is called, or in a dry run would be.
 

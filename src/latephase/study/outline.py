@@ -94,6 +94,19 @@ class Budget(Table):
         return part if self.unit == "seconds" else float(max(1, round(part)))
 
 
+class Fitted(Table):
+    """Why a study has the size that it has, where the command was given `--minutes`."""
+
+    minutes: float = Field(gt=0, allow_inf_nan=False, description="that it should end within")
+    trial_seconds: float = Field(ge=0, description="that the trial took")
+    epoch_seconds: float = Field(ge=0, description="of the training, in the trial")
+    run_seconds: float = Field(ge=0, description="of a run beside its budget, in the trial")
+    expected_minutes: float = Field(ge=0, description="that the study should take, by the trial")
+    seeds: int = Field(ge=1, description="of the whole study")
+    checkpoints: int = Field(ge=1, description="of the whole study")
+    epochs: int = Field(ge=1, description="of the whole study's training")
+
+
 class Outline(Table):
     """What a study is to whoever reads its file: `config.Study` performs it, `results.Plan` reads what came of it."""
 
@@ -116,6 +129,7 @@ class Outline(Table):
     baseline: str = Field(description="the strategy that the others are tested against")
     target: str = Field(description="the strategy whose median best value is the target")
     scale: float = Field(default=1.0, gt=0, le=1)
+    fitted: Fitted | None = None
     training: Training
     strategies: Any
 
@@ -139,6 +153,19 @@ class Outline(Table):
             if name not in names:
                 raise ValueError(f"{what}: no strategy {name!r}{hint(name, names)}")
         return self
+
+
+def fitted_text(study: Outline) -> str:
+    """What a trial chose of a study and why, in a sentence; nothing where there was none."""
+    fit = study.fitted
+    if fit is None:
+        return ""
+    return (
+        f"A trial of {fit.trial_seconds:.0f} s on this machine measured {fit.epoch_seconds:.2g} s for an epoch of the "
+        f"training and {fit.run_seconds:.2g} s for a run beside its budget. For {fit.minutes:g} minutes that leaves "
+        f"{len(study.seeds)} of {fit.seeds} seeds, {len(study.checkpoints)} of {fit.checkpoints} checkpoints and "
+        f"{study.training.epochs} of {fit.epochs} epochs, which should take about {fit.expected_minutes:.1f} minutes."
+    )
 
 
 def with_defaults(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Kronecker-factored approximate curvature as a preconditioner (Martens and Grosse 2015)."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,8 +20,7 @@ class Kronecker(Preconditioner):
     Martens and Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature"; for
     convolutions, and layers that are used at several positions, Eschenhagen et al. 2023. A is the second moment of a
     layer's inputs, B that of the slopes in its outputs under the model's own distribution. Weight and bias
-    are one block where the param groups keep them together, otherwise two. The factors are computed by the package
-    curvlinops, which is no dependency of this one: `pip install "latephase[kfac]"`.
+    are one block where the param groups keep them together, otherwise two.
 
     The factors are decomposed when they are estimated, so that the inverse is exact at every damping. Linear and
     two-dimensional convolutional layers that are called once get factors, where nothing else uses their weights and no
@@ -79,7 +77,6 @@ class Kronecker(Preconditioner):
         layer i, "i.slopes.values" and "i.slopes.vectors" to B.
 
         Raises:
-            ImportError: curvlinops is not installed.
             ValueError: a loss that will not do; says which ones do.
         """
         estimate = {}
@@ -99,14 +96,8 @@ class Kronecker(Preconditioner):
         layers, and D + wd for the others.
 
         Raises:
-            ImportError: curvlinops is not installed.
             ValueError: a loss that will not do; says which ones do.
         """
-        if importlib.util.find_spec("curvlinops") is None:
-            raise ImportError(
-                'K-FAC needs the package curvlinops: pip install "latephase[kfac]", or use the preconditioner '
-                "'ggn_diagonal' or 'nystrom' of HessianFree"
-            )
         layers, seed = supported_layers(curved, blocks), shared_seed(curved)
         factors = kronecker_factors(curved, layers, self.probes, seed, self.weight_sharing) if layers else []
         diagonal, covered = decay_of(curved), torch.zeros(curved.space.size, dtype=torch.bool)

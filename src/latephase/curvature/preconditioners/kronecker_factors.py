@@ -1,12 +1,10 @@
-"""Kronecker factors of the Gauss-Newton matrix of linear and convolutional layers, by the package curvlinops."""
+"""Kronecker factors of the Gauss-Newton matrix of linear and convolutional layers."""
 
 import contextlib
-import importlib
 import warnings
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -26,6 +24,7 @@ from ..linearization import Linearization
 from ..loss import MOST_COLUMNS, Product, root_of_any
 from .base import owners
 from .layer_calls import called_once, calls_of
+from .layer_moments import Layer, LayerMoments
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
@@ -35,34 +34,8 @@ _warned: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 OTHERWISE = "use HessianFree, alone or with the preconditioner 'ggn_diagonal' or 'nystrom'"
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer that gets factors.
-
-    Attributes:
-        name: of the module.
-        weight: where its weight begins in the flat vector; -1 where that is outside the space.
-        bias: the same of its bias.
-        inputs: columns of the weight as a matrix.
-        outputs: its rows.
-        joint: whether weight and bias are in one block, the bias as a column more.
-    """
-
-    name: str
-    weight: int
-    bias: int
-    inputs: int
-    outputs: int
-    joint: bool
-
-    @property
-    def columns(self) -> int:
-        """Size of the factor of the inputs; 0 where there is none."""
-        return self.inputs + self.joint if self.weight >= 0 else 0
-
-
 def supported_layers(curved: Linearization, blocks: Sequence[int]) -> list[Layer]:
-    """The linear and two-dimensional convolutional layers whose factors curvlinops finds.
+    """The linear and two-dimensional convolutional layers that get factors.
 
     That is those that the model calls once in a pass, with one tensor, and whose parameters are used nowhere else
     (`LayerUses`); of the convolutions those in one group that pad with zeros, as much before as behind. Found out on up
@@ -195,73 +168,54 @@ def _of_chunk(
     run: "_Probed", curved: Linearization, layers: list[Layer], probes: int, count: float, weight_sharing: str
 ) -> list[Tensor] | None:
     """The factors of one chunk, the inputs' divided by `count`; None where its loss has no root."""
-    starts = {start for layer in layers for start in (layer.weight, layer.bias)}
-    space, objective = curved.space, curved.objective
-    begins = accumulate([0, *space.sizes[:-1]])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of what it imports
-        operator = importlib.import_module("curvlinops").KFACLinearOperator
-    kfac = operator(
-        run,
-        nn.MSELoss(reduction="sum"),  # its slope in `run`'s output is one
-        [p for p, start in zip(space.parameters, begins, strict=True) if start in starts],
-        [(torch.zeros(1, 1, device=space.device), torch.zeros(1, 1, device=space.device))] * probes,
-        check_deterministic=False,
-        fisher_type="empirical",
-        kfac_approx=weight_sharing,
-        num_per_example_loss_terms=1,
-        separate_weight_and_bias=False,
-        num_data=count,
-    )
+    objective = curved.objective
+    watched = [
+        LayerMoments(layer, objective.model.get_submodule(layer.name), count, weight_sharing) for layer in layers
+    ]
+    starts = accumulate([0, *curved.space.sizes[:-1]])
+    own = {start for layer in layers for start in (layer.weight, layer.bias)}
+    parameters = [p for p, start in zip(curved.space.parameters, starts, strict=True) if start in own]
     buffers = objective.buffers()
     objective.check_buffers()  # the model itself runs, and moves its own
     try:
-        with torch.enable_grad(), differentiable_kernels(objective.model), _hooks_removed(objective.model):
-            kfac.compute_kronecker_factors()
+        with torch.enable_grad(), differentiable_kernels(objective.model), contextlib.ExitStack() as stack:
+            for each in watched:
+                stack.enter_context(each)
+            for _ in range(probes):
+                # A loss of derivatives may know nothing of a bias.
+                torch.autograd.grad(run.probe(), parameters, allow_unused=True)
     except _Unknown:
         return None
     finally:
         objective.write_buffers(buffers)
-    state, factors = kfac.state_dict(), []
-    for layer in layers:
-        name = f"model.{layer.name}" if layer.name else "model"
-        if layer.columns:
-            factors.append(state["input_covariances"][name][: layer.columns, : layer.columns])
-        factors.append(state["gradient_covariances"][name] / probes)
-    return [factor.detach().to(space.dtype) for factor in factors]
+    factors = []
+    for each in watched:
+        if each.layer.columns:
+            factors.append(_or_zeros(each.inputs, each.layer.columns, curved))
+        factors.append(_or_zeros(each.slopes, each.layer.outputs, curved) / probes)
+    return factors
 
 
-@contextlib.contextmanager
-def _hooks_removed(model: nn.Module) -> Iterator[None]:
-    """Remove the forward hooks that are left behind; curvlinops leaves its own where a pass raises."""
-    places = [hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-    before = [set(hooks) for hooks in places]
-    try:
-        yield
-    finally:
-        for hooks, known in zip(places, before, strict=True):
-            for key in set(hooks) - known:
-                del hooks[key]
+def _or_zeros(factor: Tensor | None, size: int, curved: Linearization) -> Tensor:
+    """A factor in the dtype of the space; zeros where no pass came through the layer."""
+    space = curved.space
+    return torch.zeros(size, size, dtype=space.dtype, device=space.device) if factor is None else factor.to(space.dtype)
 
 
 class _Unknown(Exception):
     """No root of the loss's Hessian is known."""
 
 
-class _Probed(nn.Module):
-    """The model with a number in place of its outputs, as curvlinops calls it: on the chunk, whatever it is given.
-
-    The number is 0.5, and its slope in the outputs S u with fresh signs u.
-    """
+class _Probed:
+    """Numbers whose slopes in the model's outputs on a chunk are S u, with fresh signs u each time."""
 
     def __init__(self, objective: Objective, chunk: Chunk, index: int, seed: int):
-        super().__init__()
-        self.model = objective.model
         self._objective, self._chunk, self._index = objective, chunk, index
         self._root: Product | None = None
         self._generator = torch.Generator(next(objective.model.parameters()).device).manual_seed(seed)
 
-    def forward(self, _: Tensor) -> Tensor:
+    def probe(self) -> Tensor:
+        """Such a number, of a pass of its own."""
         program = self._objective.program
         with self._objective.random_numbers(self._index):
             _, tree = self._objective.plain_pass(self._chunk)
@@ -271,7 +225,4 @@ class _Probed(nn.Module):
         if self._root is None:
             raise _Unknown
         slopes = self._root([random_signs(output, self._generator) for output in outputs])
-        value = torch.stack([(output * slope).sum() for output, slope in zip(outputs, slopes, strict=True)]).sum()
-        # curvlinops asks for the slope in every parameter, and a loss of derivatives may know nothing of a bias.
-        value = value + sum(0.0 * p.flatten()[0] for p in self.model.parameters() if p.requires_grad)
-        return (value - value.detach() + 0.5).reshape(1, 1)
+        return torch.stack([(output * slope).sum() for output, slope in zip(outputs, slopes, strict=True)]).sum()

@@ -53,8 +53,7 @@ class KFAC(SecondOrder):
 
     Linear and two-dimensional convolution layers that the model calls once get factors. All other parameters
     (normalisation, embeddings, recurrent and shared layers) have a diagonal block, estimated from the same signs;
-    `report.diagonal_layers` names them. The factors are computed by the package curvlinops: `pip install
-    "latephase[kfac]"`.
+    `report.diagonal_layers` names them.
 
     A step costs two forward and backward passes and three tangent passes; where all is fixed no tangent pass. A step
     that meets a loss, gradient, factor or update that is not finite leaves parameters, buffers and state as they were,
@@ -158,7 +157,6 @@ class KFAC(SecondOrder):
             ValueError: a parameter that is not the model's, data that is not finite, objectives of different models,
                 ranks with different parameters or options, a loss that K-FAC cannot treat, or a global option that
                 differs between groups.
-            ImportError: curvlinops is not installed.
             RuntimeError: in inference mode.
             RankError: another rank raised an error; it is told.
         """

@@ -1,6 +1,5 @@
 """Who can take part: the ways to go on that fit a model, its data, its memory and the time there is."""
 
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,8 +134,6 @@ def _hessian_free(subject: Subject) -> Wants | str:
 
 
 def _kfac(subject: Subject) -> Wants | str:
-    if importlib.util.find_spec("curvlinops") is None:
-        return 'needs the package curvlinops: pip install "latephase[kfac]"'
     model = subject.objective.model
     layered = sum(p.numel() for m in model.modules() if isinstance(m, LAYERS) for p in m.parameters(recurse=False))
     if 2 * layered < size_of(model):

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..outline import fitted_text
 from ..results import (
     TARGETS,
     UNITS,
@@ -132,6 +133,7 @@ def context_of(results: Results, scores: list[Score], explainable: list[str]) ->
         "costs": [title for _, title in _COSTS],
         "statuses": Counter(run.status for run in results.runs),
         "planned": len(results.runs),
+        "fitted": fitted_text(plan),
         "troubles": _troubles(results),
         "unfinished": [run for run in results.runs if run.status in ("missing", "running")],
         "machine": {

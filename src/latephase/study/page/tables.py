@@ -1,13 +1,11 @@
-"""The one merge step of a study: the scores as CSV and Parquet, all evaluation rows as Parquet. Imports no torch."""
+"""The one merge step of a study: scores as CSV; with pyarrow, scores and all evaluations as Parquet. No torch here."""
 
+import importlib.util
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as parquet
 
 from ...records import write_atomic
 from ..results import Results, Run, Score, finite, load_results, score_results, write_scores
@@ -17,13 +15,16 @@ _TEXTS = ("problem", "strategy", "kind", "label", "status", "unit")
 
 
 def merge(directory: str | os.PathLike[str]) -> list[Path]:
-    """Write ``scores.csv``, ``scores.parquet`` and ``rows.parquet`` into a study's folder, anew from the result files.
+    """Write ``scores.csv`` into a study's folder, anew from the result files, and ``scores.parquet``, ``rows.parquet``.
+
+    The latter two need pyarrow, `pip install "latephase[parquet]"`; without it those of an earlier call are removed,
+    since they would be of other results.
 
     Args:
         directory: The study's folder; its training is finished, its runs may be missing, under way, failed or damaged.
 
     Returns:
-        The three files, each replaced as a whole.
+        The files, each replaced as a whole.
 
     Raises:
         FileNotFoundError: There is no ``study.toml``.
@@ -37,6 +38,10 @@ def write_tables(results: Results, scores: Sequence[Score]) -> list[Path]:
     """Write the files of `merge` for results already read and scored."""
     paths = [results.root / name for name in ("scores.csv", "scores.parquet", "rows.parquet")]
     write_scores(scores, paths[0])
+    if importlib.util.find_spec("pyarrow") is None:
+        for path in paths[1:]:
+            path.unlink(missing_ok=True)
+        return paths[:1]
     rows = [row.row() for row in scores]
     _write_parquet(rows, list(rows[0]), paths[1])
     columns = [
@@ -73,6 +78,9 @@ def _evaluations(results: Results, run: Run) -> list[dict[str, Any]]:
 
 def _write_parquet(rows: Sequence[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
     """Write rows with the given columns; what a row does not have, or what was not finite in a journal, is null."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
     arrays = []
     for column in columns:
         values = [row.get(column) for row in rows]

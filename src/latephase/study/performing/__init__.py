@@ -17,6 +17,7 @@ from .dry_run import describe as describe
 from .dry_run import parse_shard as parse_shard
 from .dtypes import called_in_dtype as called_in_dtype
 from .evaluate import Evaluator as Evaluator
+from .fitting import fitted as fitted
 from .identity import code_version as code_version
 from .identity import own_code as own_code
 from .processes import Job as Job

@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from .arguments import check_between, check_whole
 from .detector import Detector
 from .series import Series
+from .student import student_quantile
 from .vectors import squared_norm
 from .watching import Seen
 
@@ -44,7 +44,7 @@ def stationarity(values: Tensor, significance: float, composite: bool) -> tuple[
         The mean over half the width of its interval [...], and whether it is stationary [...].
     """
     mean, error, freedom = batch_means(values)
-    width = float(stdtrit(freedom, 1 - significance / 2)) * error
+    width = -student_quantile(freedom, significance / 2) * error
     first, second = values[: len(values) // 2].mean(0), values[len(values) // 2 :].mean(0)
     inside = ((first.abs() < width) & (second.abs() < width)) if composite else mean.abs() < width
     return mean / width, inside & (first * second > 0)
@@ -189,7 +189,7 @@ class Slope(_Tested):
 
     def __init__(self, significance: float = 0.2, share: float = 0.22, least: int = 1000, every: int | float = 0.05):
         self._check_settings(significance, share, least, every)
-        self.level = float(stdtrit(1e9, significance))
+        self.level = student_quantile(10**9, significance)
         super().__init__(significance=significance, share=share, least=least, every=every)
 
     @classmethod
@@ -206,7 +206,7 @@ class Slope(_Tested):
         if values is None:
             return None, False
         t = float(slope_t(values))
-        return t, t >= float(stdtrit(len(values) - 2, self.settings["significance"]))
+        return t, t >= student_quantile(len(values) - 2, self.settings["significance"])
 
 
 def default_detector() -> Slope:
