@@ -61,6 +61,23 @@ class _Entry:
         return self.courses[-1], None
 
 
+class _Refusal:
+    """Why a model and its loss could not be described, and how often to take that for granted before trying again.
+
+    The attempt costs tens of milliseconds where they reach a whole package. It is made at uses 1, 3, 7, 15, ..., so
+    that what was mended is found out; until then products are right, and slower.
+    """
+
+    def __init__(self):
+        self.reason, self.times, self.left = "", 0, 0
+
+    def once_more(self, reason: str) -> str:
+        """Note another failure; the reason."""
+        self.reason, self.times = reason, self.times + 1
+        self.left = 2 ** min(self.times, 16) - 1
+        return reason
+
+
 def kept_traces(model: nn.Module) -> "Kept":
     """What is known of a model's shapes, to be put back."""
     known = _entries.get(model, OrderedDict())
@@ -90,28 +107,35 @@ def bring_back(model: nn.Module, known: Any) -> None:
 
 
 _entries: "weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Entry]]" = weakref.WeakKeyDictionary()
+_refusals: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Refusal]]" = weakref.WeakKeyDictionary()
 
 
-def traced_pass(task: ChunkTask, reference: Reference, at_once: bool = False) -> TracedPass | str:
+def traced_pass(task: ChunkTask, reference: Reference, at_once: bool = False, insist: bool = False) -> TracedPass | str:
     """The chunk's pass by a trace, or in words why there is none.
 
     A shape is traced when it is seen for the second time: one that comes once is cheaper without. A new trace is
     compared with a second method, in loss and in the product with a random vector. Where the code reaches what no
     signature can see (a clock, a file, a function in C), every later use is compared in the loss, so that nothing stale
-    is used; elsewhere uses number 2, 4, 8, ... are. A trace that disagrees is not used again. Where whole numbers or truth
-    values of the data are read into Python, each course that the computation takes has a trace of its own.
+    is used; elsewhere uses number 2, 4, 8, ... are. A trace that disagrees is not used again. Where whole numbers or
+    truth values of the data are read into Python, each course that the computation takes has a trace of its own.
 
     Args:
         task: the chunk, where, and which products.
         reference: the second method.
         at_once: trace a shape when it is seen for the first time. Default False.
+        insist: try to describe the model even if that failed a moment ago. Default False.
     """
     model = task.objective.model
     known = _entries.setdefault(model, OrderedDict())
+    refused = _refusals.setdefault(model, {}).setdefault(_program_of(task), _Refusal())
+    if refused.left and not insist:
+        refused.left -= 1
+        return refused.reason
     try:
         key, opaque = signature(task)
     except CannotTrace as error:
-        return str(error)
+        return refused.once_more(str(error))
+    refused.times = refused.left = 0
     seen = key in known
     entry = known.setdefault(key, _Entry())
     known.move_to_end(key)
@@ -131,6 +155,12 @@ def traced_pass(task: ChunkTask, reference: Reference, at_once: bool = False) ->
     course.trace = None
     warnings.warn(f"{type(model).__name__} is not traced: {course.failure}", RuntimeWarning, stacklevel=2)
     return course.failure
+
+
+def _program_of(task: ChunkTask) -> Hashable:
+    """What tells a model's losses apart, where they themselves are made anew at every step."""
+    program = task.objective.program
+    return tuple(getattr(part, "__code__", type(part)) for part in (program.loss, program.forward))
 
 
 def _made(task: ChunkTask) -> tuple[Trace | None, str | None]:

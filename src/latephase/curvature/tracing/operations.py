@@ -139,6 +139,10 @@ class _Recorder(TorchDispatchMode):
                 self._name_part(inner, own, index)
 
     def _further_input(self, tensor: Tensor, fresh: bool) -> fx.Node:
+        if tensor._is_zerotensor():  # torch's own tangent of a frozen layer norm's weight, made where nobody records
+            return self.graph.call_function(
+                aten.zeros.default, (list(tensor.shape),), {"dtype": tensor.dtype, "device": tensor.device}
+            )
         name = self._held.get(id(tensor))
         if name is None and not fresh:
             raise CannotTrace(
