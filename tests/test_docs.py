@@ -60,7 +60,7 @@ def test_the_code_of_a_page_runs_as_printed(page, tmp_path, monkeypatch):
 
 def test_there_is_code_to_run():
     counts = {page: len(code_of(page)) for page in PAGES}
-    for page in ("guide", "options", "damping", "preconditioners", "recurrent", "logging", "diagnostics"):
+    for page in ("guide", "options", "damping", "preconditioners", "recurrent", "logging", "check"):
         assert counts[page] > 0, page
     assert sum(text.count("```python") for text in PAGES.values()) == sum(
         len(FENCE.findall(text)) for text in PAGES.values()

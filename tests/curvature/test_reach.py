@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib.util
+import math
 import os
 import sys
 import types
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from reach_checks import data, never_stale
 from torch import Tensor, nn
 
 from latephase import HessianFree, Objective
@@ -169,3 +171,35 @@ def test_a_class_of_classes_whose_module_is_no_name_is_described():
     direction = torch.ones(8)
     products = [linearize(objective).matvec(direction) for _ in range(3)]
     torch.testing.assert_close(products[0], products[2])
+
+
+ACT, tanh, functions, TENSOR = torch.tanh, torch.tanh, torch.nn.functional, nn.Tanh
+
+
+@pytest.mark.parametrize("name", ["ACT", "tanh", "functions", "TENSOR", "capture"])
+def test_a_function_of_torch_in_the_place_of_another(name):
+    held = torch.tanh
+
+    def change(value: float) -> None:
+        nonlocal held
+        global ACT, tanh, functions, TENSOR
+        if value == 3:
+            held = ACT = tanh = torch.sin
+            functions, TENSOR = math, nn.ReLU
+        else:
+            held = ACT = tanh = torch.tanh
+            functions, TENSOR = torch.nn.functional, nn.Tanh
+
+    uses = {
+        "ACT": lambda h: ACT(h),
+        "tanh": lambda h: tanh(h),
+        "functions": lambda h: h * (2 if hasattr(functions, "pi") else 1),
+        "TENSOR": lambda h: TENSOR()(h),
+        "capture": lambda h: held(h),
+    }
+    inputs, targets = data()
+    objective = Objective(nn.Linear(4, 3).double(), lambda z, y: ((uses[name](z) - y) ** 2).mean(), (inputs, targets))
+    try:
+        never_stale(objective, change)
+    finally:
+        change(1)

@@ -14,6 +14,7 @@ from trace_cases import OTHER, Calling, calling, compare, mlp, right, squared
 
 from latephase import Objective
 from latephase.curvature import linearize
+from latephase.curvature.tracing import cache
 
 pytestmark = pytest.mark.usefixtures("same_numbers")
 
@@ -115,3 +116,29 @@ def test_no_grad_where_tracing_pays_at_once(monkeypatch):
             warnings.simplefilter("ignore", RuntimeWarning)
             linearization = linearize(objective)
         compare(linearization, linearize(objective, method="double_backward"))
+
+
+def test_an_attempt_that_fails_is_not_repeated_at_every_step(monkeypatch):
+    tried = []
+
+    def refuses(task):
+        tried.append(len(tried))
+        raise cache.CannotTrace("too much")
+
+    described = cache.signature
+    monkeypatch.setattr(cache, "signature", refuses)
+    objective = squared(mlp())
+    for uses, attempts in ((1, 1), (1, 1), (1, 2), (12, 4)):  # number 1, 3, 7 and 15
+        for _ in range(uses):
+            assert right(objective).reason == "too much"
+        assert len(tried) == attempts
+    with pytest.raises(RuntimeError, match="too much"):  # who asks for it is told what is so now
+        linearize(objective, method="traced")
+    assert len(tried) == 5
+    other = Objective(objective.model, nn.L1Loss(), (VECTORS, REALS))
+    assert linearize(other).reason == "too much"
+    assert len(tried) == 6
+    monkeypatch.setattr(cache, "signature", described)
+    methods = [right(objective).method for _ in range(40)]
+    assert methods[-1] == "traced"  # what was mended is found out
+    assert methods.count("traced") > 5

@@ -97,7 +97,7 @@ class ChunkCurvature:
     def _trace(self) -> TracedPass | None:
         """The pass of the products by a trace; None where there is none, with the reason."""
         at_once = self._at_once or trace_pays(self.task.objective.model, self._space, self.task.chunk.extent)
-        found = traced_pass(self.task, self._reference, at_once)
+        found = traced_pass(self.task, self._reference, at_once, insist=self._asked == "traced")
         if not isinstance(found, str):
             return found
         if self._asked == "traced":

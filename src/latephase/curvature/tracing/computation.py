@@ -25,7 +25,7 @@ from ...objective import Chunk, differentiable_kernels, is_exhaustion, quiet_for
 from ..chunk_task import ChunkTask
 from ..loss import loss_curvature
 from .forward_mode import FORWARD_MODE, NoForwardMode, TangentsLikeGradients
-from .operations import CannotTrace, record_operations
+from .operations import CannotTrace, Read, record_operations
 from .rewrite import mutates
 from .signature import held_tensors
 
@@ -87,8 +87,10 @@ class Inputs:
         return [*self.leaves, *self.constants.values(), *self.buffers.values(), *self.data]
 
 
-def record(task: ChunkTask, inputs: Inputs, vectors: list[Tensor]) -> tuple[fx.Graph, list[str | Tensor]]:
-    """The computation as a graph without mutations, and its further inputs, see `recorder.record_operations`.
+def record(task: ChunkTask, inputs: Inputs, vectors: list[Tensor]) -> tuple[fx.Graph, list[str | Tensor], Read]:
+    """The computation as a graph without mutations, its further inputs, and what it read of its data.
+
+    See `operations.record_operations`; the parameters of the space and the vectors move.
 
     Placeholders: the inputs, the vectors, the further inputs. Outputs, flat: loss, buffers, gradient, product, v'Cv;
     and for the Gauss-Newton matrix J v and H_L J v, by output of the model.
@@ -118,17 +120,17 @@ def record(task: ChunkTask, inputs: Inputs, vectors: list[Tensor]) -> tuple[fx.G
     try:
         kernels = differentiable_kernels(objective.model)
         with torch.enable_grad(), objective.random_numbers(index), _only_torch_draws(), quiet_forward_mode(), kernels:
-            graph, further = record_operations(computation, given, held)
+            graph, further, read = record_operations(computation, given, held, [*inputs.leaves, *vectors])
         if any(mutates(node) for node in graph.nodes):
             given += [held[x] if isinstance(x, str) else x for x in further]
             functional = functionalize(fx.GraphModule(torch.nn.Module(), graph).forward, remove="mutations")
             with torch.no_grad(), objective.random_numbers(index):
-                graph, _ = record_operations(functional, given, {})
+                graph, _, _ = record_operations(functional, given, {})
     except (RuntimeError, NotImplementedError) as error:
         if is_exhaustion(error):
             raise
         raise CannotTrace(str(error)) from error
-    return graph, further
+    return graph, further, read
 
 
 class _Pass:

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from .class_reads import class_attributes, of_class
 from .operations import CannotTrace
-from .reach import Opaque, names_of, read_by
-from .trust import is_fixed, is_trusted, shows_all, trusted_package
+from .reach import Exactly, Opaque, Watched, names_of, read_by
+from .trust import is_fixed, is_trusted, is_watched, shows_all, trusted_package, watched_classes
+from .watching import watch
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
 _PLAINEST = frozenset([type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device])
 _SIMPLE = frozenset([dict, OrderedDict, list, tuple, set, frozenset])
 _NO_OWNER = (type(None), types.ModuleType, type)
 _RAW = (bytearray, array.array, memoryview)
+MARKS = (Exactly, Opaque, Watched)
 MOST_OBJECTS = 50_000
 """A description of more is no key: somebody's whole program hangs at the model."""
 
@@ -34,12 +36,14 @@ class Reader:
 
     Attributes:
         opaque: something of what was described that may change without the description, by name.
+        watched: whether code of a package that is watched was met.
     """
 
     def __init__(self, model: nn.Module):
         self.numbers: dict[int, int] = {id(model): 0}
         self.alive: list[Any] = []
         self.opaque: str | None = None
+        self.watched = False
         self._path: str | None = None
         self._of_files = False
 
@@ -68,7 +72,13 @@ class Reader:
             if isinstance(value, Opaque):
                 self.opaque = value.name
                 return "opaque", value.name
+            if isinstance(value, Exactly):
+                return value
+            if isinstance(value, Watched):
+                self.watched = True
+                return "watched"
             if is_plain(value):
+                self._meet(value)
                 self._path = str(value) if isinstance(value, pathlib.Path) else self._path
                 return kind, value
         if id(value) in self.numbers:
@@ -82,7 +92,20 @@ class Reader:
             return "array", value.shape, str(value.dtype), zlib.crc32(value.tobytes())
         return (kind, bytes(value)) if isinstance(value, _RAW) else self._of_parts(value)
 
+    def kind_of(self, value: Any) -> type:
+        """The class of an object whose parts are described elsewhere."""
+        self._meet(value)
+        return type(value)
+
+    def _meet(self, value: Any) -> None:
+        """Note what is of a package that is watched."""
+        if is_watched(value):
+            self.watched = True
+            for kind in watched_classes(value if isinstance(value, type) else type(value)):
+                watch.know(kind)
+
     def _of_parts(self, value: Any) -> Hashable:
+        self._meet(value)
         known = not isinstance(value, types.BuiltinFunctionType) or is_trusted(value)
         if not known or not (shows_all(value) or _is_known(value)):
             self.opaque = str(getattr(value, "__qualname__", type(value).__name__))
@@ -97,7 +120,7 @@ class Reader:
 
     def walk(self, value: Any, path: str) -> Iterator[tuple[str, Any]]:
         """Every value inside, with its path; each object once."""
-        if is_plain(value) or isinstance(value, (weakref.ReferenceType, Opaque)) or id(value) in self.numbers:
+        if is_plain(value) or isinstance(value, (weakref.ReferenceType, *MARKS)) or id(value) in self.numbers:
             return
         self.number(value)
         yield path, value

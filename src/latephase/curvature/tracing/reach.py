@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .trust import is_trusted, root_of, trusted_package
+from .trust import is_trusted, is_watched, root_of, trusted_package
 
 _CONTEXT = frozenset(["open", "input", "eval", "exec", "compile", "globals", "locals", "vars", "__import__", "id"])
 """Builtins that read what no reader of code can see."""
@@ -50,6 +50,24 @@ class Opaque:
     """Something that a function reads and whose value no key can hold: a clock, a file, a function in C."""
 
     name: str
+
+
+class Exactly:
+    """Code that need not be read, but must be the same: a function of torch's may stand in another's place."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Exactly) and self.value is other.value
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Something of a package that is watched, see `watching`."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +155,18 @@ def _imported(name: str, package: str | None, names: Names) -> Iterator[tuple[st
 
 def _named(path: str, value: Any, names: Names, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """A variable, or of a module those attributes that the code names."""
+    if is_watched(value):
+        yield f"{path} of a package", Watched()
     if not isinstance(value, types.ModuleType):
-        if not is_trusted(value) or getattr(value, "__closure__", None) or hasattr(value, "__wrapped__"):
-            yield path, value
+        read = not is_trusted(value) or getattr(value, "__closure__", None) or hasattr(value, "__wrapped__")
+        yield path, value if read else Exactly(value)
         return
     root = root_of(value.__name__)
     if id(value) in seen:
         return
     seen.add(id(value))
     if trusted_package(root):
+        yield f"{path} itself", Exactly(value)
         if not names.attributes.isdisjoint(_FROM_OUTSIDE.get(root, ())):
             yield path, Opaque(value.__name__)
         return

@@ -15,6 +15,7 @@ from ..chunk_task import ChunkTask
 from .class_reads import class_attributes, names_reached, of_class
 from .description import Reader, layout_of
 from .operations import CannotTrace
+from .watching import watch
 
 _OWN = ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs", "_compiled_call_impl")
 """Attributes of a module that are read otherwise, (those of recurrent layers) are its parameters once more, or do not
@@ -32,16 +33,17 @@ def signature(task: ChunkTask) -> tuple[Hashable, str | None]:
     It holds which tensors are the same ones, and shapes, strides, dtypes and devices of data, parameters and buffers;
     the structure of the model with the train mode and every plain attribute of each submodule; the code of its methods,
     of the loss and of the forward function, and what they captured or read from globals by value, at any depth that
-    Python shows (`reach`); the trainable set; and torch's settings that change what an operator does. What it cannot
-    see (a clock, a file, a function in C) is named beside it and left to the comparison with the eager loss, see
-    `traces`.
+    Python shows (`reach`), or the version of packages that are watched instead (`watching`); the trainable set; and
+    torch's settings that change what an operator does. What it cannot see (a clock, a file, a function in C) is named
+    beside it and left to the comparison with the eager loss, see `cache`.
 
     Raises:
         CannotTrace: random numbers may be drawn outside torch, or there is too much to describe.
     """
     reader = Reader(task.objective.model)
     try:
-        return _key(reader, task), reader.unseen
+        key = _key(reader, task)
+        return (key, watch.look() if reader.watched else None), reader.unseen
     except RecursionError as error:
         raise CannotTrace("what the model or the loss reads is nested too deeply to be described") from error
 
@@ -52,7 +54,7 @@ def _key(reader: "Reader", task: ChunkTask) -> Hashable:
     scripted = [type(x).__name__ for x in objective.model.modules() if isinstance(x, torch.jit.ScriptModule)]
     reader.opaque = scripted[0] if scripted else None
     model = [
-        (name, type(module), reader.describe(_own_attributes(module)))
+        (name, reader.kind_of(module), reader.describe(_own_attributes(module)))
         for name, module in objective.model.named_modules()
     ]
     places = [

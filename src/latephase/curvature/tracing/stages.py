@@ -80,7 +80,7 @@ def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
     known = set(nodes) - descendants(nodes, vectors)
     of_product, of_form = (_frontier(ends, known) for ends in (product, form))
     randoms = [node for node in nodes if is_random(node)]
-    early = _ancestors([*values, *of_product, *of_form, *randoms])
+    early = ancestors([*values, *of_product, *of_form, *randoms])
     # Where an operation has several results, all are handed over one by one, never as the tuple that they come in.
     early |= {node for node in nodes if node.target is operator.getitem and node.args[0] in early}
     of_gradient = _frontier(gradient, early | set(given))
@@ -92,10 +92,10 @@ def cut(graph: fx.Graph, inputs: int, parameters: int, first: int) -> Stages:
     }
 
     def stage(starts: Iterable[fx.Node], ends: list[fx.Node]) -> Callable[..., Any]:
-        return _part(nodes, list(starts), ends)
+        return part_of(nodes, list(starts), ends)
 
     return Stages(
-        forward=_part(nodes, given, [*values, *residuals], randoms),
+        forward=part_of(nodes, given, [*values, *residuals], randoms),
         gradient=stage(found["gradient"], gradient),
         product=stage([*found["product"], *vectors], product),
         form=stage([*found["form"], *vectors], form),
@@ -115,7 +115,7 @@ def descendants(nodes: list[fx.Node], starts: Iterable[fx.Node]) -> set[fx.Node]
     return found
 
 
-def _ancestors(ends: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
+def ancestors(ends: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
     """The nodes that the ends are computed from, themselves included, back to where it stops."""
     found: set[fx.Node] = set()
     stopped, waiting = set(stop), list(ends)
@@ -129,15 +129,15 @@ def _ancestors(ends: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.
 
 def _frontier(ends: Iterable[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
     """The known nodes from which the ends are computed directly."""
-    found = _ancestors(ends, stop=known)
+    found = ancestors(ends, stop=known)
     return found & known
 
 
-def _part(
+def part_of(
     nodes: list[fx.Node], starts: list[fx.Node], ends: list[fx.Node], others: Iterable[fx.Node] = ()
 ) -> Callable[..., Any]:
     """The part of a graph that computes the ends from the starts, and other nodes: draws that later ones depend on."""
-    needed = _ancestors([*ends, *others], stop=starts)
+    needed = ancestors([*ends, *others], stop=starts)
     graph = fx.Graph()
     copies = {start: graph.placeholder(start.name) for start in starts}
     for node in nodes:

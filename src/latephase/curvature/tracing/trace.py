@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ...objective import LossOfOutputs, is_exhaustion, plain_operators
 from ..chunk_task import ChunkTask
 from .computation import Inputs, record
-from .operations import CannotTrace
+from .operations import VALUE_READ, CannotTrace
 from .rewrite import dtypes_of, is_random, simplify
 from .signature import held_tensors
-from .stages import Values, cut
+from .stages import Values, ancestors, cut, part_of
 
 Tensors = Sequence[Tensor]
 
@@ -35,6 +35,9 @@ class Trace:
         precision: machine epsilon of the narrowest numbers in it.
         stages: the graphs.
 
+    Where the computation read truth values or whole numbers of its data (whether a mask masks anything), the trace is
+    of the course that it took then, and serves only data of which the same would be read.
+
     Raises:
         CannotTrace: the computation depends on something that a graph cannot follow.
     """
@@ -45,19 +48,22 @@ class Trace:
         inputs = Inputs.of(task)
         generator = torch.Generator().manual_seed(0)  # of its own: the user's random numbers stay as they are
         vectors = [torch.randn(x.shape, generator=generator).to(x) for x in inputs.leaves]
-        graph, self._further = record(task, inputs, vectors)
+        graph, self._further, self._read = record(task, inputs, vectors)
+        self._reading = _reading(graph, len(self._read), inputs, len(vectors))
         simplify(graph)
         self.random = any(is_random(node) for node in graph.nodes)
         self.precision = max(torch.finfo(x).eps for x in dtypes_of(graph) if x.is_floating_point)
         self.stages = cut(graph, len(inputs.flat()), len(vectors), 1 + len(inputs.buffers))
         self._buffer_names = list(inputs.buffers)
 
-    def run(self, task: ChunkTask) -> "TracedPass":
-        """What is computed once per step, on a chunk of the same signature."""
+    def run(self, task: ChunkTask) -> "TracedPass | None":
+        """What is computed once per step, on a chunk of the same signature; None where its data reads otherwise."""
         objective, index, space = task.objective, task.index, task.space
         inputs = Inputs.of(task)
         held = held_tensors(objective) if any(isinstance(x, str) for x in self._further) else {}
         further = [held[x] if isinstance(x, str) else x for x in self._further]
+        if not self._serves([*inputs.flat(), *further]):
+            return None
         numbers = objective.random_numbers(index) if self.random else contextlib.nullcontext()
         with plain_operators(space.device), numbers:
             loss, *values = self.stages.forward(*inputs.flat(), *further)
@@ -68,6 +74,14 @@ class Trace:
                 return self.stages.forward(*inputs.moved().flat(), *further)[1 + len(moved) :]
 
         return TracedPass(self, loss, moved, values[len(moved) :], elsewhere)
+
+    def _serves(self, given: list[Tensor]) -> bool:
+        """Whether the same is read of these inputs as was when the trace was made."""
+        if not self._read:
+            return True
+        with plain_operators(given[0].device):
+            found = torch.stack([x.to(torch.int64).reshape(()) for x in self._reading(*given)])
+        return found.tolist() == [int(value) for value in self._read]
 
     @cached_property
     def compiled_product(self) -> Callable[..., Tensors]:
@@ -122,6 +136,23 @@ class TracedPass:
         """Bytes of each storage that the residuals hold, by its address."""
         storages = (x.untyped_storage() for x in self.residuals if x is not None)
         return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _reading(graph: fx.Graph, count: int, inputs: Inputs, vectors: int) -> Callable[..., Tensors]:
+    """What gives the values that were read, of the inputs and further ones; they are outputs of the graph no longer.
+
+    Raises:
+        CannotTrace: they depend on parameters or vectors, which are others at every use.
+    """
+    nodes = list(graph.nodes)
+    outputs = list(nodes[-1].args[0])
+    ends, nodes[-1].args = outputs[len(outputs) - count :], (outputs[: len(outputs) - count],)
+    places = [node for node in nodes if node.op == "placeholder"]
+    first = len(inputs.flat())
+    moving = {*places[: len(inputs.leaves)], *places[first : first + vectors]}
+    if moving & ancestors(ends):
+        raise CannotTrace(VALUE_READ)
+    return part_of(nodes, places[:first] + places[first + vectors :], ends)
 
 
 def _compiled(stage: Callable[..., Tensors]) -> Callable[..., Tensors]:

@@ -49,6 +49,10 @@ _TRUSTED = frozenset(
 )
 """Packages whose own functions compute from their arguments and from torch's settings, which a trace's key holds."""
 
+WATCHED = frozenset(["peft", "transformers"])
+"""Packages whose own functions compute from their arguments, from what hangs at the model, and from what their modules
+hold, all of which is in the key: see `watching`."""
+
 _OF_PASSES = frozenset(
     f"{__name__.split('.')[0]}.objective.{name}"
     for name in ("copies", "data", "program", "residuals", "stand_ins", "substitutes", "unwritten", "weights")
@@ -107,8 +111,24 @@ def root_of(module: Any) -> str:
 
 
 def trusted_package(module: str | None) -> bool:
-    """Whether functions of this module read their arguments only."""
-    return root_of(module) in _TRUSTED or module in _OF_PASSES
+    """Whether functions of this module read their arguments only, or what is watched."""
+    root = root_of(module)
+    return root in _TRUSTED or root in WATCHED or module in _OF_PASSES
+
+
+def is_watched(value: Any) -> bool:
+    """Whether this is a watched package's: a module, a class, a function, or an object of a class derived from its."""
+    if isinstance(value, types.ModuleType):
+        return root_of(value.__name__) in WATCHED
+    if isinstance(value, types.FunctionType):
+        return root_of(value.__globals__.get("__name__")) in WATCHED
+    return bool(watched_classes(value if isinstance(value, type) else type(value)))
+
+
+@functools.lru_cache(maxsize=4096)
+def watched_classes(kind: type) -> tuple[type, ...]:
+    """Those that a class is derived from, itself included, which are of watched packages."""
+    return tuple(owner for owner in kind.__mro__ if root_of(owner.__module__) in WATCHED)
 
 
 def is_trusted(value: Any) -> bool:
