@@ -1,116 +1,25 @@
-"""Sums over ranks, and their rows together: of one process alone, and of a torch.distributed process group."""
+"""Sums over the ranks of a torch.distributed process group, and their rows together: every collective there is."""
 
 import contextlib
-import functools
+import pickle
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .rank_differences import by_rank, difference, text_of
-from .rank_tensors import form_of_rows, may_ride, rows_of_ranks
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from .rank_protocol import RankError
+from .rank_tensors import bytes_of, form_of_rows, form_of_sum, may_ride, rows_of_ranks
+from .rank_traffic import note
 
 ROOM = 8
 """So many numbers travel with the meeting that every collective begins with, and need none of their own."""
 LANES = 20  # bits of a digest that are summed as floating-point numbers: their squares stay exact for 8,192 ranks
 TEXT = 2_000  # characters of an error that the other ranks are told
-
-
-class RankError(RuntimeError):
-    """Another rank failed, or the ranks do not do the same; raised on every rank that did not fail itself.
-
-    Attributes:
-        ranks: global numbers of the ranks that failed; empty where none did by itself.
-    """
-
-    def __init__(self, message: str, ranks: Sequence[int] = (), group: dist.ProcessGroup | None = None):
-        super().__init__(message)
-        self.ranks = tuple(ranks)
-        self.group = group
-
-
-def as_one_rank(method: Callable[P, R]) -> Callable[P, R]:
-    """A method within `together` of its object's `reduce`."""
-
-    @functools.wraps(method)
-    def together(*args: P.args, **kwargs: P.kwargs) -> R:
-        with getattr(args[0], "reduce").together():  # noqa: B009
-            return method(*args, **kwargs)
-
-    return together
-
-
-class Reduce(Protocol):
-    """What the objective needs of a set of ranks."""
-
-    rank: int
-    size: int
-
-    def sum(self, tensors: Sequence[Tensor], what: str = "a sum") -> tuple[Tensor, ...]:
-        """Sum each tensor over the ranks; may overwrite its arguments. `what` says what for, in messages."""
-        ...
-
-    def concatenate(self, tensors: Sequence[Tensor], what: str = "rows") -> tuple[Tensor, ...]:
-        """Each tensor's rows of all ranks, in the order of the ranks; a rank may have none."""
-        ...
-
-    def share(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor, on every rank."""
-        ...
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, of any kind that can be pickled, in the order of the ranks."""
-        ...
-
-    def compare(self, named: Callable[[], Mapping[str, Any]]) -> None:
-        """Raise ValueError where ranks hold different tensors or settings."""
-        ...
-
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """Within, an exception on one rank reaches all."""
-        ...
-
-    def meet(self) -> None:
-        """Wait until every rank is here; an exception where one failed on its way."""
-        ...
-
-
-class Local:
-    """One process: every sum is its own term."""
-
-    rank = 0
-    size = 1
-
-    def sum(self, tensors: Sequence[Tensor], what: str = "a sum") -> tuple[Tensor, ...]:
-        """Return the tensors as they are."""
-        return tuple(tensors)
-
-    concatenate = sum
-
-    def share(self, tensor: Tensor) -> Tensor:
-        """Return the tensor as it is."""
-        return tensor
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value alone."""
-        return [value]
-
-    def compare(self, named: Callable[[], Mapping[str, Any]]) -> None:
-        """One rank agrees with itself."""
-
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """Nobody else is there to be told."""
-        return contextlib.nullcontext()
-
-    def meet(self) -> None:
-        """Nobody is waited for."""
 
 
 class ProcessGroup:
@@ -139,9 +48,9 @@ class ProcessGroup:
             RankError: another rank failed, or is about to do something else.
         """
         tensors = tuple(tensor.contiguous() for tensor in tensors)
-        numel = sum(tensor.numel() for tensor in tensors)
-        what = f"{what} of {len(tensors)} tensors with {numel} numbers"
-        if may_ride(tensors, ROOM):
+        rides = may_ride(tensors, ROOM)
+        what = f"{what} of {form_of_sum(tensors, rides)}"
+        if rides:
             summed = self._meet(what, torch.cat([tensor.reshape(-1).double() for tensor in tensors]))
             parts = summed.split([tensor.numel() for tensor in tensors])
             return tuple(part.view_as(own).to(own.dtype) for part, own in zip(parts, tensors, strict=True))
@@ -149,6 +58,7 @@ class ProcessGroup:
         with self._talking():
             for tensor in tensors:
                 dist.all_reduce(tensor, group=self.group)
+                note(bytes_of([tensor]))
         return tensors
 
     def concatenate(self, tensors: Sequence[Tensor], what: str = "rows") -> tuple[Tensor, ...]:
@@ -161,13 +71,15 @@ class ProcessGroup:
     def share(self, tensor: Tensor) -> Tensor:
         """Broadcast the first rank's tensor; errors as in `sum`."""
         tensor = tensor.contiguous()
-        what = f"sharing {tensor.numel()} numbers of the first rank"
-        if may_ride([tensor], ROOM):
+        rides = may_ride([tensor], ROOM)
+        what = f"sharing with all what the first rank has, {form_of_sum([tensor], rides)}"
+        if rides:
             own = tensor.reshape(-1).double()
             return self._meet(what, own if self.rank == 0 else torch.zeros_like(own)).view_as(tensor).to(tensor.dtype)
         self._meet(what)
         with self._talking():
             dist.broadcast(tensor, group=self.group, group_src=0)
+            note(bytes_of([tensor]))
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
@@ -235,6 +147,7 @@ class ProcessGroup:
             head[head.numel() - ROOM :][:count] = numbers
         with self._talking():
             dist.all_reduce(head, group=self._meeting)
+            note(bytes_of([head]))
         failures, *sums = (int(x) for x in head[: 1 + 2 * len(lanes)].tolist())
         squares = sums[len(lanes) :]
         if failures or any(self.size * square != x * x for x, square in zip(sums, squares, strict=False)):
@@ -263,6 +176,7 @@ class ProcessGroup:
         values: list[Any] = [None] * self.size
         with self._talking():
             dist.all_gather_object(values, value, group=self._meeting)
+            note(len(pickle.dumps(value)))
         return values
 
     @contextlib.contextmanager
