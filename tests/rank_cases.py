@@ -26,7 +26,7 @@ ROWS = 16
 SHARES = {
     2: (slice(0, 16), slice(16, 16)),
     3: (slice(0, 5), slice(5, 5), slice(5, 16)),
-    5: (slice(0, 1), slice(1, 7), slice(7, 9), slice(9, 9), slice(9, 16)),
+    5: (slice(0, 2), slice(2, 7), slice(7, 9), slice(9, 9), slice(9, 16)),
 }
 """Unequal, and one rank has none."""
 EVEN = {2: (slice(0, 5), slice(5, 16))}

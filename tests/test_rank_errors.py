@@ -18,7 +18,7 @@ from rank_processes import message_of, results_of_ranks
 pytestmark = pytest.mark.xdist_group("rank_errors")  # what all tests of this file stand on is made once
 
 RANKS = 2
-TIMEOUT = 120  # seconds for all of the children's work: some ten, and the import of torch twice
+TIMEOUT = 240  # seconds for all of the children's work: some ten, and the import of torch twice
 ALONE = dist.GroupMember.NON_GROUP_MEMBER
 STEPS = 2
 OPTIMIZERS: dict[str, Any] = {
@@ -143,9 +143,9 @@ def elsewhere(rank: int) -> dict[str, Any]:
         model = Fails(int(rank == 1), OSError("gone"))
         found[name] = message_of(lambda m=model, use=use: use(objective_of(m, own, group)))
         found[f"{name} after"] = float(objective_of(model, own, group).value())
-    found["no batch"] = message_of(lambda: Objective(network(), nn.MSELoss(), [], process_group=group))
+    found["no batch"] = message_of(lambda: Objective(network(), nn.MSELoss(), [], process_group=group).value())
     loss = None if rank == 1 else nn.CrossEntropyLoss()
-    found["no loss"] = message_of(lambda: Objective(network(), loss, data(own), process_group=group))
+    found["no loss"] = message_of(lambda: Objective(network(), loss, data(own), process_group=group).value())
     found["too few rows"] = message_of(lambda: objective_of(network(), own, group).split(6)[0].value())
     found["too few to draw"] = message_of(lambda: objective_of(network(), own, group).subsample(6).value())
     model = network()

@@ -22,11 +22,12 @@ def child(rank: int, folder: str, count: int, steps: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
     group, found = dist.group.WORLD, {}
-    every = {"": SHARES[count], "even": EVEN[count]} if count in EVEN and steps == STEPS else {"": SHARES[count]}
-    for kind, shares in every.items():
-        for name in OPTIMIZERS:
-            for wrapped in (False, True) if steps == STEPS else (name == "hessian_free",):
-                found[f"{name} {kind} {wrapped}"] = trained(name, shares[rank], group, wrapped, steps)
+    for name in OPTIMIZERS:
+        both = steps == STEPS and count < max(SHARES)
+        for wrapped in (False, True) if both else (name == "hessian_free",):
+            found[f"{name} {wrapped}"] = trained(name, SHARES[count][rank], group, wrapped, steps)
+        if count in EVEN and steps == STEPS:
+            found[f"{name} where all have rows"] = trained(name, EVEN[count][rank], group, False, steps)
     found |= looked_at(SHARES[count][rank], group)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.barrier()

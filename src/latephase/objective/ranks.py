@@ -1,10 +1,9 @@
 """Sums over the ranks of a torch.distributed process group, and their rows together: every collective there is."""
 
 import contextlib
-import pickle
 import weakref
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .rank_differences import by_rank, difference, text_of
+from .rank_heads import ROOM, agree, head_of, met, numbers_of
 from .rank_protocol import RankError
-from .rank_tensors import bytes_of, form_of_rows, form_of_sum, may_ride, rows_of_ranks
+from .rank_tensors import RowsOfRanks, bytes_of, form_of_rows, form_of_sum, may_ride, size_of
 from .rank_traffic import note
 
-ROOM = 8
-"""So many numbers travel with the meeting that every collective begins with, and need none of their own."""
-LANES = 20  # bits of a digest that are summed as floating-point numbers: their squares stay exact for 8,192 ranks
 TEXT = 2_000  # characters of an error that the other ranks are told
 
 
@@ -54,19 +51,16 @@ class ProcessGroup:
             summed = self._meet(what, torch.cat([tensor.reshape(-1).double() for tensor in tensors]))
             parts = summed.split([tensor.numel() for tensor in tensors])
             return tuple(part.view_as(own).to(own.dtype) for part, own in zip(parts, tensors, strict=True))
-        self._meet(what)
-        with self._talking():
-            for tensor in tensors:
-                dist.all_reduce(tensor, group=self.group)
-                note(bytes_of([tensor]))
+        self._meet(what, then=[partial(dist.all_reduce, tensor, group=self.group) for tensor in tensors])
         return tensors
 
     def concatenate(self, tensors: Sequence[Tensor], what: str = "rows") -> tuple[Tensor, ...]:
         """Send every rank's rows to all, detached; errors as in `sum`, also where dtype or the row's shape differ."""
         tensors = tuple(tensor.detach().contiguous() for tensor in tensors)
-        self._meet(f"{what}: {', '.join(map(form_of_rows, tensors)) or 'none'}")
-        with self._talking():
-            return rows_of_ranks(tensors, self.group, self._meeting)
+        rows = RowsOfRanks(tensors, self.group)
+        what = f"{what}: {', '.join(map(form_of_rows, tensors)) or 'none'}"
+        self._meet(what, then=[partial(dist.all_reduce, rows.counts, group=self._meeting), rows.broadcasts])
+        return rows.together
 
     def share(self, tensor: Tensor) -> Tensor:
         """Broadcast the first rank's tensor; errors as in `sum`."""
@@ -76,16 +70,14 @@ class ProcessGroup:
         if rides:
             own = tensor.reshape(-1).double()
             return self._meet(what, own if self.rank == 0 else torch.zeros_like(own)).view_as(tensor).to(tensor.dtype)
-        self._meet(what)
-        with self._talking():
-            dist.broadcast(tensor, group=self.group, group_src=0)
-            note(bytes_of([tensor]))
+        self._meet(what, then=[partial(dist.broadcast, tensor, group=self.group, group_src=0)])
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, pickled; errors as in `sum`."""
-        self._meet("gathering one object of each rank")
-        return self._gathered(value)
+        values: list[Any] = [None] * self.size
+        self._meet("gathering one object of each rank", then=[self._gathering(values, value)])
+        return values
 
     def compare(self, named: Callable[[], Mapping[str, Any]]) -> None:
         """Compare tensors, by checksums of their bits, and settings over the ranks, in one collective where all agree.
@@ -127,37 +119,58 @@ class ProcessGroup:
         with contextlib.suppress(RankError):
             self._meet("an error", failed=f"{type(error).__name__}: {error}"[:TEXT])
 
-    def _meet(self, what: str, numbers: Tensor | None = None, said: Any = None, failed: str | None = None) -> Tensor:
+    def _meet(
+        self,
+        what: str,
+        numbers: Tensor | None = None,
+        said: Any = None,
+        failed: str | None = None,
+        then: Sequence[Callable[[], Any]] = (),
+    ) -> Tensor:
         """Meet the other ranks; returns the sums of the numbers brought along, [ROOM] at most.
+
+        What comes in between a meeting and what was agreed there (a KeyboardInterrupt, most often as soon as this rank
+        has been waited for) is raised when that is done: the others are at it, and can be told at their next meeting.
 
         Args:
             what: this rank is about to do.
             numbers: to be summed on the way, float64 on the CPU.
             said: what the others are told about it where they are about to do something else.
             failed: why this rank cannot go on; None where it can.
+            then: where all agree, the collectives of which that consists, as `_finish` takes them.
         """
-        digest = zlib.crc32(what.encode()) << 32 | zlib.adler32(what.encode())
-        lanes = [digest >> shift & ((1 << LANES) - 1) for shift in (0, LANES, 2 * LANES)]
-        head = torch.zeros(1 + 2 * len(lanes) + ROOM, dtype=torch.float64)
-        head[: 1 + 2 * len(lanes)] = torch.tensor(
-            [int(failed is not None), *lanes, *(x * x for x in lanes)], dtype=torch.float64
-        )
-        count = 0 if numbers is None else numbers.numel()
-        if numbers is not None:
-            head[head.numel() - ROOM :][:count] = numbers
-        with self._talking():
-            dist.all_reduce(head, group=self._meeting)
+        head, left = head_of(what, failed is not None, numbers), list(then)
+        try:
+            with self._talking():
+                dist.all_reduce(head, group=self._meeting)
             note(bytes_of([head]))
-        failures, *sums = (int(x) for x in head[: 1 + 2 * len(lanes)].tolist())
-        squares = sums[len(lanes) :]
-        if failures or any(self.size * square != x * x for x, square in zip(sums, squares, strict=False)):
-            self._part(what, said, failed)
-        return head[head.numel() - ROOM :][:count]
+            if not agree(head, self.size):
+                self._part(what, said, failed)
+            self._finish(left)
+        except BaseException as error:
+            if not isinstance(error, (RankError, ValueError)) and met(head, self.size):
+                with contextlib.suppress(Exception):
+                    self._finish(left if agree(head, self.size) else [self._gathering([None] * self.size, _LOST)])
+            raise
+        return numbers_of(head)[: 0 if numbers is None else numbers.numel()]
+
+    def _finish(self, left: list[Callable[[], Any]]) -> None:
+        """Do what is left, in turn: partials are collectives, and others return those that come in their place."""
+        while left:
+            first = left[0]
+            if isinstance(first, partial):
+                size = size_of(first.args)
+                with self._talking():
+                    left.pop(0)()
+                note(size)
+            else:
+                left[:1] = first()
 
     def _part(self, what: str, said: Any, failed: str | None) -> None:
         """Tell each other why the ranks cannot go on, and raise it."""
         own = dist.get_rank()
-        told: list[tuple[int, str | None, str, Any]] = self._gathered((own, failed, what, said))
+        told: list[Any] = [None] * self.size
+        self._finish([self._gathering(told, (own, failed, what, said))])
         failures = {rank: text for rank, text, _, _ in told if text is not None}
         if failures:
             texts = "; ".join(f"rank {rank} failed: {text}" for rank, text in failures.items())
@@ -172,12 +185,9 @@ class ProcessGroup:
             group=self.group,
         )
 
-    def _gathered(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.size
-        with self._talking():
-            dist.all_gather_object(values, value, group=self._meeting)
-            note(len(pickle.dumps(value)))
-        return values
+    def _gathering(self, values: list[Any], value: Any) -> partial[None]:
+        """What fills a list with every rank's value."""
+        return partial(dist.all_gather_object, values, value, group=self._meeting)
 
     @contextlib.contextmanager
     def _talking(self) -> Iterator[None]:
@@ -202,6 +212,8 @@ class ProcessGroup:
 
 
 _COMPARING = "comparing settings and parameters"
+_LOST = (-1, "it was interrupted while the ranks told each other of a failure", "", None)
+"""What a rank says that was interrupted before it could say anything else."""
 _OPEN: list[dist.ProcessGroup] = []
 """Groups within whose `together` this process is."""
 _MEETINGS: "weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup]" = weakref.WeakKeyDictionary()
