@@ -130,13 +130,14 @@ class OverChunks(FunctionalModel):
         """Look for values that are not finite, once a loss was not.
 
         Raises:
-            ValueError: the data of any rank holds such values; says where. On all ranks alike.
+            ValueError: the data of any rank holds such values; says where. On all ranks.
         """
-        found = self._nonfinite()
-        device = next(self.model.parameters()).device
-        (count,) = self.reduce.sum([torch.tensor(float(found is not None), device=device)])
-        if count > 0:
-            raise ValueError(f"{found or 'the data of another rank holds values that are not finite'}; clean the data")
+        own = self._nonfinite()
+        ranks = {rank: found for rank, found in enumerate(self.reduce.gather(own)) if found is not None}
+        if ranks:
+            texts = "; ".join(f"rank {rank} of the group: {found}" for rank, found in ranks.items())
+            others = f"the data of another rank holds values that are not finite ({texts})"
+            raise ValueError(f"{own or others}; clean the data")
 
     def _nonfinite(self) -> str | None:
         """Where this rank's data is not finite, in words; None where it is."""
