@@ -4,10 +4,10 @@
 
 All kinds of faults by turns (`rank_faults.KINDS`), on two, three and five gloo ranks of which one has no rows, with
 optimizers drawn at random: an exception or an interrupt at any call of the library, SIGKILL, data that is not finite,
-another option, data type, model or optimizer, a rank that is late by less or by more than the group's own timeout. What
-must come of it, `rank_verdicts.judged` says: all ranks end with an error that names the cause, and with the parameters of
-before the step, which is taken again where the group lives; or they go on as if nothing had happened. Exit status 1
-where something else came of a fault, with what.
+another option, data type, model or optimizer, a rank that is late by less or by more than the group's own timeout.
+`rank_verdicts.judged` says what must come of it: all ranks end with an error that names the cause, and with the
+parameters of before the step, which is taken again where the group lives; or they go on as if nothing had happened.
+Exit status 1 where something else came of a fault.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rank_verdicts import drawn, performed
+from rank_verdicts import WRONG, drawn, performed
 
 
 def main() -> int:
@@ -30,21 +30,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
     rows, counts, started = [], Counter[str](), time.monotonic()
-    status = 0
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            for fault, outcome, place in performed(drawn(given.faults, random.Random(given.seed)), Path(folder)):
-                rows.append({**vars(fault), "outcome": outcome, "place": place})
-                counts[f"{fault.kind}: {outcome}"] += 1
-                print(f"{len(rows)} of {given.faults}: {fault}: {outcome} {place}", flush=True)  # noqa: T201
-        except AssertionError as error:
-            print(f"differs: {error}", file=sys.stderr)  # noqa: T201
-            status = 1
+        for fault, outcome, place in performed(drawn(given.faults, random.Random(given.seed)), Path(folder)):
+            rows.append({**vars(fault), "outcome": outcome, "place": place})
+            counts[f"{fault.kind}: {outcome.partition(':')[0]}"] += 1
+            print(f"{len(rows)} of {given.faults}: {fault}: {outcome} {place}", flush=True)  # noqa: T201
     summary = {"faults": rows, "counts": dict(sorted(counts.items())), "seconds": round(time.monotonic() - started, 1)}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(summary["counts"], indent=1))  # noqa: T201
-    return status
+    return int(any(row["outcome"].startswith(WRONG) for row in rows))
 
 
 if __name__ == "__main__":
