@@ -1,6 +1,7 @@
 """Several processes as ranks of a process group, for the tests."""
 
 import contextlib
+import multiprocessing
 import os
 import sys
 import time
@@ -10,6 +11,18 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
+PRELOADED = (
+    *("torch", "torch._dynamo", "torch._decomp.decompositions_for_jvp"),
+    *("latephase", "latephase.optim.kfac", "curvlinops"),
+)
+"""Whose imports take seconds."""
+
+
+def forked_from_imports() -> str:
+    """The start method of processes: forked from one that has imported what they need and computed nothing."""
+    multiprocessing.set_forkserver_preload([*PRELOADED])
+    return "forkserver"
 
 
 def message_of(action: Callable[[], Any]) -> str:
@@ -43,7 +56,7 @@ def results_of_ranks(child: Callable[..., None], folder: Path, ranks: int, timeo
         ranks: how many processes.
         timeout: seconds after which they count as hanging, and are killed.
     """
-    context = mp.spawn(run_rank, (child, str(folder)), nprocs=ranks, join=False)
+    context = mp.start_processes(run_rank, (child, str(folder)), ranks, join=False, start_method=forked_from_imports())
     assert context is not None
     end, finished = time.monotonic() + timeout, False
     try:
@@ -56,3 +69,28 @@ def results_of_ranks(child: Callable[..., None], folder: Path, ranks: int, timeo
                     process.kill()
     assert finished, "the ranks hang"
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def outcomes_of_ranks(
+    child: Callable[..., None], folder: Path, ranks: int, timeout: float
+) -> tuple[list[dict[str, Any] | None], list[int | None]]:
+    """As `results_of_ranks`, of ranks that may be killed: what each left, None where nothing, and their exit codes.
+
+    Raises:
+        AssertionError: one is still there after so many seconds, and is killed.
+    """
+    context = multiprocessing.get_context(forked_from_imports())
+    processes = [context.Process(target=run_rank, args=(rank, child, str(folder))) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    end, hanging = time.monotonic() + timeout, []
+    for rank, process in enumerate(processes):
+        process.join(max(end - time.monotonic(), 0))
+        if process.is_alive():
+            hanging.append(rank)
+            process.kill()
+            process.join()
+    assert not hanging, f"ranks {hanging} hang"
+    paths = [folder / f"rank{rank}.pt" for rank in range(ranks)]
+    found = [torch.load(path, weights_only=True) if path.exists() else None for path in paths]
+    return found, [process.exitcode for process in processes]

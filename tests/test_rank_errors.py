@@ -18,7 +18,7 @@ from rank_processes import message_of, results_of_ranks
 pytestmark = pytest.mark.xdist_group("rank_errors")  # what all tests of this file stand on is made once
 
 RANKS = 2
-TIMEOUT = 120  # seconds for all of the children's work: some ten, and the import of torch twice
+TIMEOUT = 240  # seconds for all of the children's work: some ten, and the import of torch twice
 ALONE = dist.GroupMember.NON_GROUP_MEMBER
 STEPS = 2
 OPTIMIZERS: dict[str, Any] = {
@@ -143,8 +143,9 @@ def elsewhere(rank: int) -> dict[str, Any]:
         model = Fails(int(rank == 1), OSError("gone"))
         found[name] = message_of(lambda m=model, use=use: use(objective_of(m, own, group)))
         found[f"{name} after"] = float(objective_of(model, own, group).value())
-    empty = slice(0, 0) if rank == 1 else own
-    found["no rows"] = message_of(lambda: objective_of(network(), empty, group).value())
+    found["no batch"] = message_of(lambda: Objective(network(), nn.MSELoss(), [], process_group=group).value())
+    loss = None if rank == 1 else nn.CrossEntropyLoss()
+    found["no loss"] = message_of(lambda: Objective(network(), loss, data(own), process_group=group).value())
     found["too few rows"] = message_of(lambda: objective_of(network(), own, group).split(6)[0].value())
     found["too few to draw"] = message_of(lambda: objective_of(network(), own, group).subsample(6).value())
     model = network()
@@ -274,7 +275,8 @@ def test_an_exception_at_any_pass_on_one_rank_reaches_the_others_and_the_step_ca
 @pytest.mark.parametrize(("case", "error"), [
     ("memory", "OutOfMemoryError: no memory"), ("interrupt", "KeyboardInterrupt: "),
     ("solver of blocks", "ValueError: not definite"), ("value", "OSError: gone"), ("closure", "OSError: gone"),
-    ("linearize", "OSError: gone"), ("no rows", "ValueError: "), ("bad option", "ValueError: CG.max_iter"),
+    ("linearize", "OSError: gone"), ("no loss", "TypeError: loss must be a callable"),
+    ("bad option", "ValueError: CG.max_iter"),
 ])  # fmt: skip
 def test_a_failure_of_the_second_rank_is_told_to_the_first(ranks, case, error):
     first, second = (found["elsewhere"][case] for found in ranks)
@@ -287,6 +289,10 @@ def test_a_failure_of_the_first_rank_is_told_to_the_second(ranks, case):
     first, second = (found["elsewhere"][case] for found in ranks)
     assert first.startswith("ValueError: cannot"), first
     assert second.startswith(f"RankError: rank 0 failed: {first}"), second
+
+
+def test_a_rank_without_rows_is_told_how_to_say_so(ranks):
+    assert all("gives a batch of none: (inputs[:0], targets[:0])" in found["elsewhere"]["no batch"] for found in ranks)
 
 
 @pytest.mark.parametrize("case", ["value", "closure", "linearize"])

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .curvature import EmpiricalFisher, GGNDiagonal, Kronecker, Nystrom, Preconditioner
     from .diagnosis import check
     from .finishing import FinishReport, finish
-    from .objective import RAD, Box, Objective, Points, PointsReport, WithHidden
+    from .objective import RAD, Box, Objective, Points, PointsReport, RankError, WithHidden
     from .optim import (
         CG,
         GGN,
@@ -92,6 +92,7 @@ __all__ = [
     "QuadraticStepReport",
     "QuadraticStepStatus",
     "QuasiNewtonStepReport",
+    "RankError",
     "ResidualsResult",
     "SecondOrderReport",
     "SelfScaledBroyden",
@@ -150,6 +151,7 @@ _ROOMS = {
     "Objective": "objective",
     "Points": "objective",
     "PointsReport": "objective",
+    "RankError": "objective",
     "Preconditioner": "curvature",
     "QuadraticLearningRate": "optim",
     "QuadraticStepReport": "optim",

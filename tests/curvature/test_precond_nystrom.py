@@ -16,7 +16,7 @@ from latephase import Objective
 from latephase.curvature import linearize
 from latephase.curvature.preconditioners import Nystrom
 from latephase.curvature.preconditioners.nystrom import SLACK, _orthonormal, _Sketch
-from latephase.objective.ranks import Local
+from latephase.objective import Local
 from latephase.solve import CGStatus, conjugate_gradient
 
 ROOTS = 1e-6

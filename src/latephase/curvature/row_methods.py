@@ -62,7 +62,7 @@ class RowMethods:
         """
         if most is not None and not (isinstance(most, int) and most >= 1):
             raise ValueError(f"most must be None or an integer >= 1, got {most!r}")
-        for index in range(len(self.source.chunks)):
+        for index in range(0 if self.source.idle else len(self.source.chunks)):
             self._check_rows()
             yield from self._rows_of(index).pieces(most)
 
@@ -95,7 +95,8 @@ class RowMethods:
         """
         self._check_rows()
         chunks = range(len(self.source.chunks))
-        return sum(self.source.reduce.gather(sum(self._rows_of(index).count for index in chunks)))
+        own = sum(self._rows_of(index).count for index in chunks)
+        return sum(self.source.reduce.gather(0 if self.source.idle else own))
 
     def residual(self) -> Tensor | None:
         """The vector r [R] with J~'r the gradient without the L2 term: of a squared error the residuals themselves.

@@ -44,12 +44,12 @@ def structurally_damped(objective: Objective, coefficient: float) -> Objective:
     device = next(objective.model.parameters()).device
     wide = torch.float32 if device.type == "mps" else torch.float64
     mean = setting(objective.program.loss, "reduction", "mean") != "sum"
-    (rows,) = objective.reduce.sum([torch.tensor(float(sum(c.rows for c in objective.chunks)), device=device)])
+    (rows,) = objective.reduce.sum([torch.tensor(float(objective.own_rows), device=device)])
     chunks, weights = [], []
     for chunk, weight in zip(objective.chunks, objective.weights, strict=True):
         # All rows count alike in the term, whatever their weight in the loss. Tensors beside the targets, and not
         # numbers, so that one trace serves every damping; a chunk none of whose targets counts has no loss.
-        share = chunk.rows / float(rows) if mean else 1.0
+        share = 0.0 if objective.idle else chunk.rows / float(rows) if mean else 1.0
         numbers = [coefficient / chunk.rows if mean else coefficient, *([weight / share] if weight else [])]
         tensors = (torch.tensor(number, dtype=wide, device=device) for number in numbers)
         chunks.append(Chunk(chunk.inputs, (chunk.targets, *tensors), chunk.rows))

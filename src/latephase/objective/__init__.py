@@ -33,9 +33,12 @@ from .randomness import random_signs as random_signs
 from .randomness import seed_of_chunk as seed_of_chunk
 from .randomness import set_generator_states as set_generator_states
 from .randomness import shared_seed as shared_seed
-from .ranks import Local as Local
+from .rank_protocol import Local as Local
+from .rank_protocol import RankError as RankError
+from .rank_protocol import Reduce as Reduce
+from .rank_traffic import Traffic as Traffic
+from .rank_traffic import traffic as traffic
 from .ranks import ProcessGroup as ProcessGroup
-from .ranks import Reduce as Reduce
 from .reduction import is_torchs as is_torchs
 from .reduction import loss_normalizer as loss_normalizer
 from .reduction import loss_reduction as loss_reduction

@@ -44,12 +44,13 @@ class Chunk:
         return sum(leaf.numel() for leaf in tree_leaves(self.targets) if isinstance(leaf, Tensor))
 
 
-def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
+def read_chunks(data: Any, microbatch_size: int | None, may_be_empty: bool = False) -> list[Chunk]:
     """One batch, or a sequence of batches, as chunks.
 
     Args:
         data: a pair (inputs, targets) as tuple or list, or a sequence of such pairs.
         microbatch_size: at most so many examples per chunk; None leaves the batches whole.
+        may_be_empty: whether all batches may have no rows; they then are one chunk of none. Default: they may not.
 
     Raises:
         TypeError: the data is neither.
@@ -63,13 +64,19 @@ def read_chunks(data: Any, microbatch_size: int | None) -> list[Chunk]:
     elif isinstance(data, Sequence) and not isinstance(data, str):
         batches = list(data)
         if not batches:
-            raise ValueError("the data is an empty sequence of batches")
+            advice = "; a rank without rows gives a batch of none: (inputs[:0], targets[:0])" if may_be_empty else ""
+            raise ValueError(f"the data is an empty sequence of batches{advice}")
     else:
         raise TypeError(
             f"data must be a pair (inputs, targets) or a sequence of such pairs, got {type(data).__name__}; "
             "make a list of a DataLoader's batches first: Objective(model, loss, list(loader))"
         )
     chunks = [_read_batch(batch, index, len(batches)) for index, batch in enumerate(batches)]
+    empty = [index for index, chunk in enumerate(chunks) if chunk.counted == 0]
+    if may_be_empty and len(empty) == len(chunks):
+        return chunks[:1]
+    if empty:
+        raise ValueError(f"{_name_of(empty[0], len(batches))} is empty: it has no rows")
     if len(chunks) > 1:
         for chunk in chunks:
             _ = chunk.rows  # several batches are weighed
@@ -104,7 +111,7 @@ def _is_targets(targets: Any) -> bool:
 
 
 def _read_batch(batch: Any, index: int, count: int) -> Chunk:
-    where = "the batch" if count == 1 else f"chunk {index}"
+    where = _name_of(index, count)
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and _is_targets(batch[1])):
         what = type(batch).__name__
         if isinstance(batch, (tuple, list)):
@@ -126,7 +133,7 @@ def _read_batch(batch: Any, index: int, count: int) -> Chunk:
         return Chunk(inputs, targets, f"{where} has no examples to count: {ROWS_HINT}")
     rows = of_targets[0]
     if 0 in (*of_targets, *lengths):
-        raise ValueError(f"{where} is empty: it has no rows")
+        return Chunk(inputs, targets, 0)
     for length in of_targets:
         if length != rows:
             return Chunk(inputs, targets, f"{where} has targets of {rows} and of {length} rows; {ROWS_HINT}")
@@ -135,6 +142,27 @@ def _read_batch(batch: Any, index: int, count: int) -> Chunk:
             message = f"{where} has {length} rows of inputs but {rows} of targets; {ROWS_HINT}"
             return Chunk(inputs, targets, message)
     return Chunk(inputs, targets, rows)
+
+
+def _name_of(index: int, count: int) -> str:
+    return "the batch" if count == 1 else f"chunk {index}"
+
+
+def placeholder(chunk: Chunk) -> Chunk:
+    """Two rows of the kind that a chunk without rows has none of, for a rank that takes part with weight zero.
+
+    They are computed with like any others, so that the rank does what all do: floating-point numbers are 0.5, which
+    few functions refuse, all others 0, which is a class and a token. Two, since batch norm refuses one.
+    """
+
+    def rows(leaf: Tensor) -> Tensor:
+        if leaf.shape[0]:
+            return leaf
+        shape = (2, *leaf.shape[1:])
+        return leaf.new_full(shape, 0.5) if leaf.is_floating_point() else leaf.new_zeros(shape)
+
+    inputs, targets = _map_batched(rows, (chunk.inputs, chunk.targets))
+    return Chunk(inputs, targets, 2)
 
 
 def _batched(tree: Any) -> list[Tensor]:

@@ -8,12 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .data import Chunk, read_chunks
+from .data import Chunk, placeholder, read_chunks
 from .memory import available
 from .microbatch import largest_microbatch, recut
 from .parts import Parts
 from .program import FreeForm, LossOfOutputs, call_model, unwrap
-from .ranks import Local, ProcessGroup, Reduce, as_one_rank
+from .rank_protocol import Local, Reduce, as_one_rank
+from .ranks import ProcessGroup
 from .reading_terms import check_redrawn, read_terms, read_weights
 from .residuals import Function, Residuals
 from .weight_decay import Decay, WeightDecay
@@ -59,7 +60,8 @@ class Objective(Parts):
         process_group: a torch.distributed group among whose ranks the data is shared out; this rank gives its part.
             Default: that of a DistributedDataParallel module, else none. Where there are several ranks and none is
             given, optimizers warn that each takes steps of its own; `torch.distributed.GroupMember.NON_GROUP_MEMBER`
-            says that this is meant.
+            says that this is meant. A rank may have no rows, `(inputs[:0], targets[:0])`: it does what all do, on two
+            rows of 0.5, or 0 where numbers are whole, and weighs nothing.
 
     Raises:
         TypeError: the model is not a module, loss or forward not callable, or the data neither batch nor batches.
@@ -79,12 +81,13 @@ class Objective(Parts):
         forward: Callable[[nn.Module, Any], Any] | None = None,
         process_group: dist.ProcessGroup | int | None = None,
     ):
-        if not callable(loss):
-            raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
-        if forward is not None and not callable(forward):
-            raise TypeError(f"forward must be a callable (model, inputs) -> outputs, got {type(forward).__name__}")
-        self._set_up(model, LossOfOutputs(loss, forward or call_model), process_group)
+        self._join(model, process_group)
         with self.reduce.together():
+            if not callable(loss):
+                raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
+            if forward is not None and not callable(forward):
+                raise TypeError(f"forward must be a callable (model, inputs) -> outputs, got {type(forward).__name__}")
+            self.program = LossOfOutputs(loss, forward or call_model)
             self._configure(microbatch_size, memory_limit, weight_decay)
             self._cut(data)
 
@@ -98,8 +101,11 @@ class Objective(Parts):
     def _cut(self, data: Any) -> None:
         """Make the data this objective's chunks."""
         size = self._microbatch_size
-        self.chunks = read_chunks(data, None if size == "auto" else size)
-        if size == "auto":
+        self.chunks = read_chunks(data, None if size == "auto" else size, self.reduce.size > 1)
+        self.idle = self.chunks[0].counted == 0
+        if self.idle:
+            self.chunks = [placeholder(self.chunks[0])]
+        elif size == "auto":
             limit = self.memory_limit
             limit = available(next(self.model.parameters()).device) // 2 if limit is None else limit
             self.chunks = recut(self.chunks, largest_microbatch(self, limit))
@@ -130,7 +136,8 @@ class Objective(Parts):
         if not callable(forward):
             raise TypeError(f"forward must be a callable () -> (loss, outputs), got {type(forward).__name__}")
         self = cls.__new__(cls)
-        self._set_up(model, FreeForm(forward), process_group)
+        self._join(model, process_group)
+        self.program = FreeForm(forward)
         if self.process_group is not None:
             raise ValueError(
                 "from_forward works with neither DistributedDataParallel nor a process group: it cannot weigh the "
@@ -169,8 +176,8 @@ class Objective(Parts):
             microbatch_size: most points of a chunk, as in the constructor; "auto" measures each term by itself.
             memory_limit: as in the constructor.
             weight_decay: as in the constructor.
-            process_group: as in the constructor; each rank gives its part of each term's points, for some terms perhaps
-                none (a tensor [0, d]), and n_m counts the points of all ranks.
+            process_group: as in the constructor; each rank gives its part of each term's points, for some terms or
+                all perhaps none (a tensor [0, d]), and n_m counts the points of all ranks.
 
         Raises:
             TypeError: terms, functions, points, weights or what a function returns are of the wrong kind; says which.
@@ -178,10 +185,11 @@ class Objective(Parts):
                 for each point or that do not depend on the model, an unknown, negative or infinite weight.
             RankError: as in the constructor.
         """
-        functions, points = read_terms(terms)
         self = cls.__new__(cls)
-        self._set_up(model, Residuals(functions, read_weights(weights, list(functions))), process_group)
+        self._join(model, process_group)
         with self.reduce.together():
+            functions, points = read_terms(terms)
+            self.program = Residuals(functions, read_weights(weights, list(functions)))
             self._configure(microbatch_size, memory_limit, weight_decay)
             self.chunks = []
             self._cut_terms(points)
@@ -218,9 +226,9 @@ class Objective(Parts):
             other._cut(data)
         return other
 
-    def _set_up(self, model: nn.Module, program: LossOfOutputs | FreeForm, process_group: Any) -> None:
+    def _join(self, model: nn.Module, process_group: Any) -> None:
+        """Know model and ranks: before all else that may fail, since the ranks are told."""
         self.model, group = unwrap(model, process_group)
-        self.program = program
         self.alone = isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER
         if not (group is None or self.alone or isinstance(group, dist.ProcessGroup)):
             raise TypeError(f"process_group must be a torch.distributed process group or None, got {group!r}")
@@ -243,7 +251,7 @@ class Objective(Parts):
             loss, _ = self.plain_pass(chunk, first_order=True)
             return loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)
 
-        with torch.enable_grad():
+        with torch.enable_grad(), self._moving_own_buffers():
             loss, *gradients = self.sum(term)
         with torch.no_grad():
             for (_, p, decay), gradient in zip(trainable, gradients, strict=True):

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Self
 
@@ -13,8 +13,8 @@ from .data import Chunk, nonfinite_entries
 from .functional import FunctionalModel
 from .program import dtypes_in_words
 from .randomness import cuda_devices, draw_seed, forked, peek_seed, seed_of_chunk
+from .rank_protocol import Reduce, as_one_rank
 from .rank_tensors import form_of_rows
-from .ranks import Reduce, as_one_rank
 from .weights import weights_of
 
 
@@ -25,12 +25,14 @@ class OverChunks(FunctionalModel):
         chunks: this rank's data.
         reduce: the ranks.
         seed: of the random numbers of the step's passes; None before the first.
+        idle: whether this rank has no rows: its one chunk then is a `placeholder`, and weighs nothing.
         value_calls: how often `value`, or the residuals elsewhere, were computed, so that work can be counted.
     """
 
     chunks: list[Chunk]
     reduce: Reduce
     seed: int | None
+    idle: bool = False
     value_calls: int
 
     def _renewed(self) -> Self:
@@ -87,6 +89,7 @@ class OverChunks(FunctionalModel):
             if forms != first:
                 raise ValueError(f"chunk {index} gives {', '.join(forms)}, but chunk 0 {', '.join(first)}")
         together = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        together = [tensor[:0] for tensor in together] if self.idle else together
         return self.reduce.concatenate(together, "the rows of chunks and ranks")
 
     def _of_chunk(self, term: Callable[[Chunk, int], tuple[Tensor, ...]], index: int) -> tuple[Tensor, ...]:
@@ -99,6 +102,15 @@ class OverChunks(FunctionalModel):
                 error.add_note(said)
             raise
 
+    @property
+    def own_rows(self) -> int:
+        """How many examples this rank has.
+
+        Raises:
+            ValueError: they cannot be counted.
+        """
+        return 0 if self.idle else sum(chunk.rows for chunk in self.chunks)
+
     @cached_property
     def weights(self) -> list[float]:
         """Weight w_c of each of this rank's chunks in the sum: n_c / sum n over chunks and ranks, or one for a sum."""
@@ -106,17 +118,26 @@ class OverChunks(FunctionalModel):
             return [1.0]
         return weights_of(self)
 
+    @contextlib.contextmanager
+    def _moving_own_buffers(self) -> Iterator[None]:
+        """Within, passes move the model's buffers, but for those of a rank without rows, which no data moves."""
+        undo = self._keep(self._live_buffers()) if self.idle else None
+        yield
+        if undo is not None:
+            undo()
+
     def check_data(self) -> None:
         """Look for values that are not finite, once a loss was not.
 
         Raises:
-            ValueError: the data of any rank holds such values; says where. On all ranks alike.
+            ValueError: the data of any rank holds such values; says where. On all ranks.
         """
-        found = self._nonfinite()
-        device = next(self.model.parameters()).device
-        (count,) = self.reduce.sum([torch.tensor(float(found is not None), device=device)])
-        if count > 0:
-            raise ValueError(f"{found or 'the data of another rank holds values that are not finite'}; clean the data")
+        own = self._nonfinite()
+        ranks = {rank: found for rank, found in enumerate(self.reduce.gather(own)) if found is not None}
+        if ranks:
+            texts = "; ".join(f"rank {rank} of the group: {found}" for rank, found in ranks.items())
+            others = f"the data of another rank holds values that are not finite ({texts})"
+            raise ValueError(f"{own or others}; clean the data")
 
     def _nonfinite(self) -> str | None:
         """Where this rank's data is not finite, in words; None where it is."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .data import Chunk, check_size, cut
+from .data import Chunk, check_size, cut, placeholder
 from .memory import available
 from .microbatch import PROBE, largest_microbatch, recut
 from .over_chunks import OverChunks
 from .randomness import cuda_devices, forked
-from .ranks import as_one_rank
+from .rank_protocol import as_one_rank
 from .reading_terms import check_alike, nonfinite_points, read_points
 from .residuals import Residuals, term_of
 
@@ -33,7 +33,9 @@ class OverTerms(OverChunks):
     def weights(self) -> list[float]:
         """Weight w_c of each of this rank's chunks: of a term w_m / n_m, otherwise as `OverChunks`."""
         if isinstance(self.program, Residuals):
-            return self.program.weigh(self.chunks, self.reduce, next(self.model.parameters()).device)
+            own = [] if self.idle else self.chunks
+            weights = self.program.weigh(own, self.reduce, next(self.model.parameters()).device)
+            return [0.0] * len(self.chunks) if self.idle else weights
         return super().weights
 
     @as_one_rank
@@ -49,11 +51,12 @@ class OverTerms(OverChunks):
             ValueError: the objective was not made by `from_residuals`.
         """
         program = self._terms_program()
-        rows = program.counts(self.chunks, self.reduce, next(self.model.parameters()).device)
+        own = [] if self.idle else self.chunks
+        rows = program.counts(own, self.reduce, next(self.model.parameters()).device)
         places = {name: place for place, name in enumerate(rows)}
         point = {name: p.detach() for name, p in self.model.named_parameters()}
         means = copy.copy(self)
-        means.weights = [1 / rows[term_of(chunk)] for chunk in self.chunks]
+        means.weights = [0.0 if self.idle else 1 / rows[term_of(chunk)] for chunk in self.chunks]
 
         def term(chunk: Chunk, index: int) -> tuple[Tensor]:
             with torch.enable_grad(), self.random_numbers(index):
@@ -71,7 +74,7 @@ class OverTerms(OverChunks):
             ValueError: an unknown term, or the objective was not made by `from_residuals`.
         """
         kinds = self._terms_program(name).kinds
-        own = [chunk.inputs[name] for chunk in self.chunks if term_of(chunk) == name]
+        own = [chunk.inputs[name] for chunk in self.chunks if term_of(chunk) == name and not self.idle]
         return tree_map(lambda *leaves: torch.cat(leaves), *own) if own else kinds[name]
 
     def residuals_at(self, name: str, points: Any = None) -> Tensor:
@@ -133,7 +136,7 @@ class OverTerms(OverChunks):
         if self._microbatch_size != "auto":
             check_size(self._microbatch_size)
         chunks: dict[str, list[Chunk]] = {name: [] for name in self.program.weights}
-        for chunk in self.chunks:
+        for chunk in () if self.idle else self.chunks:
             chunks[term_of(chunk)].append(chunk)
         kinds = self.program.kinds
         for name, given in points.items():
@@ -143,8 +146,10 @@ class OverTerms(OverChunks):
             kinds.setdefault(name, cut(whole, 0, 0).inputs[name])
             chunks[name] = self._chunks_of(name, whole) if whole.rows else []
         self.chunks = [chunk for each in chunks.values() for chunk in each]
-        if not self.chunks:
-            raise ValueError("no term has points on this rank; give each rank at least one point of a term")
+        self.idle = self.reduce.size > 1 and not self.chunks
+        if self.idle:
+            name = next(iter(kinds))
+            self.chunks = self._chunks_of(name, placeholder(Chunk({name: kinds[name]}, None, 0)))
         _ = self.weights  # where a term has points on no rank at all
 
     def _chunks_of(self, name: str, whole: Chunk) -> list[Chunk]:

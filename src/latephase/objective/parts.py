@@ -9,7 +9,7 @@ from torch import Tensor
 from .data import Chunk, take
 from .over_terms import OverTerms
 from .program import FreeForm
-from .ranks import as_one_rank
+from .rank_protocol import as_one_rank
 from .residuals import Residuals, term_of
 
 
@@ -24,17 +24,21 @@ class Parts(OverTerms):
     def split(self, *sizes: int) -> tuple[Self, ...]:
         """Disjoint parts of the given numbers of rows, in order; of this rank's rows under a process group.
 
+        A rank without rows has none in any part.
+
         Of an objective made by `from_residuals` each part has rows of each term, in proportion.
 
         Raises:
             ValueError: the sizes are not positive or exceed the rows there are.
         """
         by_term = self._check_rows()
+        if self.idle:
+            return tuple(self._renewed() for _ in sizes)
         return tuple(self._part(part) for part in parts_in_order(self.chunks, sizes, by_term))
 
     @as_one_rank
     def subsample(self, n: int, generator: torch.Generator | None = None) -> Self:
-        """An objective on n rows drawn without replacement; of this rank's rows under a process group.
+        """An objective on n rows drawn without replacement; of this rank's rows under a process group, if it has any.
 
         Of an objective made by `from_residuals` they are drawn from each term, in proportion and at least one.
 
@@ -43,6 +47,8 @@ class Parts(OverTerms):
             generator: CPU generator to draw with. Default: torch's own.
         """
         by_term = self._check_rows()
+        if self.idle:
+            return self._renewed()
         return self._part(drawn_rows(self.chunks, n, generator, by_term))
 
     def _check_rows(self) -> bool:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from .drawn_points import Adaptive, Draw, chosen, drawn
 from .objective import Objective
 from .randomness import seed_of_stream, shared_seed
-from .ranks import Reduce, as_one_rank
+from .rank_protocol import Reduce, as_one_rank
 from .reading_points import VERSION, check_objective, check_state, read_adaptive, read_drawers, threshold, whole_number
 from .reading_terms import check_alike
 from .residuals import term_of
@@ -163,7 +163,8 @@ class Points:
         try:
             points = {}
             for name, draw in self._draw.items():
-                n = sum(chunk.rows for chunk in self.objective.chunks if term_of(chunk) == name)
+                own = () if self.objective.idle else self.objective.chunks
+                n = sum(chunk.rows for chunk in own if term_of(chunk) == name)
                 if n:  # a rank may have none
                     adaptive = self._adaptive.get(name)
                     points[name] = chosen(self.objective, name, draw, n, self._generator, adaptive)

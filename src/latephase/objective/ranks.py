@@ -1,116 +1,22 @@
-"""Sums over ranks, and their rows together: of one process alone, and of a torch.distributed process group."""
+"""Sums over the ranks of a torch.distributed process group, and their rows together: every collective there is."""
 
 import contextlib
-import functools
 import weakref
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .rank_differences import by_rank, difference, text_of
-from .rank_tensors import form_of_rows, may_ride, rows_of_ranks
+from .rank_heads import ROOM, agree, head_of, met, numbers_of
+from .rank_protocol import RankError
+from .rank_tensors import RowsOfRanks, bytes_of, form_of_rows, form_of_sum, may_ride, size_of
+from .rank_traffic import note
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-ROOM = 8
-"""So many numbers travel with the meeting that every collective begins with, and need none of their own."""
-LANES = 20  # bits of a digest that are summed as floating-point numbers: their squares stay exact for 8,192 ranks
 TEXT = 2_000  # characters of an error that the other ranks are told
-
-
-class RankError(RuntimeError):
-    """Another rank failed, or the ranks do not do the same; raised on every rank that did not fail itself.
-
-    Attributes:
-        ranks: global numbers of the ranks that failed; empty where none did by itself.
-    """
-
-    def __init__(self, message: str, ranks: Sequence[int] = (), group: dist.ProcessGroup | None = None):
-        super().__init__(message)
-        self.ranks = tuple(ranks)
-        self.group = group
-
-
-def as_one_rank(method: Callable[P, R]) -> Callable[P, R]:
-    """A method within `together` of its object's `reduce`."""
-
-    @functools.wraps(method)
-    def together(*args: P.args, **kwargs: P.kwargs) -> R:
-        with getattr(args[0], "reduce").together():  # noqa: B009
-            return method(*args, **kwargs)
-
-    return together
-
-
-class Reduce(Protocol):
-    """What the objective needs of a set of ranks."""
-
-    rank: int
-    size: int
-
-    def sum(self, tensors: Sequence[Tensor], what: str = "a sum") -> tuple[Tensor, ...]:
-        """Sum each tensor over the ranks; may overwrite its arguments. `what` says what for, in messages."""
-        ...
-
-    def concatenate(self, tensors: Sequence[Tensor], what: str = "rows") -> tuple[Tensor, ...]:
-        """Each tensor's rows of all ranks, in the order of the ranks; a rank may have none."""
-        ...
-
-    def share(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor, on every rank."""
-        ...
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, of any kind that can be pickled, in the order of the ranks."""
-        ...
-
-    def compare(self, named: Callable[[], Mapping[str, Any]]) -> None:
-        """Raise ValueError where ranks hold different tensors or settings."""
-        ...
-
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """Within, an exception on one rank reaches all."""
-        ...
-
-    def meet(self) -> None:
-        """Wait until every rank is here; an exception where one failed on its way."""
-        ...
-
-
-class Local:
-    """One process: every sum is its own term."""
-
-    rank = 0
-    size = 1
-
-    def sum(self, tensors: Sequence[Tensor], what: str = "a sum") -> tuple[Tensor, ...]:
-        """Return the tensors as they are."""
-        return tuple(tensors)
-
-    concatenate = sum
-
-    def share(self, tensor: Tensor) -> Tensor:
-        """Return the tensor as it is."""
-        return tensor
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value alone."""
-        return [value]
-
-    def compare(self, named: Callable[[], Mapping[str, Any]]) -> None:
-        """One rank agrees with itself."""
-
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """Nobody else is there to be told."""
-        return contextlib.nullcontext()
-
-    def meet(self) -> None:
-        """Nobody is waited for."""
 
 
 class ProcessGroup:
@@ -139,41 +45,39 @@ class ProcessGroup:
             RankError: another rank failed, or is about to do something else.
         """
         tensors = tuple(tensor.contiguous() for tensor in tensors)
-        numel = sum(tensor.numel() for tensor in tensors)
-        what = f"{what} of {len(tensors)} tensors with {numel} numbers"
-        if may_ride(tensors, ROOM):
+        rides = may_ride(tensors, ROOM)
+        what = f"{what} of {form_of_sum(tensors, rides)}"
+        if rides:
             summed = self._meet(what, torch.cat([tensor.reshape(-1).double() for tensor in tensors]))
             parts = summed.split([tensor.numel() for tensor in tensors])
             return tuple(part.view_as(own).to(own.dtype) for part, own in zip(parts, tensors, strict=True))
-        self._meet(what)
-        with self._talking():
-            for tensor in tensors:
-                dist.all_reduce(tensor, group=self.group)
+        self._meet(what, then=[partial(dist.all_reduce, tensor, group=self.group) for tensor in tensors])
         return tensors
 
     def concatenate(self, tensors: Sequence[Tensor], what: str = "rows") -> tuple[Tensor, ...]:
         """Send every rank's rows to all, detached; errors as in `sum`, also where dtype or the row's shape differ."""
         tensors = tuple(tensor.detach().contiguous() for tensor in tensors)
-        self._meet(f"{what}: {', '.join(map(form_of_rows, tensors)) or 'none'}")
-        with self._talking():
-            return rows_of_ranks(tensors, self.group, self._meeting)
+        rows = RowsOfRanks(tensors, self.group)
+        what = f"{what}: {', '.join(map(form_of_rows, tensors)) or 'none'}"
+        self._meet(what, then=[partial(dist.all_reduce, rows.counts, group=self._meeting), rows.broadcasts])
+        return rows.together
 
     def share(self, tensor: Tensor) -> Tensor:
         """Broadcast the first rank's tensor; errors as in `sum`."""
         tensor = tensor.contiguous()
-        what = f"sharing {tensor.numel()} numbers of the first rank"
-        if may_ride([tensor], ROOM):
+        rides = may_ride([tensor], ROOM)
+        what = f"sharing with all what the first rank has, {form_of_sum([tensor], rides)}"
+        if rides:
             own = tensor.reshape(-1).double()
             return self._meet(what, own if self.rank == 0 else torch.zeros_like(own)).view_as(tensor).to(tensor.dtype)
-        self._meet(what)
-        with self._talking():
-            dist.broadcast(tensor, group=self.group, group_src=0)
+        self._meet(what, then=[partial(dist.broadcast, tensor, group=self.group, group_src=0)])
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, pickled; errors as in `sum`."""
-        self._meet("gathering one object of each rank")
-        return self._gathered(value)
+        values: list[Any] = [None] * self.size
+        self._meet("gathering one object of each rank", then=[self._gathering(values, value)])
+        return values
 
     def compare(self, named: Callable[[], Mapping[str, Any]]) -> None:
         """Compare tensors, by checksums of their bits, and settings over the ranks, in one collective where all agree.
@@ -215,36 +119,58 @@ class ProcessGroup:
         with contextlib.suppress(RankError):
             self._meet("an error", failed=f"{type(error).__name__}: {error}"[:TEXT])
 
-    def _meet(self, what: str, numbers: Tensor | None = None, said: Any = None, failed: str | None = None) -> Tensor:
+    def _meet(
+        self,
+        what: str,
+        numbers: Tensor | None = None,
+        said: Any = None,
+        failed: str | None = None,
+        then: Sequence[Callable[[], Any]] = (),
+    ) -> Tensor:
         """Meet the other ranks; returns the sums of the numbers brought along, [ROOM] at most.
+
+        What comes in between a meeting and what was agreed there (a KeyboardInterrupt, most often as soon as this rank
+        has been waited for) is raised when that is done: the others are at it, and can be told at their next meeting.
 
         Args:
             what: this rank is about to do.
             numbers: to be summed on the way, float64 on the CPU.
             said: what the others are told about it where they are about to do something else.
             failed: why this rank cannot go on; None where it can.
+            then: where all agree, the collectives of which that consists, as `_finish` takes them.
         """
-        digest = zlib.crc32(what.encode()) << 32 | zlib.adler32(what.encode())
-        lanes = [digest >> shift & ((1 << LANES) - 1) for shift in (0, LANES, 2 * LANES)]
-        head = torch.zeros(1 + 2 * len(lanes) + ROOM, dtype=torch.float64)
-        head[: 1 + 2 * len(lanes)] = torch.tensor(
-            [int(failed is not None), *lanes, *(x * x for x in lanes)], dtype=torch.float64
-        )
-        count = 0 if numbers is None else numbers.numel()
-        if numbers is not None:
-            head[head.numel() - ROOM :][:count] = numbers
-        with self._talking():
-            dist.all_reduce(head, group=self._meeting)
-        failures, *sums = (int(x) for x in head[: 1 + 2 * len(lanes)].tolist())
-        squares = sums[len(lanes) :]
-        if failures or any(self.size * square != x * x for x, square in zip(sums, squares, strict=False)):
-            self._part(what, said, failed)
-        return head[head.numel() - ROOM :][:count]
+        head, left = head_of(what, failed is not None, numbers), list(then)
+        try:
+            with self._talking():
+                dist.all_reduce(head, group=self._meeting)
+            note(bytes_of([head]))
+            if not agree(head, self.size):
+                self._part(what, said, failed)
+            self._finish(left)
+        except BaseException as error:
+            if not isinstance(error, (RankError, ValueError)) and met(head, self.size):
+                with contextlib.suppress(Exception):
+                    self._finish(left if agree(head, self.size) else [self._gathering([None] * self.size, _LOST)])
+            raise
+        return numbers_of(head)[: 0 if numbers is None else numbers.numel()]
+
+    def _finish(self, left: list[Callable[[], Any]]) -> None:
+        """Do what is left, in turn: partials are collectives, and others return those that come in their place."""
+        while left:
+            first = left[0]
+            if isinstance(first, partial):
+                size = size_of(first.args)
+                with self._talking():
+                    left.pop(0)()
+                note(size)
+            else:
+                left[:1] = first()
 
     def _part(self, what: str, said: Any, failed: str | None) -> None:
         """Tell each other why the ranks cannot go on, and raise it."""
         own = dist.get_rank()
-        told: list[tuple[int, str | None, str, Any]] = self._gathered((own, failed, what, said))
+        told: list[Any] = [None] * self.size
+        self._finish([self._gathering(told, (own, failed, what, said))])
         failures = {rank: text for rank, text, _, _ in told if text is not None}
         if failures:
             texts = "; ".join(f"rank {rank} failed: {text}" for rank, text in failures.items())
@@ -259,11 +185,9 @@ class ProcessGroup:
             group=self.group,
         )
 
-    def _gathered(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.size
-        with self._talking():
-            dist.all_gather_object(values, value, group=self._meeting)
-        return values
+    def _gathering(self, values: list[Any], value: Any) -> partial[None]:
+        """What fills a list with every rank's value."""
+        return partial(dist.all_gather_object, values, value, group=self._meeting)
 
     @contextlib.contextmanager
     def _talking(self) -> Iterator[None]:
@@ -288,6 +212,8 @@ class ProcessGroup:
 
 
 _COMPARING = "comparing settings and parameters"
+_LOST = (-1, "it was interrupted while the ranks told each other of a failure", "", None)
+"""What a rank says that was interrupted before it could say anything else."""
 _OPEN: list[dist.ProcessGroup] = []
 """Groups within whose `together` this process is."""
 _MEETINGS: "weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup]" = weakref.WeakKeyDictionary()

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .data import Chunk
 from .program import Between, LossOfOutputs, Precision
-from .ranks import Reduce
+from .rank_protocol import Reduce
 
 Function = Callable[[nn.Module, Any], Tensor]
 """(model, points) -> residuals [N, k] or [N]."""

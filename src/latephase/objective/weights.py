@@ -53,7 +53,7 @@ def weights_of(objective: Any) -> list[float]:
     if loss_reduction(loss) == "sum":
         if not is_torchs(loss):
             check_sum(objective.evaluate_loss, _outputs(objective)[0], chunks)
-        return [1.0] * len(chunks)
+        return [0.0 if objective.idle else 1.0] * len(chunks)
     known = normalizer_is_known(loss)
     if not known and objective.reduce.size > 1:
         raise ValueError(f"several ranks must be weighed, and the loss is not one of torch's own: {DECLARE}")
@@ -64,6 +64,8 @@ def weights_of(objective: Any) -> list[float]:
     counts = [loss_normalizer(loss, chunk, part) for chunk, part in zip(chunks, outputs, strict=True)]
     if wants_outputs(loss):
         _check_constant(counts, [loss_normalizer(loss, c, part) for c, part in zip(chunks, others, strict=True)])
+    if objective.idle:
+        counts = [0.0] * len(chunks)
     (total,) = objective.reduce.sum([torch.tensor(sum(counts), dtype=torch.float64, device=device)])
     if not total > 0:
         raise ValueError("no target counts: the loss ignores every target of the batch")

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...objective import Local, Objective, ProcessGroup, Reduce
+from ...objective import Local, Objective, ProcessGroup, Reduce, Residuals
 from ...parameters import ParameterSpace
 from .part import Part, names_of
 
 OWN = ("params", "forms")
 """Entries of param groups that a rank has for itself: its tensors, and the shapes of its data."""
+
+NEW_START = "new start (the first step, or the first after a state was loaded, the damping set, or a step failed)"
+"""Whether parameters and state are compared, in which the ranks must agree, too."""
 
 
 def of_blocks(block_group: dist.ProcessGroup | None) -> Reduce:
@@ -79,9 +83,9 @@ def compare(
     Args:
         optimizer: its options are compared at every step: a scheduler may have parted them.
         objectives: by role; what they add up, and which of them are one.
-        space: the parameters, which are compared where there is something kept.
+        space: the parameters, which are compared where there is something kept; so are the model's modes.
         damping: of this step.
-        kept: of the optimizer's state, by name: at its first step, and the first after loading. Default none.
+        kept: of the optimizer's state, by name: at a new start; None at any other step.
         block_group: ranks that share blocks.
 
     Raises:
@@ -89,32 +93,63 @@ def compare(
     """
 
     def named() -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        found = _options_of(optimizer) | {"damping": damping, NEW_START: kept is not None}
         if kept is not None:
             found |= {**dict(zip(space.names, space.parameters, strict=True)), **kept}
-        for number, group in enumerate(optimizer.param_groups):
-            where = f" of param group {number}" if len(optimizer.param_groups) > 1 else ""
-            for name, value in group.items():
-                if isinstance(value, Part):
-                    found[f"{name}{where}"] = value.kind
-                    fields = names_of(type(value))
-                    found |= {f"{name}.{field}{where}": setting(getattr(value, field)) for field in fields}
-                elif name not in OWN:
-                    found[f"{name}{where}"] = setting(value)
-        found["damping"] = damping
-        roles = [next(i for i, other in enumerate(objectives) if other is each) for each in objectives]
-        found["roles of the objectives"] = roles
-        for number in sorted(set(roles)):
-            where = f" of objective {number}" if number else ""
-            loss = objectives[number].program.loss
-            found[f"loss{where}"] = _described(loss)
-            found[f"weight_decay{where}"] = objectives[number].weight_decay.of(space.parameters)
-            if kept is not None and isinstance(loss, nn.Module):
-                found |= {f"{name} of the loss{where}": x for name, x in loss.state_dict().items()}
-        return found
+            found |= _loss_tensors_of(objectives)
+            found["modules in training mode"] = _modes_of(objectives[0].model)
+        return found | _functions_of(objectives, space)
 
     objectives[0].reduce.compare(named)
     of_blocks(block_group).compare(named)
+
+
+def _options_of(optimizer: Optimizer) -> dict[str, Any]:
+    """The options of all param groups by name, the fields of their parts one by one."""
+    groups = optimizer.param_groups
+    found: dict[str, Any] = {"optimizer": getattr(optimizer, "_kind", "") or type(optimizer).__name__}
+    found["parameters in each param group"] = [len(group["params"]) for group in groups]
+    for number, group in enumerate(groups):
+        where = f" of param group {number}" if len(groups) > 1 else ""
+        for name, value in group.items():
+            if isinstance(value, Part):
+                found[f"{name}{where}"] = value.kind
+                found |= {f"{name}.{field}{where}": setting(getattr(value, field)) for field in names_of(type(value))}
+            elif name not in OWN:
+                found[f"{name}{where}"] = setting(value)
+    return found
+
+
+def _functions_of(objectives: Sequence[Objective], space: ParameterSpace) -> dict[str, Any]:
+    """What the objectives add up, by name, as far as it can be told from settings."""
+    roles = [next(i for i, other in enumerate(objectives) if other is each) for each in objectives]
+    found: dict[str, Any] = {"roles of the objectives": roles}
+    for number in sorted(set(roles)):
+        where, program = f" of objective {number}" if number else "", objectives[number].program
+        found[f"loss{where}"] = _described(program.loss)
+        if isinstance(program, Residuals):
+            found[f"weights of the terms{where}"] = program.weights
+        found[f"weight_decay{where}"] = objectives[number].weight_decay.of(space.parameters)
+    return found
+
+
+def _loss_tensors_of(objectives: Sequence[Objective]) -> dict[str, Tensor]:
+    """The parameters and buffers of the objectives' losses, by name."""
+    found: dict[str, Tensor] = {}
+    for number, objective in enumerate(objectives):
+        where, loss = f" of objective {number}" if number else "", objective.program.loss
+        if isinstance(loss, nn.Module) and all(objective is not other for other in objectives[:number]):
+            found |= {f"{name} of the loss{where}": tensor for name, tensor in loss.state_dict().items()}
+    return found
+
+
+def _modes_of(model: nn.Module) -> str:
+    """Which modules are in training mode: all, none, or so many and a checksum of their names."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    training = [name for name, mode in modes.items() if mode]
+    if len(training) in (0, len(modes)):
+        return "all" if training else "none"
+    return f"{len(training)} of {len(modes)}, with checksum {zlib.crc32(' '.join(training).encode()):08x}"
 
 
 def state_of(optimizer: Optimizer, space: ParameterSpace) -> dict[str, Any]:

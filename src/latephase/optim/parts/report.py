@@ -1,7 +1,7 @@
 """What a second-order step did."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -50,6 +50,8 @@ class SecondOrderReport:
         status: what became of the step.
         accepted: whether it was taken.
         seconds: wall-clock time of the step, in seconds.
+        collectives: calls of torch.distributed; None where there is one process.
+        collective_bytes: that this rank gave to them; what a backend sends for them depends on its algorithm.
     """
 
     loss: float
@@ -64,10 +66,19 @@ class SecondOrderReport:
     status: StrEnum
     accepted: bool
     seconds: float
+    collectives: int | None = field(default=None, kw_only=True)
+    collective_bytes: int | None = field(default=None, kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as numbers, strings and lists, ready for JSON (which has no infinity: those stay floats)."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """The fields as numbers, strings and lists, ready for JSON (which has no infinity: those stay floats).
+
+        Those of several ranks are there where there are several.
+        """
+        found = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
+        return {name: value for name, value in found.items() if value is not None or name not in _OF_RANKS}
+
+
+_OF_RANKS = ("collectives", "collective_bytes")
 
 
 def _plain(value: Any) -> Any:

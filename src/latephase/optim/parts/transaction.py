@@ -1,5 +1,6 @@
 """A step as a transaction: all that it writes, or nothing."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
@@ -12,12 +13,14 @@ from torch.optim import Optimizer
 from ...curvature import kept_traces, put_back
 from ...objective import (
     Objective,
+    Reduce,
     cuda_devices,
     generator_states,
     kept_kinds,
     other_generators,
     put_back_kinds,
     set_generator_states,
+    traffic,
 )
 from ...parameters import ParameterSpace
 from .arguments import check_objective
@@ -32,7 +35,8 @@ class Transaction:
     before (a traced product, or a norm written out, differs from another in its last digits).
     States and param groups are copied one level deep: a step replaces what it keeps and writes into no tensor of it.
 
-    An exception on one rank is one on all, and nobody writes before all are about to.
+    An exception on one rank is one on all: the ranks meet at the end, and where one does not get there, all put back
+    what they wrote. After a step that failed, the next compares everything that ranks must have in common.
 
     Args:
         optimizer: whose step this is.
@@ -64,6 +68,7 @@ class Transaction:
             if not vars(self._optimizer).get("_ranks_compared"):
                 notice_plain_module(self.objectives[0], self._block_group, stacklevel=4)
             self._ranks = ranks.pop_all()
+        self._traffic = traffic()
         return self
 
     def _begin(self) -> None:
@@ -89,25 +94,47 @@ class Transaction:
     def write(self, space: ParameterSpace, vector: Tensor, objective: Objective, buffers: Mapping[str, Tensor]) -> None:
         """Make the vector [P] the parameters' values, and the buffers the model's.
 
+        A rank without rows keeps its buffers, which no data of its own has moved.
+
         Raises:
             ValueError: a buffer that moved shares memory with itself and cannot be written; nothing is.
-            RankError: another rank cannot; nothing is written.
         """
-        moved = objective.writable_buffers(buffers)
+        moved = [] if objective.idle else objective.writable_buffers(buffers)
         pairs = [*zip(space.parameters, space.unflatten(vector), strict=True), *moved]
         with torch.no_grad():
             self._written = [(own, own.detach().clone()) for own, _ in pairs]
-            self.objectives[0].reduce.meet()
-            of_blocks(self._block_group).meet()
             for own, value in pairs:
                 own.copy_(value)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._restore()
+        if kind is None:
+            with self._ranks:
+                try:
+                    self._meet()
+                except BaseException:
+                    self._restore()
+                    raise
+            return
+        self._restore()
         self._ranks.__exit__(kind, error, traceback)
+
+    def _all_ranks(self) -> tuple[Reduce, Reduce]:
+        """Those that share the data, and those that share the blocks."""
+        return self.objectives[0].reduce, of_blocks(self._block_group)
+
+    def _meet(self) -> None:
+        """Wait until all ranks are here, each with all done; the report then says how much they said to each other."""
+        ranks = self._all_ranks()
+        for each in ranks:
+            each.meet()
+        report = vars(self._optimizer).get("report")
+        if any(each.size > 1 for each in ranks) and report is not None:
+            said = traffic() - self._traffic
+            self._optimizer.report = dataclasses.replace(  # pyright: ignore[reportAttributeAccessIssue]
+                report, collectives=said.collectives, collective_bytes=said.bytes
+            )
 
     def _restore(self) -> None:
         optimizer = self._optimizer
@@ -125,6 +152,8 @@ class Transaction:
         for name in _ATTRIBUTES:
             vars(optimizer).pop(name, None)
         vars(optimizer).update(self._attributes)
+        if any(each.size > 1 for each in self._all_ranks()):
+            vars(optimizer)["_ranks_compared"] = False
         set_generator_states(self._generators, self._devices)
         self._put_back_others()
         for objective, seed in zip(self.objectives, self._seeds, strict=True):

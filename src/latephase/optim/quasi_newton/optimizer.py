@@ -122,7 +122,8 @@ class SelfScaledBroyden(SecondOrder):
             self.report = QuasiNewtonStepReport(**outcome, seconds=time.perf_counter() - started)
         # In place, after all that may fail: a copy of H would need the memory of another.
         if change is not None:
-            self._update(change, space)
+            with objective.reduce.together():
+                self._update(change, space)
         self._last = None if end is None else LastPoint(objective, space, end, self._last)
         return start.loss
 
@@ -224,6 +225,7 @@ class SelfScaledBroyden(SecondOrder):
             carried.count_update()
         except BaseException:
             carried.forget()
+            self._ranks_compared = False
             raise
 
     def _advise(self, space: ParameterSpace) -> None:
