@@ -13,7 +13,7 @@ from .entrant import Entrant, better
 from .held_out import HeldOut, Score, difference
 from .race import BEATEN, Race
 from .settings import Budget, Halving
-from .states import in_mode, put, taken
+from .states import State, in_mode, put, taken
 
 Batches = Callable[[], Sequence[Objective]]
 
@@ -204,6 +204,16 @@ class HandOver:
     def best(self) -> tuple[Score, str]:
         """The best held-out loss so far, and who held it."""
         return self.race.best[0], self.race.best[2]
+
+    @property
+    def held(self) -> State:
+        """The state that had it."""
+        return self.race.best[1]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, newest last."""
+        return self.race.events
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as tensors and plain values; the winner stands where the model does."""

@@ -13,11 +13,11 @@ from .candidates import Subject, candidates
 from .contestant import Contestant, Wants
 from .given import VERSION, beside_of, check_saved, checked, detector_of, made, remade, scores_of
 from .hand_over import HandOver
-from .held_out import Score
+from .loaded import Loaded
 from .report import LatePhaseReport
 from .settings import Budget, Halving
 from .source import Source, drawn
-from .states import in_mode
+from .states import in_mode, state_dict_with
 
 SAME = 3
 """Steps with one and the same objective after which the problem counts as deterministic."""
@@ -89,39 +89,30 @@ class LatePhase(Optimizer):
         self._contestants = None if contestants is None else checked(contestants)
         self.detector = detector_of(detector)
         self._settings = Halving() if settings is None else settings
-        self._hand_over: HandOver | None = None
+        self._hand_over: HandOver | Loaded | None = None
         self._deterministic = False
         self._steps = 0
         self._seen: tuple[Any, int] = (None, 0)
-        self._pending: Mapping[str, Any] | None = None
         self.excluded: dict[str, str] = {}
 
     @property
     def phase(self) -> str:
         """One of "base", "race", "winner" and "done"."""
-        if self._pending is not None:
-            return self._pending["phase"]
         return "base" if self._hand_over is None else self._hand_over.phase
 
     @property
     def wants(self) -> Wants | None:
         """Data of the next step; None in the base's phase, whose batches are yours to choose, and when all is done."""
-        if self._pending is not None:
-            return None if self._pending["wants"] is None else Wants(*self._pending["wants"])
         return None if self._hand_over is None else self._hand_over.wants
 
     @property
     def events(self) -> list[dict[str, Any]]:
         """What happened since the hand-over: scores, who dropped out and why, who won, what the winner held."""
-        if self._pending is not None:
-            return [dict(event) for event in self._pending["hand_over"]["race"]["events"]]
-        return [] if self._hand_over is None else list(self._hand_over.race.events)
+        return [] if self._hand_over is None else list(self._hand_over.events)
 
     @property
     def sureness(self) -> tuple[float, float] | None:
         """Of the winner: its held-out loss minus the runner-up's, and half the width of the 95 % interval of that."""
-        if self._pending is not None:
-            return self._pending["hand_over"]["sureness"]
         return None if self._hand_over is None else self._hand_over.sureness
 
     @property
@@ -147,9 +138,6 @@ class LatePhase(Optimizer):
     @property
     def best(self) -> tuple[float, str]:
         """The lowest held-out loss that was held since the hand-over, and by whom; infinite before."""
-        if self._pending is not None:
-            parts, _, holder = self._pending["hand_over"]["race"]["best"]
-            return Score(parts).total, holder
         if self._hand_over is None:
             return math.inf, "start"
         score, holder = self._hand_over.best
@@ -157,11 +145,7 @@ class LatePhase(Optimizer):
 
     def best_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The state dict of the model with the parameters and buffers that had the lowest held-out loss."""
-        held = {} if self._hand_over is None else self._hand_over.race.best[1]
-        if self._pending is not None:
-            held = self._pending["hand_over"]["race"]["best"][1]
-        own = model.state_dict()
-        return {name: (held[name] if name in held else own[name]).detach().clone() for name in own}
+        return state_dict_with(model, {} if self._hand_over is None else self._hand_over.held)
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -186,20 +170,21 @@ class LatePhase(Optimizer):
             TypeError: no objective where one is needed.
             RuntimeError: all is done.
         """
-        if self.phase == "done" and self._pending is None:
+        loaded = self._hand_over if isinstance(self._hand_over, Loaded) else None
+        if self.phase == "done" and loaded is None:
             raise RuntimeError("all is done: the budget is spent, and the model has the best state that was held")
         self._budget.start()
         if objective is not None or closure is not None or self._source is None:
             objective = the_objective(objective, closure, type(self).__name__)
-        if self._pending is not None:
-            self._resume(objective)
-        if self._hand_over is None and self.detector is False:
-            self._begin(objective)
-        if self._hand_over is None:
+        if loaded is not None:
+            self._hand_over = hand_over = self._resumed(loaded.saved, objective)
+        elif self._hand_over is None and self.detector is False:
+            self._hand_over = hand_over = self._begun(objective)
+        else:
+            hand_over = self._hand_over
+        if not isinstance(hand_over, HandOver):
             return self._base_step(objective)
-        if self._hand_over.done:
-            return None
-        return self._later_step(self._hand_over, objective, evaluation, curvature_objective)
+        return None if hand_over.done else self._later_step(hand_over, objective, evaluation, curvature_objective)
 
     def _base_step(self, objective: Objective | None) -> Tensor:
         if objective is None:
@@ -216,11 +201,11 @@ class LatePhase(Optimizer):
         self._steps += 1
         due = self._settings.at is not None and self._steps >= self._settings.at
         if due or self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
-            self._begin(objective)
+            self._hand_over = self._begun(objective)
         return loss
 
-    def _begin(self, objective: Objective | None) -> None:
-        """Let the race begin from where the base stands."""
+    def _begun(self, objective: Objective | None) -> HandOver:
+        """The hand-over from where the base stands."""
         first = self._first(objective)
         source = self._source
         self._deterministic = self._seen[1] >= SAME if source is None else source.deterministic
@@ -233,8 +218,9 @@ class LatePhase(Optimizer):
                 taking_part, self.excluded = candidates(subject)
         optimizers, refused = made(taking_part, self.base)
         self.excluded |= refused
-        self._hand_over = self._made([each for each in taking_part if each.name in optimizers], optimizers, first)
+        hand_over = self._made([each for each in taking_part if each.name in optimizers], optimizers, first)
         self._budget.stop()
+        return hand_over
 
     def _made(self, taking_part: Sequence[Contestant], optimizers: Mapping[str, Any], first: Objective) -> HandOver:
         held_out = scores_of(self._held_out, first, self._deterministic)
@@ -284,10 +270,9 @@ class LatePhase(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on, in whatever phase: tensors and plain values."""
-        if self._pending is not None:
-            return dict(self._pending)
-        hand_over = self._hand_over
-        wants = self.wants
+        hand_over, wants = self._hand_over, self.wants
+        if isinstance(hand_over, Loaded):
+            return dict(hand_over.saved)
         return {
             "kind": "LatePhase",
             "version": VERSION,
@@ -313,25 +298,21 @@ class LatePhase(Optimizer):
         """
         check_saved(state_dict)
         if state_dict["contestants"] is not None:
-            remade(state_dict, self._contestants)
+            self._taking_part = remade(state_dict, self._contestants)
         self.base.load_state_dict(state_dict["base"])
         self.param_groups = self.base.param_groups
         self._budget.load_state_dict(state_dict["budget"])
         if self.detector and state_dict["detector"] is not None:
             self.detector.load_state_dict(state_dict["detector"])
         self._deterministic, self._seen = state_dict["deterministic"], (None, 0)
-        self._steps = state_dict["steps"]
-        self.excluded, self._hand_over = dict(state_dict["excluded"]), None
-        self._pending = state_dict if state_dict["hand_over"] is not None else None
+        self._steps, self.excluded = state_dict["steps"], dict(state_dict["excluded"])
+        self._hand_over = None if state_dict["hand_over"] is None else Loaded(state_dict)
 
-    def _resume(self, objective: Objective | None) -> None:
-        """Make of the loaded state what it says, now that the model is known."""
-        saved = self._pending
-        assert saved is not None
-        taking_part = remade(saved, self._contestants)
-        optimizers, refused = made(taking_part, self.base)
+    def _resumed(self, saved: Mapping[str, Any], objective: Objective | None) -> HandOver:
+        """The hand-over that a loaded state says, now that the model is known."""
+        optimizers, refused = made(self._taking_part, self.base)
         if refused:
             raise RuntimeError(f"contestants of the state cannot be made here: {refused}")
-        hand_over = self._made(taking_part, optimizers, self._first(objective))
+        hand_over = self._made(self._taking_part, optimizers, self._first(objective))
         hand_over.load_state_dict(saved["hand_over"])
-        self._hand_over, self._pending = hand_over, None
+        return hand_over

@@ -34,6 +34,20 @@ def put(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 tensor.copy_(state[name])
 
 
+def state_dict_with(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A copy of the model's state dict with the tensors of a state; one that modules share has it under each name."""
+    names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    copies: dict[int, Tensor] = {}
+    found = {}
+    for name, own in model.state_dict(keep_vars=True).items():
+        if isinstance(own, Tensor):
+            if id(own) not in copies:
+                copies[id(own)] = state.get(names.get(id(own), name), own).detach().clone()
+            own = copies[id(own)]
+        found[name] = own
+    return found
+
+
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in training or in eval mode; every module's own mode is put back."""
