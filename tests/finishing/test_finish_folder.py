@@ -235,7 +235,7 @@ class Shared(nn.Module):
 
 
 def test_what_modules_share_is_the_best_under_each_of_its_names(tmp_path, every_step):
-    """Stopped where the model stands elsewhere: the state dict has one tensor twice, and the later name is read last."""
+    """Stopped where the model stands elsewhere: the state dict has one tensor twice, the later name is read last."""
     given = quick(model=Shared(), contestants=[descent("fast", 0.5), descent("wild", 50.0)], steps=30)
 
     def watch(late):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...objective import Objective
 from .contestant import Contestant
 from .held_out import HeldOut, Score
-from .states import State, TailAverage, put, renew_statistics, taken
+from .states import State, put, renew_statistics, taken
 
 SEED = 0
 """Of the random numbers in these passes."""
@@ -18,6 +18,12 @@ SEED = 0
 
 class Entrant:
     """A contestant under way from a state.
+
+    Args:
+        contestant: what it is.
+        optimizer: its own, over the parameters that all share.
+        model: in the state that it begins with.
+        left: of the budget; of which windows of averages are shares.
 
     Attributes:
         contestant: what it is.
@@ -30,8 +36,8 @@ class Entrant:
         out: why it takes part no more; None while it does.
     """
 
-    def __init__(self, contestant: Contestant, optimizer: Any, model: nn.Module):
-        self.contestant, self.optimizer, self._model = contestant, optimizer, model
+    def __init__(self, contestant: Contestant, optimizer: Any, model: nn.Module, left: float = math.inf):
+        self.contestant, self.optimizer, self._model, self._left = contestant, optimizer, model, left
         self.state = taken(model)
         self.spent = self.in_round = 0.0
         self.steps = 0
@@ -39,7 +45,7 @@ class Entrant:
         self.out: str | None = None
         self._first = 0.0
         self._rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-        self._average = TailAverage() if contestant.average else None
+        self._average = contestant.new_average()
 
     @property
     def name(self) -> str:
@@ -73,7 +79,7 @@ class Entrant:
         loss = self.optimizer.step(objective, **beside)
         self.steps += 1
         if self._average is not None:
-            self._average.add(self._model)
+            self._average.add(self._model, self.spent / self._left)
         return loss
 
     def charge(self, taken_by_step: float) -> None:
@@ -96,15 +102,26 @@ class Entrant:
         """
         last = taken(self._model)
         found = [(held_out(), last)]
-        if self._average is not None and self._average.count > 1:
-            try:
-                put(self._model, self._average.mean)
+        try:
+            for other in self._others():
+                put(self._model, other)
                 renew_statistics(self._model, batches, SEED)
                 found.append((held_out(), taken(self._model)))
-            finally:
-                put(self._model, last)
+        finally:
+            put(self._model, last)
         self.score, state = min(found, key=lambda each: each[0].total)
         return self.score, state
+
+    def _others(self) -> list[State]:
+        """What is looked at beside the last state; the model is not quite there afterwards."""
+        found = []
+        if self._average is not None and self._average.count > 1:
+            found.append(self._average.mean)
+        if hasattr(self.optimizer, "eval") and hasattr(self.optimizer, "train"):
+            self.optimizer.eval()  # a schedule-free one, whose weights of evaluation are an average of its own
+            found.append(taken(self._model))
+            self.optimizer.train()
+        return found
 
     @property
     def stationary(self) -> bool:

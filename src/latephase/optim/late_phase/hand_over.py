@@ -46,8 +46,8 @@ class HandOver:
         settings: Halving,
     ):
         self._model, self._held_out, self._budget, self._settings = model, held_out, budget, settings
-        entrants = [Entrant(each, optimizers[each.name], model) for each in contestants]
         self._begun, self._left = budget.spent, max(budget.left, 1e-9)
+        entrants = [Entrant(each, optimizers[each.name], model, self._left) for each in contestants]
         # The winner's own slices, a fair share at least, are not lost: what the others take is within the share.
         lost = settings.share * self._left
         total = min(lost * len(entrants) / max(len(entrants) - 1, 1), 0.5 * self._left)

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from ...objective import Objective
 from ..parts import the_objective
-from .candidates import Subject, candidates
+from .asks import Subject
+from .candidates import candidates, chosen
 from .contestant import Contestant, Wants
 from .given import VERSION, beside_of, check_saved, checked, detector_of, made, remade, scores_of
 from .hand_over import HandOver
@@ -47,7 +48,8 @@ class LatePhase(Optimizer):
             batch at the hand-over, with a warning.
         source: where the steps after the hand-over get data; they are then given none. Default none: give what `wants`
             says; contestants that need all rows take part if every step sees the same data.
-        contestants: who takes part, in place of those that fit by themselves (`candidates`), which is the default.
+        contestants: who takes part, in place of those that fit by themselves (`candidates`), which is the default:
+            `Contestant`s of your own, and names of the library's.
         detector: says when the base is in diffusion; None for the default one, False to race at once.
         settings: shares and numbers. Default `Halving()`.
         unit: "seconds" (default), "processor_seconds" of this process, or "steps". In steps a run is the same on every
@@ -72,7 +74,7 @@ class LatePhase(Optimizer):
         budget: float,
         held_out: Objective | Sequence[Objective] | None = None,
         source: Source | None = None,
-        contestants: Sequence[Contestant] | None = None,
+        contestants: Sequence[Contestant | str] | None = None,
         detector: Any = None,
         settings: Halving | None = None,
         unit: str = "seconds",
@@ -91,6 +93,7 @@ class LatePhase(Optimizer):
         self._settings = Halving() if settings is None else settings
         self._hand_over: HandOver | Loaded | None = None
         self._deterministic = False
+        self._batch: int | None = None
         self._steps = 0
         self._seen: tuple[Any, int] = (None, 0)
         self.excluded: dict[str, str] = {}
@@ -117,8 +120,9 @@ class LatePhase(Optimizer):
 
     @property
     def contestants(self) -> list[Contestant]:
-        """Those that take part, once the race has begun; before, those that were given."""
-        return list(self._contestants or []) if self._hand_over is None else list(self._taking_part)
+        """Those that take part, once the race has begun; before, your own."""
+        given = [each for each in self._contestants or [] if isinstance(each, Contestant)]
+        return given if self._hand_over is None else list(self._taking_part)
 
     @property
     def spent(self) -> float:
@@ -209,15 +213,13 @@ class LatePhase(Optimizer):
         first = self._first(objective)
         source = self._source
         self._deterministic = self._seen[1] >= SAME if source is None else source.deterministic
-        batch = None if self._deterministic else sum(chunk.rows for chunk in first.chunks)
+        self._batch = None if self._deterministic else sum(chunk.rows for chunk in first.chunks)
         rows = source.rows if source is not None else None
-        subject = Subject(first, rows, batch, self._deterministic, self._budget.seconds_left)
-        taking_part = self._contestants
-        if taking_part is None:
-            with in_mode(first.model, False):  # as all but the base take their steps
-                taking_part, self.excluded = candidates(subject)
-        optimizers, refused = made(taking_part, self.base)
-        self.excluded |= refused
+        subject = Subject(first, rows, self._batch, self._deterministic, self._budget.seconds_left)
+        with in_mode(first.model, False):  # as all but the base take their steps
+            given = self._contestants
+            taking_part, excluded = candidates(subject) if given is None else chosen(given, subject)
+        optimizers, self.excluded = made(taking_part, self.base, excluded)
         hand_over = self._made([each for each in taking_part if each.name in optimizers], optimizers, first)
         self._budget.stop()
         return hand_over
@@ -253,7 +255,7 @@ class LatePhase(Optimizer):
                 return None
             objective, evaluation = data
         assert objective is not None
-        beside = beside_of(wants, objective, evaluation, curvature_objective)
+        beside = beside_of(wants, objective, evaluation, curvature_objective, current.steps + 1)
         loss = hand_over.step(objective, batches, **beside)
         told = None if loss is None else float(loss)
         best, holder = hand_over.best
@@ -282,6 +284,7 @@ class LatePhase(Optimizer):
             "budget": self._budget.state_dict(),
             "detector": self.detector.state_dict() if self.detector else None,
             "deterministic": self._deterministic,
+            "batch": self._batch,
             "steps": self._steps,
             "contestants": None
             if hand_over is None
@@ -305,12 +308,13 @@ class LatePhase(Optimizer):
         if self.detector and state_dict["detector"] is not None:
             self.detector.load_state_dict(state_dict["detector"])
         self._deterministic, self._seen = state_dict["deterministic"], (None, 0)
+        self._batch = state_dict.get("batch")
         self._steps, self.excluded = state_dict["steps"], dict(state_dict["excluded"])
         self._hand_over = None if state_dict["hand_over"] is None else Loaded(state_dict)
 
     def _resumed(self, saved: Mapping[str, Any], objective: Objective | None) -> HandOver:
         """The hand-over that a loaded state says, now that the model is known."""
-        optimizers, refused = made(self._taking_part, self.base)
+        optimizers, refused = made(self._taking_part, self.base, {})
         if refused:
             raise RuntimeError(f"contestants of the state cannot be made here: {refused}")
         hand_over = self._made(self._taking_part, optimizers, self._first(objective))
