@@ -23,11 +23,12 @@ class Entrant:
         contestant: what it is.
         optimizer: its own, over the parameters that all share.
         model: in the state that it begins with.
-        left: of the budget; of which windows of averages are shares.
+        left: of the budget at the hand-over.
 
     Attributes:
         contestant: what it is.
         optimizer: its own, over the parameters that all share.
+        left: of which windows of averages are shares.
         state: where it stands while it has not got the model.
         spent: of the budget, since it began; in seconds without what its first step took longer than its second.
         in_round: the same since the round began.
@@ -37,7 +38,7 @@ class Entrant:
     """
 
     def __init__(self, contestant: Contestant, optimizer: Any, model: nn.Module, left: float = math.inf):
-        self.contestant, self.optimizer, self._model, self._left = contestant, optimizer, model, left
+        self.contestant, self.optimizer, self._model, self.left = contestant, optimizer, model, left
         self.state = taken(model)
         self.spent = self.in_round = 0.0
         self.steps = 0
@@ -79,7 +80,7 @@ class Entrant:
         loss = self.optimizer.step(objective, **beside)
         self.steps += 1
         if self._average is not None:
-            self._average.add(self._model, self.spent / self._left)
+            self._average.add(self._model, self.spent / self.left)
         return loss
 
     def charge(self, taken_by_step: float) -> None:

@@ -230,6 +230,8 @@ class HandOver:
         self.race.load_state_dict(saved["race"])
         for name in ("_begun", "_left", "_next_look", "_idle", "_vain", "done", "why", "sureness"):
             setattr(self, name, saved[name])
+        for entrant in self.race.entrants:
+            entrant.left = self._left
         by_name = {entrant.name: entrant for entrant in self.race.entrants}
         self._winner = by_name.get(saved["winner"])
         if self._winner is not None:
