@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...objective import Objective
-from .contestant import Contestant
+from .contestant import Contestant, parameters_of
 from .held_out import HeldOut, Score
 from .states import State, put, renew_statistics, taken
 
@@ -60,6 +60,13 @@ class Entrant:
     def enter(self) -> None:
         """Put the model where it stands."""
         put(self._model, self.state)
+
+    def begin_at(self, state: State) -> None:
+        """Stand at a state of another. What an optimizer of its own has learnt is of elsewhere, and it begins anew."""
+        self.state = {name: tensor.clone() for name, tensor in state.items()}
+        if self.contestant.make is not None:
+            self.optimizer = self.contestant.make(parameters_of(self.optimizer))
+        self._average = self.contestant.new_average()
 
     def step(self, objective: Objective, share: float, **beside: Objective) -> Tensor:
         """Take a step.

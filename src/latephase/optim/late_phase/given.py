@@ -8,10 +8,12 @@ import torch
 from torch.optim import Optimizer
 
 from ...objective import Objective
-from .candidates import BaseSteps, contestant, known
+from .asks import Subject
+from .candidates import BaseSteps, candidates, chosen, contestant, known
 from .contestant import Contestant, Wants, twin
 from .detectors import default_detector
 from .held_out import HeldOut
+from .states import in_mode
 
 VERSION = 1
 """Of state dicts."""
@@ -43,6 +45,20 @@ def checked(contestants: Sequence[Contestant | str]) -> list[Contestant | str]:
 def names_of(contestants: Sequence[Contestant | str]) -> list[str]:
     """The names of contestants, some of which are names alone."""
     return [each if isinstance(each, str) else each.name for each in contestants]
+
+
+def entered(
+    given: Sequence[Contestant | str] | None, subject: Subject, base: Optimizer
+) -> tuple[list[Contestant], dict[str, Any], dict[str, str]]:
+    """Those that take part, their optimizers by name, and why others do not.
+
+    Raises:
+        ValueError: nobody can.
+    """
+    with in_mode(subject.objective.model, False):  # as all but the base take their steps
+        found, excluded = candidates(subject) if given is None else chosen(given, subject)
+    optimizers, excluded = made(found, base, excluded)
+    return [each for each in found if each.name in optimizers], optimizers, excluded
 
 
 def made(

@@ -10,15 +10,14 @@ from torch.optim import Optimizer
 from ...objective import Objective
 from ..parts import the_objective
 from .asks import Subject
-from .candidates import candidates, chosen
-from .contestant import Contestant, Wants
-from .given import VERSION, beside_of, check_saved, checked, detector_of, made, remade, scores_of
+from .contestant import Contestant, Wants, parameters_of
+from .given import VERSION, beside_of, check_saved, checked, detector_of, entered, made, remade, scores_of
 from .hand_over import HandOver
 from .loaded import Loaded
 from .report import LatePhaseReport
 from .settings import Budget, Halving
-from .source import Source, drawn
-from .states import in_mode, state_dict_with
+from .source import Source, drawn, first_of
+from .states import state_dict_with
 
 SAME = 3
 """Steps with one and the same objective after which the problem counts as deterministic."""
@@ -82,8 +81,7 @@ class LatePhase(Optimizer):
         if not isinstance(base, Optimizer):
             raise TypeError(f"base must be a torch optimizer, got {type(base).__name__}")
         super().__init__(params, {})
-        own = {id(p) for group in self.param_groups for p in group["params"]}
-        if own != {id(p) for group in base.param_groups for p in group["params"]}:
+        if set(map(id, parameters_of(self))) != set(map(id, parameters_of(base))):
             raise ValueError("params must be the parameters of the base optimizer, all of them and no others")
         self.param_groups, self.base = base.param_groups, base
         self._budget = Budget(budget, unit)
@@ -92,9 +90,8 @@ class LatePhase(Optimizer):
         self.detector = detector_of(detector)
         self._settings = Halving() if settings is None else settings
         self._hand_over: HandOver | Loaded | None = None
-        self._deterministic = False
+        self._deterministic, self._steps = False, 0
         self._batch: int | None = None
-        self._steps = 0
         self._seen: tuple[Any, int] = (None, 0)
         self.excluded: dict[str, str] = {}
 
@@ -181,11 +178,10 @@ class LatePhase(Optimizer):
         if objective is not None or closure is not None or self._source is None:
             objective = the_objective(objective, closure, type(self).__name__)
         if loaded is not None:
-            self._hand_over = hand_over = self._resumed(loaded.saved, objective)
+            self._hand_over = self._resumed(loaded.saved, objective)
         elif self._hand_over is None and self.detector is False:
-            self._hand_over = hand_over = self._begun(objective)
-        else:
-            hand_over = self._hand_over
+            self._hand_over = self._begun(objective)
+        hand_over = self._hand_over
         if not isinstance(hand_over, HandOver):
             return self._base_step(objective)
         return None if hand_over.done else self._later_step(hand_over, objective, evaluation, curvature_objective)
@@ -199,9 +195,8 @@ class LatePhase(Optimizer):
         loss = base.step(objective)
         self.detector.update(self.base.param_groups, loss=loss)
         self._budget.stop(1)
-        self.report = LatePhaseReport(
-            "base", "base", float(loss), self._budget.spent, None, None, getattr(self.base, "report", None)
-        )
+        inner = getattr(self.base, "report", None)
+        self.report = LatePhaseReport("base", "base", float(loss), self._budget.spent, None, None, inner)
         self._steps += 1
         due = self._settings.at is not None and self._steps >= self._settings.at
         if due or self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
@@ -210,30 +205,20 @@ class LatePhase(Optimizer):
 
     def _begun(self, objective: Objective | None) -> HandOver:
         """The hand-over from where the base stands."""
-        first = self._first(objective)
-        source = self._source
+        first, source = first_of(objective, self._source), self._source
         self._deterministic = self._seen[1] >= SAME if source is None else source.deterministic
         self._batch = None if self._deterministic else sum(chunk.rows for chunk in first.chunks)
-        rows = source.rows if source is not None else None
+        rows = None if source is None else source.rows
         subject = Subject(first, rows, self._batch, self._deterministic, self._budget.seconds_left)
-        with in_mode(first.model, False):  # as all but the base take their steps
-            given = self._contestants
-            taking_part, excluded = candidates(subject) if given is None else chosen(given, subject)
-        optimizers, self.excluded = made(taking_part, self.base, excluded)
-        hand_over = self._made([each for each in taking_part if each.name in optimizers], optimizers, first)
+        self._taking_part, optimizers, self.excluded = entered(self._contestants, subject, self.base)
+        hand_over = self._made(optimizers, first)
         self._budget.stop()
         return hand_over
 
-    def _made(self, taking_part: Sequence[Contestant], optimizers: Mapping[str, Any], first: Objective) -> HandOver:
+    def _made(self, optimizers: Mapping[str, Any], first: Objective) -> HandOver:
         held_out = scores_of(self._held_out, first, self._deterministic)
-        self._taking_part = list(taking_part)
-        return HandOver(taking_part, optimizers, first.model, held_out, self._budget, self._settings)
-
-    def _first(self, objective: Objective | None) -> Objective:
-        if objective is not None:
-            return objective
-        assert self._source is not None
-        return self._source.draw(Wants(self._source.batch), 0)[0]
+        shared = first.model, held_out, self._budget, self._settings, self._deterministic
+        return HandOver(self._taking_part, optimizers, *shared)
 
     def _later_step(
         self,
@@ -257,16 +242,10 @@ class LatePhase(Optimizer):
         assert objective is not None
         beside = beside_of(wants, objective, evaluation, curvature_objective, current.steps + 1)
         loss = hand_over.step(objective, batches, **beside)
-        told = None if loss is None else float(loss)
-        best, holder = hand_over.best
+        told, (best, holder) = None if loss is None else float(loss), hand_over.best
+        inner = getattr(current.optimizer, "report", None)
         self.report = LatePhaseReport(
-            hand_over.phase,
-            current.name,
-            told,
-            self._budget.spent,
-            best.total,
-            holder,
-            getattr(current.optimizer, "report", None),
+            hand_over.phase, current.name, told, self._budget.spent, best.total, holder, inner
         )
         return loss
 
@@ -286,11 +265,9 @@ class LatePhase(Optimizer):
             "deterministic": self._deterministic,
             "batch": self._batch,
             "steps": self._steps,
-            "contestants": None
-            if hand_over is None
-            else [(each.name, tuple(each.wants)) for each in self._taking_part],
+            "contestants": hand_over and [(each.name, tuple(each.wants)) for each in self._taking_part],
             "excluded": dict(self.excluded),
-            "hand_over": None if hand_over is None else hand_over.state_dict(),
+            "hand_over": hand_over and hand_over.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -317,6 +294,6 @@ class LatePhase(Optimizer):
         optimizers, refused = made(self._taking_part, self.base, {})
         if refused:
             raise RuntimeError(f"contestants of the state cannot be made here: {refused}")
-        hand_over = self._made(self._taking_part, optimizers, self._first(objective))
+        hand_over = self._made(optimizers, first_of(objective, self._source))
         hand_over.load_state_dict(saved["hand_over"])
         return hand_over
