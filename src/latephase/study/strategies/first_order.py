@@ -67,6 +67,9 @@ class FirstOrder(OnTrainingData):
     window: int | None = Field(
         default=None, ge=1, description=f"states that lawa averages, a hundredth of the budget apart; default: {WINDOW}"
     )
+    mode: Literal["train", "eval"] = Field(
+        default="train", description="of the model: eval freezes dropout, statistics"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="of the optimizer, beside the rate")
 
     @model_validator(mode="after")
@@ -125,7 +128,7 @@ class FirstOrderStrategy(Strategy):
 
     def __init__(self, config: FirstOrder, context: StrategyContext):
         super().__init__(context)
-        self.model.train()
+        self.model.train(config.mode == "train")
         training = context.training
         self._schedule = config.schedule
         self._rate = config.rate(training.lr) * (0.1 if config.schedule == "tenth" else 1.0)
