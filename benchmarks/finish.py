@@ -1,232 +1,226 @@
 """What the race costs and gains: `LatePhase` from trained models, beside each contestant alone with the whole budget.
 
-    OMP_NUM_THREADS=1 python benchmarks/finish.py --out runs/finish [--problems digits,uci_energy] [--seeds 0,1,2]
+    python benchmarks/finish.py --dry-run                     # what it would take, at most
+    LATEPHASE_DATA=FOLDER python benchmarks/finish.py --out runs/finish --processes 2
+    python benchmarks/finish.py --out runs/finish --table     # Markdown of what is there; nothing is run
 
-For each problem and seed the base of the problem's setting trains for the seconds that `PROBLEMS` says. From that
-state start, each with the same budget: every contestant that fits, alone; the base with a cosine, alone; and the race
-of all of them. Seconds are of processor time. `runs.jsonl` gets a line for each run; those there are not repeated.
-`--table` prints medians over the seeds: the regret (held-out loss at the end over that of the best contestant
-in hindsight, minus one), and the same against the base with its cosine.
+For each problem and seed the base trains for the seconds that `finish_problems.PROBLEMS` says. From that state start,
+each with the same budget: the race of all contestants that fit, the base with a cosine alone, and others alone. Which
+others: with the first seed everyone in the library's table who fits; with the later seeds those that took part in the
+race, and of the rest the `BEST_OF_REST` that ended lowest with the first seed. On data without noise those stay away
+that are for noise.
+
+Seconds are of the process's own processor time, so that a shared machine does not matter; every process has one thread.
+Lines are appended to `OUT/PROBLEM.jsonl`, one for each run, and trained models kept beside; what is there is not
+repeated, and killed at any moment, the same command goes on. Lines of other settings are left alone and not counted.
 """
 
 import argparse
-import copy
+import dataclasses
 import json
-import statistics
+import multiprocessing
+import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
-from latephase import Contestant, LatePhase, Objective, Wants
-from latephase.finishing.reading import Reading, Task, objective_alone
-from latephase.optim.late_phase import cosine
-from latephase.problems import get
-from latephase.problems.problem import Problem
+import torch  # noqa: E402  # threads are counted when it is imported
+from finish_problems import PROBLEMS, Setting, Trained, shorter, trained  # noqa: E402
+from finish_table import table  # noqa: E402
+
+from latephase import LatePhase  # noqa: E402
+from latephase.optim.late_phase import OWN  # noqa: E402
+from latephase.records import write_atomic  # noqa: E402
+
+BEST_OF_REST = 2
+"""Contestants of those that took no part in the race that later seeds have, too."""
+FOR_NOISE = ("linear", "one_minus_sqrt", "ema", "lawa", "schedule_free", "hessian_free_averaged", "hessian_free_full")
+"""Contestants that are for data with noise."""
+FOR_MODES = ("cosine_frozen", "hessian_free_training")
+"""Those that differ from others only where a model has dropout or batch norm."""
+OVERHEAD = 1.1
+"""Of a run's seconds, with loading, scores of the test split and last steps that end beyond the budget."""
 
 
-class Setting(NamedTuple):
-    """How a problem is trained and finished.
+class Run(NamedTuple):
+    """Where a run's line stands.
 
     Attributes:
-        train: processor seconds of the base, before.
-        finish: processor seconds of what is compared.
-        batch: rows of the base's steps, where the problem's setting has all rows or is of another size of machine.
-        dtype: of data and model.
+        problem: its name.
+        seed: of training and finish.
+        run: "race", or the contestant alone.
     """
 
-    train: float
-    finish: float
-    batch: int | None = None
-    dtype: torch.dtype = torch.float32
+    problem: str
+    seed: int
+    run: str
 
 
-PROBLEMS = {
-    "digits": Setting(30, 20),
-    "fmnist_mlp50": Setting(60, 30),
-    "fmnist_cnn": Setting(90, 40),
-    "curves_autoencoder": Setting(90, 40),
-    "uci_energy": Setting(20, 20),
-    "uci_protein": Setting(40, 30),
-    "rnn_addition": Setting(60, 30),
-    "shakespeare_gpt": Setting(120, 60),
-    "pinn_poisson2d": Setting(10, 30, dtype=torch.float64),
-    "pinn_helmholtz": Setting(10, 30, dtype=torch.float64),
-    "pinn_heat1d": Setting(10, 30, dtype=torch.float64),
-    "pinn_burgers": Setting(10, 30, dtype=torch.float64),
-}
-ADAM = {"uci_energy": 3e-3, "uci_protein": 3e-3, "shakespeare_gpt": 1e-3}
-"""Rates of Adam where the problem's own setting is none that anybody would train with."""
+def rivals(setting: Setting) -> list[str]:
+    """Who may be alone on a problem, the base with a cosine first."""
+    out = (*(FOR_NOISE if setting.deterministic else ()), *(() if setting.modes else FOR_MODES))
+    return ["cosine", *(name for name in OWN if name != "cosine" and name not in out)]
 
 
-def trained(name: str, seed: int) -> tuple[Problem, nn.Module, Any, int | None]:
-    """The problem, its model after training, the base with its state, and rows of its steps."""
-    setting = PROBLEMS[name]
-    torch.set_default_dtype(setting.dtype)
-    torch.manual_seed(seed)
-    problem = get(name)
-    model, splits = problem.model(), problem.load()
-    if name in ADAM:
-        base: Any = torch.optim.Adam(model.parameters(), lr=ADAM[name])
-    else:
-        base = problem.training.start(model.parameters())
-    batch = setting.batch or problem.training.batch_size
-    generator = torch.Generator().manual_seed(seed)
-    objective = None if batch is not None else whole(problem, model)
-    started = time.process_time()
-    rows = 0 if batch is None else len(splits.train[1])
-    while time.process_time() - started < setting.train:
-        if batch is not None:
-            taken = torch.randint(rows, (batch,), generator=generator)
-            objective = problem.objective(model, problem.batch(splits.train, taken, generator))
-        base.step(objective)
-    return problem, model, base, batch
+def foretold(problems: Iterable[str], seeds: int, settings: dict[str, Setting]) -> dict[str, float]:
+    """Processor seconds by problem, at most: as if everyone fitted."""
+    found = {}
+    for name in problems:
+        setting = settings[name]
+        those = rivals(setting)
+        itself = sum(OWN[each].by_itself for each in those)
+        runs = 1 + len(those) + (seeds - 1) * (1 + 1 + itself + BEST_OF_REST)
+        found[name] = OVERHEAD * (seeds * setting.train + runs * setting.finish)
+    return found
 
 
-def whole(problem: Problem, model: nn.Module) -> Objective:
-    """The objective of all training data."""
-    return problem.objective(model, problem.batch(problem.load().train))
-
-
-def task_of(problem: Problem, model: nn.Module, batch: int | None, seed: int) -> Task:
-    """Where steps get data, and what scores states."""
-    splits = problem.load()
-    if batch is None:
-        held_out = problem.objective(model, problem.batch(splits.valid))
-        return objective_alone(whole(problem, model), held_out, [])
-    options = {"forward": problem.forward, "weight_decay": problem.weight_decay}
-    return Reading(model, problem.loss, options, batch, seed, []).of(
-        problem.batch(splits.train), problem.batch(splits.valid)
-    )
-
-
-def runs(name: str, seed: int, done: set[str]) -> Iterator[dict[str, Any]]:
-    """A line for each run of a problem and seed that is not done: the race first, which says who takes part."""
-    problem, model, base, batch = trained(name, seed)
-    state, base_state = copy.deepcopy(model.state_dict()), copy.deepcopy(base.state_dict())
-    test = problem.objective(model, problem.batch(problem.load().test))
-    queue: list[str] = ["race", "cosine"]
-    while queue:
-        what = queue.pop(0)
-        if what in done and what != "race":
+def lines_of(path: Path, setting: Setting) -> list[dict[str, Any]]:
+    """The lines of this setting that are whole; the last one may have been cut by a kill."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
             continue
-        model.load_state_dict(state)
-        base.load_state_dict(copy.deepcopy(base_state))
-        task = task_of(problem, model, batch, seed)
-        torch.manual_seed(seed)
-        late = LatePhase(
-            model.parameters(),
-            base,
-            PROBLEMS[name].finish,
-            held_out=task.scores,
-            source=task.source,
-            contestants=None if what == "race" else [alone(what, batch)],
-            detector=False,
-            unit="processor_seconds",
-        )
-        late.step()
-        if what == "race":
-            SEEN.update({each.name: each for each in late.contestants})
-            queue += [each.name for each in late.contestants]
-            if "race" in done:
-                continue
+        if line["setting"] == setting.told:
+            found.append(line)
+    return found
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add a line, on one of its own where the last was cut."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def perform(name: str, seeds: list[int], out: Path, setting: Setting) -> list[str]:
+    """All runs of a problem that are not done, the first seed's first; what was done, in words."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(getattr(torch, setting.dtype))
+    warnings.simplefilter("ignore")
+    path, told = out / f"{name}.jsonl", []
+    for seed in seeds:
+        at: Trained | None = None
+        for what in runs(name, seed, seeds[0], path, setting):
+            at = trained(name, seed, setting, out / f"{name}-{seed}.pt") if at is None else at
+            line = {"problem": name, "seed": seed, "run": what, "setting": setting.told} | finished(at, what, setting)
+            append(path, line)
+            told.append(f"{name} {seed} {what}: {line.get('loss', line.get('excluded'))}")
+            print(told[-1], flush=True)
+    return told
+
+
+def runs(name: str, seed: int, first: int, path: Path, setting: Setting) -> Iterator[str]:
+    """The runs of a problem and seed that are not done; the race first, which says who takes part in it."""
+
+    def done() -> dict[str, dict[str, Any]]:
+        return {line["run"]: line for line in lines_of(path, setting) if line["seed"] == seed}
+
+    if "race" not in done():
+        yield "race"
+    own = [each for each in done()["race"]["contestants"] if each != "cosine"]
+    if seed == first:
+        rest = [each for each in rivals(setting) if each != "cosine" and each not in own]
+    else:
+        rest = best_of_rest(lines_of(path, setting), first, own)
+    yield from (each for each in ("cosine", *own, *rest) if each not in done())
+
+
+def best_of_rest(lines: list[dict[str, Any]], first: int, own: list[str]) -> list[str]:
+    """Those of the first seed that took no part in a race and ended lowest."""
+    others = [
+        line
+        for line in lines
+        if line["seed"] == first and line["run"] not in ("race", "cosine", *own) and line.get("loss") is not None
+    ]
+    return [line["run"] for line in sorted(others, key=lambda line: line["loss"])[:BEST_OF_REST]]
+
+
+def finished(at: Trained, what: str, setting: Setting) -> dict[str, Any]:
+    """What became of a run from a trained model."""
+    model, base, task = at.begun()
+    began = time.process_time()
+    torch.manual_seed(at.seed)
+    late = LatePhase(
+        model.parameters(),
+        base,
+        setting.finish,
+        held_out=task.held_out,
+        source=task,
+        contestants=None if what == "race" else [what],
+        detector=False,
+        unit="processor_seconds",
+    )
+    try:
         while late.phase != "done":
             late.step()
-        steps = max((event.get("steps", 0) for event in late.events), default=0)
-        winners = [event["name"] for event in late.events if event["event"] == "winner"]
-        with torch.no_grad():
-            model.eval()
-            tested = float(test.value())
-        yield {
-            "problem": name,
-            "seed": seed,
-            "run": what,
-            "start": late.events[0]["loss"],
-            "loss": late.best[0],
-            "test": tested,
-            "holder": late.best[1],
-            "winner": winners[-1] if winners else None,
-            "steps": steps,
-            "excluded": late.excluded,
-            "scores": [event for event in late.events if event["event"] == "score"],
-            "looks": [(round(e["spent"], 3), e["loss"]) for e in late.events if e["event"] == "look"],
-            "seconds": late.spent,
-            "race_seconds": next((e["spent"] for e in late.events if e["event"] == "winner"), None),
-        }
-
-
-def alone(what: str, batch: int | None) -> Contestant:
-    """A contestant by its name, as it takes part in the race; or the base with a cosine."""
-    if what == "cosine":
-        return Contestant("cosine", None, Wants(batch), cosine, average=False, training=True)
-    return SEEN[what]
-
-
-SEEN: dict[str, Contestant] = {}
-"""Those that took part in the problem's race."""
+    except ValueError as error:
+        if "no contestant" not in str(error):
+            raise
+        return {"excluded": str(error), "processor_seconds": time.process_time() - began}
+    model.load_state_dict(late.best_state(model))
+    winners = [event["name"] for event in late.events if event["event"] == "winner"]
+    return {
+        "start": late.events[0]["loss"],
+        "loss": late.best[0],
+        "test": at.tested(model),
+        "holder": late.best[1],
+        "winners": winners,
+        "contestants": [each.name for each in late.contestants],
+        "not_taking_part": late.excluded,
+        "sureness": late.sureness,
+        "events": late.events,
+        "spent": late.spent,
+        "processor_seconds": time.process_time() - began,
+    }
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/finish"))
-    parser.add_argument("--problems", default=",".join(PROBLEMS))
+    parser.add_argument("--problems", default=",".join(PROBLEMS), help="default: all")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="of all seconds, for rehearsals; its lines are others")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, at most, and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the tables of what is there, and run nothing")
+    parser.add_argument("--save", type=Path, help="write what the tables are made of, without events, as JSON")
     args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    path = args.out / "runs.jsonl"
-    args.out.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    names, seeds = args.problems.split(","), [int(seed) for seed in args.seeds.split(",")]
+    settings = {name: shorter(PROBLEMS[name], args.scale) for name in names}
+    if args.dry_run:
+        seconds = foretold(names, len(seeds), settings)
+        for name, each in seconds.items():
+            print(f"{name:20} {each / 60:6.1f} min   {dataclasses.asdict(settings[name])}")
+        total = sum(seconds.values()) / 60
+        print(f"at most {total:.0f} minutes of one core, {len(seeds)} seeds; of {args.processes}: about "
+              f"{max(total / args.processes, max(seconds.values()) / 60):.0f}")  # fmt: skip
+        return
     if not args.table:
-        for seed in map(int, args.seeds.split(",")):
-            for name in args.problems.split(","):
-                done = {line["run"] for line in lines if (line["problem"], line["seed"]) == (name, seed)}
-                for line in runs(name, seed, done):
-                    with path.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
-                    lines.append(line)
-                    print(name, seed, line["run"], f"{line['loss']:.4g}", line["holder"], line["steps"], flush=True)
-    table(lines)
-
-
-def table(lines: list[dict[str, Any]]) -> None:
-    """Print regrets, medians over seeds."""
-    print(f"{'problem':22} {'winner':20} {'best alone':20} {'regret':>8} {'cosine':>8} {'held-out losses':>30}")
-    regrets = []
-    for name in dict.fromkeys(line["problem"] for line in lines):
-        own: dict[int, dict[str, float]] = {}
-        winners, bests = [], []
-        for line in lines:
-            if line["problem"] == name:
-                own.setdefault(line["seed"], {})[line["run"]] = line["loss"]
-                if line["run"] == "race":
-                    winners.append(str(line["winner"]))
-        found, against = [], []
-        for losses in own.values():
-            rivals = {run: loss for run, loss in losses.items() if run != "race"}
-            if "race" not in losses or not rivals:
-                continue
-            best = min(rivals, key=lambda run: rivals[run])
-            bests.append(best)
-            found.append(losses["race"] / rivals[best] - 1)
-            if "cosine" in rivals:
-                against.append(losses["race"] / rivals["cosine"] - 1)
-        if found:
-            regrets += found
-            middle = statistics.median(against) if against else float("nan")
-            print(
-                f"{name:22} {'/'.join(sorted(set(winners))):20} {'/'.join(sorted(set(bests))):20} "
-                f"{statistics.median(found):8.1%} {middle:8.1%} "
-                f"{ {run: f'{loss:.3g}' for run, loss in sorted(next(iter(own.values())).items())} }"
-            )
-    if regrets:
-        print(f"median regret {statistics.median(regrets):.1%}, worst {max(regrets):.1%}, of {len(regrets)} races")
+        args.out.mkdir(parents=True, exist_ok=True)
+        context = multiprocessing.get_context("spawn")  # every problem in a process of its own: dtypes, clocks
+        with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
+            jobs = [pool.submit(perform, name, seeds, args.out, settings[name]) for name in names]
+            for job in as_completed(jobs):
+                job.result()
+    lines = [line for name in names for line in lines_of(args.out / f"{name}.jsonl", settings[name])]
+    if args.save is not None:
+        kept = [{key: value for key, value in line.items() if key != "events"} for line in lines]
+        write_atomic(args.save, ("[\n" + ",\n".join(json.dumps(line) for line in kept) + "\n]\n").encode())
+    print(table(lines))
 
 
 if __name__ == "__main__":

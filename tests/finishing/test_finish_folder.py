@@ -219,3 +219,36 @@ def test_contestants_of_the_library_are_saved_and_gone_on_with(tmp_path, every_s
     alone = latephase.finish(plain(), nn.CrossEntropyLoss(), **parts)
     assert resumed.events == alone.events
     assert {"lbfgs", "gauss_newton", "hessian_free"} <= {event["name"] for event in resumed.events}
+
+
+class Shared(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs):
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(inputs)))))
+
+
+def test_what_modules_share_is_the_best_under_each_of_its_names(tmp_path, every_step):
+    """Stopped where the model stands elsewhere: the state dict has one tensor twice, the later name is read last."""
+    given = quick(model=Shared(), contestants=[descent("fast", 0.5), descent("wild", 50.0)], steps=30)
+
+    def watch(late):
+        if late.events[-1]["event"] == "winner":
+            with torch.no_grad():
+                given["model"].first.weight.add_(1.0)
+        if late.phase == "winner" and late.spent >= 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        latephase.finish(**given, out=tmp_path, watch=watch)
+    best = min(event["loss"] for event in events_of(tmp_path)["events"] if event["loss"] is not None)
+    assert held_out_loss(given) == pytest.approx(best, rel=1e-6)  # put back on the way out; float32 sums of ten parts
+    loaded = Shared()
+    loaded.load_state_dict(torch.load(tmp_path / "best.pt"))
+    assert held_out_loss(given | {"model": loaded}) == pytest.approx(best, rel=1e-6)

@@ -155,8 +155,33 @@ def test_where_the_winner_raises_the_next_best_goes_on():
     events = finished(optimizer)
     assert [name for name, _ in told(events, "winner")] == ["late", "middling"]
     assert "no room for the next step" in [e for e in events if e["event"] == "out"][-1]["reason"]
-    assert optimizer.best[1] == "late"
     assert optimizer.spent == 100
+
+
+def test_where_all_see_the_same_data_the_next_best_goes_on_from_the_best_state():
+    """The loss of gradient descent is known: so many steps with one rate, then so many with another."""
+
+    class Later(torch.optim.SGD):
+        taken = 0
+
+        def step(self, closure=None):
+            self.taken += 1
+            if self.taken > 20:
+                raise MemoryError("no room for the next step")
+            return super().step(closure)
+
+    late = Contestant("late", functools.partial(Later, lr=0.1))
+    _, objective, optimizer = on_bowl(late, descent("middling", 0.01), budget=100)
+    events = finished(optimizer)
+    looks = {event["name"]: event for event in events if event["event"] == "look"}
+    raced = next(e["steps"] for e in reversed(events) if e["event"] == "score" and e["name"] == "middling")
+    first, then = looks["late"]["steps"], looks["middling"]["steps"] - raced
+    assert first > 10
+    assert then > 10
+    h = torch.logspace(-1, 1, 4, dtype=torch.float64)
+    expected = float(0.5 * (h * (1 - 0.1 * h) ** (2 * first) * (1 - 0.01 * h) ** (2 * then)).sum())
+    assert float(objective.value()) == pytest.approx(expected, rel=1e-10)
+    assert optimizer.best[1] == "middling"
 
 
 def test_a_schedule_spans_what_is_left():

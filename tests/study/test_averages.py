@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from small_studies import first_order, study_of, table
 from torch import nn
 
+from latephase.optim import ExponentialAverage, WindowAverage
 from latephase.study.config import ConfigError, parse_study
 from latephase.study.performing.train import train
 from latephase.study.strategies import StrategyContext, copied, start_strategy
-from latephase.study.strategies.averages import Exponential, Latest, Mean
+from latephase.study.strategies.averages import MARKS, Mean, Shared
 
 SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(sorted)
 
@@ -42,7 +43,7 @@ def walked(make, shares):
 @settings(deadline=None, max_examples=30)
 @given(shares=SHARES, horizon=st.floats(1e-3, 1.0))
 def test_an_exponential_average_has_the_factors_that_it_says(shares, horizon):
-    held, weights = walked(lambda context: Exponential(context, horizon), shares)
+    held, weights = walked(lambda context: Shared(context, ExponentialAverage(horizon)), shares)
     factors = [math.exp(-(shares[-1] - share) / horizon) for share in shares]
     expected = sum(factor * each for factor, each in zip(factors, weights, strict=True)) / sum(factors)
     torch.testing.assert_close(held, expected, rtol=1e-11, atol=1e-11)  # 30 steps of float64's rounding, 1e-16 each
@@ -50,7 +51,7 @@ def test_an_exponential_average_has_the_factors_that_it_says(shares, horizon):
 
 def test_with_a_horizon_beyond_the_budget_it_is_the_mean_of_all():
     shares = [i / 20 for i in range(20)]
-    exponential, weights = walked(lambda context: Exponential(context, 1e9), shares)
+    exponential, weights = walked(lambda context: Shared(context, ExponentialAverage(1e9)), shares)
     mean, _ = walked(Mean, shares)
     torch.testing.assert_close(exponential, mean, rtol=0, atol=1e-8)  # exp(-1e-9) is not 1
     torch.testing.assert_close(mean, torch.stack(weights).mean(dim=0), rtol=0, atol=1e-13)
@@ -59,7 +60,9 @@ def test_with_a_horizon_beyond_the_budget_it_is_the_mean_of_all():
 @settings(deadline=None, max_examples=30)
 @given(hundredths=st.lists(st.integers(0, 99), min_size=1, max_size=40).map(sorted), window=st.integers(1, 6))
 def test_the_latest_states_are_one_of_each_hundredth(hundredths, window):
-    held, weights = walked(lambda context: Latest(context, window), [each / 100 for each in hundredths])
+    held, weights = walked(
+        lambda context: Shared(context, WindowAverage(window, MARKS)), [each / 100 for each in hundredths]
+    )
     first_of = {each: i for i, each in reversed(list(enumerate(hundredths)))}
     taken = [weights[i] for i in sorted(first_of.values())][-window:]
     torch.testing.assert_close(held, torch.stack(taken).mean(dim=0), rtol=0, atol=1e-13)  # of float64

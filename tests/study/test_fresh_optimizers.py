@@ -7,10 +7,10 @@ import torch
 from every_kind import bits, context_at
 from small_studies import first_order, study_of
 
+from latephase.optim.fresh_optimizers import MuonAndAdamW
 from latephase.study.config import ConfigError
 from latephase.study.performing.train import train
 from latephase.study.strategies import copied, start_strategy
-from latephase.study.strategies.fresh_optimizers import MuonAndAdamW
 
 
 @pytest.fixture(scope="module")

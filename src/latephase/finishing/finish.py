@@ -36,7 +36,7 @@ def finish(
     batch_size: int | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     weight_decay: Decay = 0.0,
-    contestants: Sequence[Contestant] | None = None,
+    contestants: Sequence[Contestant | str] | None = None,
     settings: Halving | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -68,7 +68,7 @@ def finish(
             all rows in each step.
         forward: as for `Objective`.
         weight_decay: as for `Objective`; not part of held-out losses.
-        contestants: in place of those that fit by themselves.
+        contestants: in place of those that fit by themselves, of your own or by name.
         settings: shares and numbers of the race.
         out: folder for checkpoint, events and page. Given again, it goes on from there. Default: nothing is written.
         seed: of what is drawn from the data. Default 0.
@@ -117,14 +117,15 @@ def finish(
         unit=unit,
     )
     for each in contestants or ():
-        _check_wants(each, task.source.rows)
+        if isinstance(each, Contestant):
+            _check_wants(each, task.source.rows)
     return _finishing(late, task, contestants, settings, remarks, out, say, watch).run()
 
 
 def _finishing(
     late: LatePhase,
     task: Task,
-    contestants: Sequence[Contestant] | None,
+    contestants: Sequence[Contestant | str] | None,
     settings: Halving | None,
     remarks: list[str],
     out: str | Path | None,
@@ -134,7 +135,7 @@ def _finishing(
     module, folder = task.template.model, None
     amount = f"{late.budget:g} {late.unit}"
     if out is not None:
-        names = None if contestants is None else [each.name for each in contestants]
+        names = None if contestants is None else [each if isinstance(each, str) else each.name for each in contestants]
         race = Halving() if settings is None else settings
         identity = identity_of(module, task.scores, amount, names, race)
         folder = Folder(Path(out), module, late, identity, remarks, say)

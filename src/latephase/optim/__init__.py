@@ -1,12 +1,22 @@
 """Optimizers."""
 
 from .former import in_a_table as in_a_table
+from .fresh_optimizers import FRESH as FRESH
+from .fresh_optimizers import start_fresh as start_fresh
 from .kfac import KFAC, KFACStepReport, KroneckerFactors
 from .late_phase import Contestant, Halving, LatePhase, LatePhaseReport, OneObjective, Source, Wants
+from .late_phase import ExponentialAverage as ExponentialAverage
+from .late_phase import StateAverage as StateAverage
+from .late_phase import WindowAverage as WindowAverage
 from .late_phase import cosine as cosine
 from .late_phase import held_out_loss as held_out_loss
 from .late_phase import in_mode as in_mode
+from .late_phase import known as known
+from .late_phase import layers_with_statistics as layers_with_statistics
+from .late_phase import linear as linear
 from .late_phase import one_minus_sqrt as one_minus_sqrt
+from .late_phase import renew_statistics as renew_statistics
+from .late_phase import state_dict_with as state_dict_with
 from .newton import CG, GGN, Armijo, Blocks, Direct, GaussNewton, Hessian, HessianFree
 from .newton import DirectPlan as DirectPlan
 from .newton import multiplications_per_second as multiplications_per_second

@@ -1,10 +1,18 @@
 """The late phase of a training: when it begins, who should go on, and the hand-over."""
 
+from .asks import Subject as Subject
+from .averages import ExponentialAverage as ExponentialAverage
+from .averages import StateAverage as StateAverage
+from .averages import TailAverage as TailAverage
+from .averages import WindowAverage as WindowAverage
+from .candidates import OWN as OWN
 from .candidates import Candidates as Candidates
-from .candidates import Subject as Subject
 from .candidates import candidates as candidates
+from .candidates import chosen as chosen
+from .candidates import known as known
 from .contestant import Contestant, Wants
 from .contestant import cosine as cosine
+from .contestant import linear as linear
 from .contestant import one_minus_sqrt as one_minus_sqrt
 from .detectors import SASA as SASA
 from .detectors import Detector as Detector
@@ -24,5 +32,8 @@ from .settings import Budget as Budget
 from .settings import Halving
 from .source import OneObjective, Source
 from .states import in_mode as in_mode
+from .states import layers_with_statistics as layers_with_statistics
+from .states import renew_statistics as renew_statistics
+from .states import state_dict_with as state_dict_with
 
 __all__ = ["Contestant", "Halving", "LatePhase", "LatePhaseReport", "OneObjective", "Source", "Wants"]

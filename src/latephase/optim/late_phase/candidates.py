@@ -1,71 +1,60 @@
-"""Who can take part: the ways to go on that fit a model, its data, its memory and the time there is."""
+"""The library's own contestants: those that take part by themselves where they fit, and those that do when named."""
 
-import time
+import difflib
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
 from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
-from ...curvature import linearize
-from ...objective import Objective, available, is_exhaustion
+from ..fresh_optimizers import FRESH, start_fresh
 from ..kfac import KFAC
-from ..newton import Direct, GaussNewton, HessianFree, multiplications_per_second
+from ..newton import GaussNewton, HessianFree
 from ..quasi_newton import SelfScaledBroyden
-from .contestant import Contestant, Wants, cosine, one_minus_sqrt
+from . import asks
+from .asks import Ask, Subject
+from .averages import ExponentialAverage, WindowAverage
+from .contestant import Contestant, Make, Schedule, Wants, cosine, linear, one_minus_sqrt
+from .from_average import FromAverageOf
 
-LARGE_BATCH = 2048
-"""Rows of late-phase Hessian-free steps, with half as many to judge and an eighth for the curvature."""
-FACTOR_BATCH = 1024
-"""Rows of K-FAC's steps on noisy data."""
-FEWEST_STEPS = 100
-"""Steps that must fit into what is left, for an optimizer whose steps can be foretold."""
-MOST_DENSE = 10_000
-"""Parameters up to which a dense inverse Hessian is tried: 0.8 GB in float64."""
-SAMPLE = 64
-"""Rows on which is looked how many rows of J~ an example gives."""
-LAYERS = (nn.Linear, nn.Conv2d)
+HORIZON = 0.01
+"""Of "ema" and "lawa": the share of the budget that Ajroldi et al. (2025, arXiv:2502.06761) find best."""
+WINDOW = 5
+"""States of "lawa", equally spaced over `HORIZON`."""
 STANDS_FOR = {"lbfgs": "self_scaled_broyden", "kfac": "gauss_newton", "hessian_free": "gauss_newton"}
 """Where all steps see the same data, the one behind the colon takes part in place of the other where both fit: in eight
 trials each on Poisson's equation (docs/physics.md) its worst ended below the other's best."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is to be gone on with.
+class BaseSteps(NamedTuple):
+    """What a contestant's settings depend on.
 
     Attributes:
-        objective: on data as the base has it.
-        rows: of all training data; None where that is not known.
-        batch: of the base's steps; None for all rows.
         deterministic: whether the base's steps all see the same data.
-        seconds: that are left; None where the budget is in steps.
+        batch: of the base's steps; None for all rows.
     """
 
-    objective: Objective
-    rows: int | None
-    batch: int | None
     deterministic: bool
-    seconds: float | None
+    batch: int | None
 
-    @cached_property
-    def too_many_rows(self) -> str:
-        """Why steps on all rows cannot be taken, measured once; empty where they can."""
-        if self.deterministic:
-            return ""
-        if self.rows is None:
-            return "takes all rows in a step, and how many there are is not known"
-        if self.seconds is None:
-            return ""
-        seconds, rows = seconds_of_a_gradient(self.objective)
-        whole = seconds * self.rows / max(rows, 1)
-        if FEWEST_STEPS * 2 * whole > self.seconds:
-            return f"a gradient of all {self.rows:,} rows takes about {whole:.2g} s, too long for {self.seconds:.0f} s"
-        return ""
+
+Made = Callable[[str, Wants, BaseSteps], Contestant]
+"""The contestant of a name, and of what its steps want."""
+
+
+class Own(NamedTuple):
+    """One of the library's own contestants.
+
+    Attributes:
+        ask: what its steps want, or why it cannot take part.
+        made: the contestant.
+        by_itself: whether it takes part where nobody is named.
+    """
+
+    ask: Ask
+    made: Made
+    by_itself: bool = False
 
 
 class Candidates(NamedTuple):
@@ -81,95 +70,58 @@ class Candidates(NamedTuple):
 
 
 def candidates(subject: Subject) -> Candidates:
-    """The contestants that fit, and why the others do not.
+    """The contestants that fit by themselves, and why the others do not.
 
     The base goes on to the end of a cooldown, 1 - sqrt on batches and a cosine where there is no noise that a rate
     could take away; on batches its average is looked at, too. Of the others take part: late-phase Hessian-free steps
     and K-FAC on batches; on all rows Gauss-Newton by a direct solve, L-BFGS, self-scaled Broyden and
-    Hessian-free steps, where memory allows and `FEWEST_STEPS` steps fit into the time. Where all steps see
+    Hessian-free steps, where memory allows and `asks.FEWEST_STEPS` steps fit into the time. Where all steps see
     the same data those of `STANDS_FOR` make room for others.
     """
-    fit, excluded = {"base": Wants(subject.batch)}, {}
-    for name, ask in CANDIDATES.items():
-        answer = ask(subject)
-        if isinstance(answer, str):
-            excluded[name] = answer
-        else:
-            fit[name] = answer
+    found, excluded = chosen([name for name, own in OWN.items() if own.by_itself], subject)
+    fit = {each.name: each for each in found}
     for name, other in STANDS_FOR.items() if subject.deterministic else ():
         if name in fit and other in fit:
             del fit[name]
             excluded[name] = f"{other} takes part, which ends lower where it fits; more would leave less time for each"
-    return Candidates([contestant(name, wants, subject.deterministic) for name, wants in fit.items()], excluded)
+    return Candidates(list(fit.values()), excluded)
 
 
-def contestant(name: str, wants: Wants, deterministic: bool) -> Contestant:
-    """One of the contestants that fit by themselves.
+def chosen(given: Sequence[Contestant | str], subject: Subject) -> Candidates:
+    """Contestants that were given, those of them that are the library's own by name, and why some of these cannot."""
+    found, excluded = [], {}
+    for each in given:
+        if isinstance(each, Contestant):
+            found.append(each)
+            continue
+        answer = OWN[each].ask(subject)
+        if isinstance(answer, str):
+            excluded[each] = answer
+        else:
+            found.append(contestant(each, answer, BaseSteps(subject.deterministic, subject.batch)))
+    return Candidates(found, excluded)
+
+
+def contestant(name: str, wants: Wants, base: BaseSteps) -> Contestant:
+    """One of the library's own contestants.
 
     Raises:
         ValueError: there is none of this name.
     """
-    if name == "base":
-        schedule = cosine if deterministic else one_minus_sqrt
-        return Contestant(name, None, wants, schedule, average=not deterministic, training=True)
-    makes: dict[str, Any] = {
-        "gauss_newton": GaussNewton,
-        "hessian_free": HessianFree if deterministic else HessianFree.late_phase,
-        "kfac": KFAC,
-        "lbfgs": lbfgs,
-        "self_scaled_broyden": SelfScaledBroyden,
-    }
-    if name not in makes:
-        raise ValueError(f"there is no contestant {name!r} of the library's own: {', '.join(['base', *makes])}")
-    return Contestant(name, makes[name], wants)
+    return OWN[known(name)].made(name, wants, base)
 
 
-def _hessian_free(subject: Subject) -> Wants | str:
-    if subject.deterministic:
-        return Wants()
-    rows = LARGE_BATCH if subject.rows is None else min(LARGE_BATCH, 2 * subject.rows // 3)
-    if rows < 2 * SAMPLE:
-        return f"{subject.rows} rows are too few to judge a step by others than it was made of"
-    return Wants(rows, rows // 2, rows // 8)
+def known(name: str) -> str:
+    """The name of one of the library's own contestants.
 
-
-def _kfac(subject: Subject) -> Wants | str:
-    model = subject.objective.model
-    layered = sum(p.numel() for m in model.modules() if isinstance(m, LAYERS) for p in m.parameters(recurse=False))
-    if 2 * layered < size_of(model):
-        return "most parameters are not of linear or convolutional layers"
-    if subject.deterministic:
-        return Wants()
-    return Wants(FACTOR_BATCH if subject.rows is None else min(FACTOR_BATCH, subject.rows))
-
-
-def _gauss_newton(subject: Subject) -> Wants | str:
-    if subject.too_many_rows:
-        return subject.too_many_rows
-    try:
-        rows = _rows_of(subject)
-    except Exception as error:
-        return "there is no memory to look at its rows" if is_exhaustion(error) else f"has no rows: {error}"
-    parameter = next(p for p in subject.objective.model.parameters() if p.requires_grad)
-    plan = Direct().plan(rows, size_of(subject.objective.model), parameter.dtype)
-    free = available(parameter.device) // 2
-    if plan.bytes > free:
-        return f"{plan}, but {free / 1e9:.1f} GB may be used"
-    each = plan.multiplications / multiplications_per_second(parameter.dtype, parameter.device)
-    if subject.seconds is not None and FEWEST_STEPS * each > subject.seconds:
-        return f"{plan}: about {each:.2g} s, too long for {subject.seconds:.0f} s"
-    return Wants()
-
-
-def _self_scaled_broyden(subject: Subject) -> Wants | str:
-    size = size_of(subject.objective.model)
-    if size > MOST_DENSE:
-        return f"its inverse Hessian is dense: {size:,} parameters, more than {MOST_DENSE:,}"
-    return subject.too_many_rows or Wants()
-
-
-def _lbfgs(subject: Subject) -> Wants | str:
-    return subject.too_many_rows or Wants()
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in OWN:
+        close = difflib.get_close_matches(name, OWN, n=1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"there is no contestant {name!r} of the library's own{meant}: {', '.join(OWN)}")
+    return name
 
 
 def lbfgs(parameters: Sequence[Parameter]) -> Optimizer:
@@ -178,37 +130,55 @@ def lbfgs(parameters: Sequence[Parameter]) -> Optimizer:
     return LBFGS(list(parameters), max_iter=5, history_size=100, line_search_fn="strong_wolfe", **off)
 
 
-CANDIDATES: dict[str, Callable[[Subject], Wants | str]] = {
-    "lbfgs": _lbfgs,
-    "self_scaled_broyden": _self_scaled_broyden,
-    "gauss_newton": _gauss_newton,
-    "kfac": _kfac,
-    "hessian_free": _hessian_free,
+def _base(name: str, wants: Wants, base: BaseSteps) -> Contestant:
+    schedule = cosine if base.deterministic else one_minus_sqrt
+    return Contestant(name, None, wants, schedule, average=not base.deterministic, training=True)
+
+
+def _hessian_free(name: str, wants: Wants, base: BaseSteps, training: bool = False) -> Contestant:
+    return Contestant(name, HessianFree if base.deterministic else HessianFree.late_phase, wants, training=training)
+
+
+def _from_average(name: str, wants: Wants, base: BaseSteps) -> Contestant:
+    return FromAverageOf(name, HessianFree.late_phase, wants, base_rows=base.batch)
+
+
+def _with(make: Make | None, schedule: Schedule | None = None, **more: Any) -> Made:
+    """A contestant with an optimizer, or the base's, under a schedule."""
+    return lambda name, wants, base: Contestant(name, make, wants, schedule, **more)
+
+
+def _fresh(kind: str, schedule: Schedule | None) -> Own:
+    """A first-order optimizer that begins afresh, at its published rate."""
+    make = functools.partial(_started, kind)
+    return Own(asks.fresh(kind), _with(make, schedule, training=True))
+
+
+def _started(kind: str, parameters: Sequence[Parameter]) -> Optimizer:
+    return start_fresh(kind, parameters, FRESH[kind].lr, {})
+
+
+OWN: dict[str, Own] = {
+    "base": Own(asks.as_base, _base, True),
+    "lbfgs": Own(asks.lbfgs, _with(lbfgs), True),
+    "self_scaled_broyden": Own(asks.self_scaled_broyden, _with(SelfScaledBroyden), True),
+    "gauss_newton": Own(asks.gauss_newton, _with(GaussNewton), True),
+    "kfac": Own(asks.kfac, _with(KFAC), True),
+    "hessian_free": Own(asks.hessian_free, _hessian_free, True),
+    "cosine": Own(asks.as_base, _with(None, cosine, training=True)),
+    "linear": Own(asks.as_base, _with(None, linear, training=True)),
+    "one_minus_sqrt": Own(asks.as_base, _with(None, one_minus_sqrt, training=True)),
+    "cosine_frozen": Own(asks.as_base, _with(None, cosine)),
+    "ema": Own(asks.as_base, _with(None, average=functools.partial(ExponentialAverage, HORIZON), training=True)),
+    "lawa": Own(
+        asks.as_base,
+        _with(None, average=functools.partial(WindowAverage, WINDOW, round(WINDOW / HORIZON)), training=True),
+    ),
+    "muon": _fresh("muon", one_minus_sqrt),
+    "soap": _fresh("soap", one_minus_sqrt),
+    "schedule_free": _fresh("schedule_free", None),
+    "hessian_free_averaged": Own(asks.on_batches, _from_average),
+    "hessian_free_full": Own(asks.full_gradient, _with(HessianFree.late_phase)),
+    "hessian_free_training": Own(asks.hessian_free, functools.partial(_hessian_free, training=True)),
 }
-"""What is asked beside the base, by name; in the order of first turns, those with little set-up first."""
-
-
-def _rows_of(subject: Subject) -> int:
-    """Rows of J~ of all data, counted on a few examples where there are many."""
-    objective = subject.objective
-    have = sum(chunk.rows for chunk in objective.chunks)
-    if subject.deterministic or have <= SAMPLE:
-        part, scale = objective, 1.0 if subject.deterministic else (subject.rows or have) / max(have, 1)
-    else:
-        part, scale = objective.subsample(SAMPLE, torch.Generator().manual_seed(0)), (subject.rows or have) / SAMPLE
-    return round(linearize(part).row_count() * scale)
-
-
-def size_of(model: nn.Module) -> int:
-    """P: trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def seconds_of_a_gradient(objective: Objective) -> tuple[float, int]:
-    """Seconds of one gradient, the faster of two, and its rows; parameters, gradients and buffers stay as they are."""
-    found = []
-    for _ in range(2):
-        started = time.perf_counter()
-        _ = linearize(objective).gradient
-        found.append(time.perf_counter() - started)
-    return min(found), sum(chunk.rows for chunk in objective.chunks)
+"""By name; those that take part by themselves in the order of first turns, those with little set-up first."""

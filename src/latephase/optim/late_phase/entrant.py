@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ...objective import Objective
-from .contestant import Contestant
+from .contestant import Contestant, parameters_of
 from .held_out import HeldOut, Score
-from .states import State, TailAverage, put, renew_statistics, taken
+from .states import State, put, renew_statistics, taken
 
 SEED = 0
 """Of the random numbers in these passes."""
@@ -19,9 +19,16 @@ SEED = 0
 class Entrant:
     """A contestant under way from a state.
 
+    Args:
+        contestant: what it is.
+        optimizer: its own, over the parameters that all share.
+        model: in the state that it begins with.
+        left: of the budget at the hand-over.
+
     Attributes:
         contestant: what it is.
         optimizer: its own, over the parameters that all share.
+        left: of which windows of averages are shares.
         state: where it stands while it has not got the model.
         spent: of the budget, since it began; in seconds without what its first step took longer than its second.
         in_round: the same since the round began.
@@ -30,8 +37,8 @@ class Entrant:
         out: why it takes part no more; None while it does.
     """
 
-    def __init__(self, contestant: Contestant, optimizer: Any, model: nn.Module):
-        self.contestant, self.optimizer, self._model = contestant, optimizer, model
+    def __init__(self, contestant: Contestant, optimizer: Any, model: nn.Module, left: float = math.inf):
+        self.contestant, self.optimizer, self._model, self.left = contestant, optimizer, model, left
         self.state = taken(model)
         self.spent = self.in_round = 0.0
         self.steps = 0
@@ -39,7 +46,7 @@ class Entrant:
         self.out: str | None = None
         self._first = 0.0
         self._rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-        self._average = TailAverage() if contestant.average else None
+        self._average = contestant.new_average()
 
     @property
     def name(self) -> str:
@@ -53,6 +60,13 @@ class Entrant:
     def enter(self) -> None:
         """Put the model where it stands."""
         put(self._model, self.state)
+
+    def begin_at(self, state: State) -> None:
+        """Stand at a state of another. What an optimizer of its own has learnt is of elsewhere, and it begins anew."""
+        self.state = {name: tensor.clone() for name, tensor in state.items()}
+        if self.contestant.make is not None:
+            self.optimizer = self.contestant.make(parameters_of(self.optimizer))
+        self._average = self.contestant.new_average()
 
     def step(self, objective: Objective, share: float, **beside: Objective) -> Tensor:
         """Take a step.
@@ -73,7 +87,7 @@ class Entrant:
         loss = self.optimizer.step(objective, **beside)
         self.steps += 1
         if self._average is not None:
-            self._average.add(self._model)
+            self._average.add(self._model, self.spent / self.left)
         return loss
 
     def charge(self, taken_by_step: float) -> None:
@@ -96,15 +110,26 @@ class Entrant:
         """
         last = taken(self._model)
         found = [(held_out(), last)]
-        if self._average is not None and self._average.count > 1:
-            try:
-                put(self._model, self._average.mean)
+        try:
+            for other in self._others():
+                put(self._model, other)
                 renew_statistics(self._model, batches, SEED)
                 found.append((held_out(), taken(self._model)))
-            finally:
-                put(self._model, last)
+        finally:
+            put(self._model, last)
         self.score, state = min(found, key=lambda each: each[0].total)
         return self.score, state
+
+    def _others(self) -> list[State]:
+        """What is looked at beside the last state; the model is not quite there afterwards."""
+        found = []
+        if self._average is not None and self._average.count > 1:
+            found.append(self._average.mean)
+        if hasattr(self.optimizer, "eval") and hasattr(self.optimizer, "train"):
+            self.optimizer.eval()  # a schedule-free one, whose weights of evaluation are an average of its own
+            found.append(taken(self._model))
+            self.optimizer.train()
+        return found
 
     @property
     def stationary(self) -> bool:

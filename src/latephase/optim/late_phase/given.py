@@ -4,30 +4,37 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from ...objective import Objective
-from .candidates import contestant
-from .contestant import Contestant, Wants
+from .asks import Subject
+from .candidates import BaseSteps, candidates, chosen, contestant, known
+from .contestant import Contestant, Wants, twin
 from .detectors import default_detector
 from .held_out import HeldOut
+from .states import in_mode
 
 VERSION = 1
 """Of state dicts."""
 
 
-def checked(contestants: Sequence[Contestant]) -> list[Contestant]:
-    """Contestants of different names.
+def checked(contestants: Sequence[Contestant | str]) -> list[Contestant | str]:
+    """Contestants of different names, and names of the library's own.
 
     Raises:
         TypeError: something else among them.
-        ValueError: none, or two of one name.
+        ValueError: none, two of one name, or a name that none of the library's own has.
     """
     found = list(contestants)
+    if isinstance(contestants, str):
+        raise TypeError(f"contestants must be Contestant objects or names, in a list; got {contestants!r} alone")
     for each in found:
-        if not isinstance(each, Contestant):
-            raise TypeError(f"contestants must be Contestant objects, got {type(each).__name__}")
-    names = [each.name for each in found]
+        if isinstance(each, str):
+            known(each)
+        elif not isinstance(each, Contestant):
+            raise TypeError(f"contestants must be Contestant objects or names, got {type(each).__name__}")
+    names = names_of(found)
     if not names:
         raise ValueError("contestants must not be empty; leave them out for those that fit by themselves")
     if len(set(names)) < len(names):
@@ -35,16 +42,44 @@ def checked(contestants: Sequence[Contestant]) -> list[Contestant]:
     return found
 
 
-def made(contestants: Sequence[Contestant], base: Optimizer) -> tuple[dict[str, Any], dict[str, str]]:
+def names_of(contestants: Sequence[Contestant | str]) -> list[str]:
+    """The names of contestants, some of which are names alone."""
+    return [each if isinstance(each, str) else each.name for each in contestants]
+
+
+def entered(
+    given: Sequence[Contestant | str] | None, subject: Subject, base: Optimizer
+) -> tuple[list[Contestant], dict[str, Any], dict[str, str]]:
+    """Those that take part, their optimizers by name, and why others do not.
+
+    Raises:
+        ValueError: nobody can.
+    """
+    with in_mode(subject.objective.model, False):  # as all but the base take their steps
+        found, excluded = candidates(subject) if given is None else chosen(given, subject)
+    optimizers, excluded = made(found, base, excluded)
+    return [each for each in found if each.name in optimizers], optimizers, excluded
+
+
+def made(
+    contestants: Sequence[Contestant], base: Optimizer, excluded: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Optimizers of contestants by name, and why others have none.
+
+    Args:
+        contestants: that are to have one.
+        base: from which they go on.
+        excluded: why others cannot take part, by name; they are among those that have none.
 
     Raises:
         ValueError: none has one.
     """
-    optimizers, refused = {}, {}
+    optimizers, refused = {}, dict(excluded)
     for each in contestants:
         try:
-            optimizers[each.name] = each.optimizer(base)
+            own = each.optimizer(base)
+            taken = any(other is own for other in optimizers.values())
+            optimizers[each.name] = twin(own) if taken else own
         except Exception as error:  # whatever a user's own function raises
             refused[each.name] = f"its optimizer cannot be made: {type(error).__name__}: {error}"
     if not optimizers:
@@ -95,7 +130,7 @@ def held_out_loss(objectives: Sequence[Objective]) -> float:
 
 
 def beside_of(
-    wants: Wants, objective: Objective, evaluation: Objective | None, curvature: Objective | None
+    wants: Wants, objective: Objective, evaluation: Objective | None, curvature: Objective | None, step: int
 ) -> dict[str, Objective]:
     """What a step gets beside its objective, as far as its contestant takes it.
 
@@ -103,14 +138,19 @@ def beside_of(
         wants: the contestant's.
         objective: the step's.
         evaluation: that may judge it.
-        curvature: where the curvature may be taken; None for the first `wants.curvature` rows of the objective.
+        curvature: where the curvature may be taken; None for the first `wants.curvature` rows of the objective, or,
+            where that has all there are, for so many drawn from it.
+        step: number of the step, by which they are drawn.
     """
     found = {}
     if wants.evaluation and evaluation is not None:
         found["evaluation"] = evaluation
     if wants.curvature is not None:
         if curvature is None:
-            curvature = objective.split(min(wants.curvature, sum(chunk.rows for chunk in objective.chunks)))[0]
+            rows = min(wants.curvature, sum(chunk.rows for chunk in objective.chunks))
+            drawn = wants.rows is None
+            random = torch.Generator().manual_seed(step)
+            curvature = objective.subsample(rows, random) if drawn else objective.split(rows)[0]
         found["curvature_objective"] = curvature
     return found
 
@@ -127,20 +167,20 @@ def check_saved(saved: Mapping[str, Any]) -> None:
         raise ValueError(f"the state is of version {saved['version']}, this release knows {VERSION}")
 
 
-def remade(saved: Mapping[str, Any], given: Sequence[Contestant] | None) -> list[Contestant]:
+def remade(saved: Mapping[str, Any], given: Sequence[Contestant | str] | None) -> list[Contestant]:
     """The contestants of a state dict.
 
     Args:
         saved: the state dict.
-        given: those of one's own among which they are; None where they fitted by themselves.
+        given: those among which they are; None where they fitted by themselves.
 
     Raises:
         ValueError: there is no such contestant.
     """
-    if given is None:
-        return [contestant(name, Wants(*wants), saved["deterministic"]) for name, wants in saved["contestants"]]
-    own = {each.name: each for each in given}
-    missing = [name for name, _ in saved["contestants"] if name not in own]
+    own = {each.name: each for each in given or () if isinstance(each, Contestant)}
+    names = [name for name, _ in saved["contestants"]]
+    missing = [name for name in names if given is not None and name not in names_of(given)]
     if missing:
         raise ValueError(f"the state has contestants that this LatePhase was not given: {', '.join(missing)}")
-    return [own[name] for name, _ in saved["contestants"]]
+    base = BaseSteps(saved["deterministic"], saved.get("batch"))
+    return [own[name] if name in own else contestant(name, Wants(*wants), base) for name, wants in saved["contestants"]]

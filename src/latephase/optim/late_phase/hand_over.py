@@ -13,7 +13,7 @@ from .entrant import Entrant, better
 from .held_out import HeldOut, Score, difference
 from .race import BEATEN, Race
 from .settings import Budget, Halving
-from .states import in_mode, put, taken
+from .states import State, in_mode, put, taken
 
 Batches = Callable[[], Sequence[Objective]]
 
@@ -28,6 +28,8 @@ class HandOver:
         held_out: scores states.
         budget: of which what is left is spent.
         settings: shares and numbers.
+        deterministic: whether all steps of the base see the same data. Whoever goes on in place of a winner then begins
+            at the best state: it is a minimum that is sought, and no step is needed that takes noise away.
 
     Attributes:
         done: whether the budget is spent, or nobody can go on; the model then has the best state that was held.
@@ -44,10 +46,11 @@ class HandOver:
         held_out: HeldOut,
         budget: Budget,
         settings: Halving,
+        deterministic: bool = False,
     ):
         self._model, self._held_out, self._budget, self._settings = model, held_out, budget, settings
-        entrants = [Entrant(each, optimizers[each.name], model) for each in contestants]
         self._begun, self._left = budget.spent, max(budget.left, 1e-9)
+        entrants = [Entrant(each, optimizers[each.name], model, self._left) for each in contestants]
         # The winner's own slices, a fair share at least, are not lost: what the others take is within the share.
         lost = settings.share * self._left
         total = min(lost * len(entrants) / max(len(entrants) - 1, 1), 0.5 * self._left)
@@ -55,6 +58,8 @@ class HandOver:
         self._winner: Entrant | None = None
         self._next_look = 0.0
         self._idle = self._vain = 0
+        self._deterministic = deterministic
+        self._lowest = math.inf
         self.done, self.why = False, ""
         self.sureness: tuple[float, float] | None = None
         self._decide()
@@ -134,6 +139,7 @@ class HandOver:
             second = min(others, key=lambda each: each.score.total if each.score else math.inf)
             self.sureness = difference(self._winner.score, second.score or self._winner.score)
         self._next_look = self.share + (1 - self.share) / self._settings.looks
+        self._lowest = self.race.best[0].total
         self._tell_winner(self._winner)
         if self._budget.left <= 0:
             self._end("the budget was spent by the race")
@@ -161,7 +167,7 @@ class HandOver:
             self._succeed()
 
     def _overfits(self, winner: Entrant) -> bool:
-        """Whether it has long held nothing better, and another may; one whose rate still falls gets to its end."""
+        """Whether it has long found nothing lower, and another may; one whose rate still falls gets to its end."""
         long = self._vain >= self._settings.vain * self._settings.looks
         return long and winner.contestant.schedule is None and bool(self._beaten())
 
@@ -177,15 +183,24 @@ class HandOver:
         self.race.events.append(told | {"steps": entrant.steps, "taken": entrant.spent})
         self._vain += 1
         if better(score, self.race.best[0]):
-            self.race.best, self._vain = (score, held, entrant.name), 0
+            self.race.best = (score, held, entrant.name)
+        if score.total < self._lowest:
+            self._lowest, self._vain = score.total, 0
 
     def _succeed(self) -> None:
-        """The next best of those that were beaten, and neither failed nor ended, goes on from where it stands."""
+        """The next best of those that were beaten, and neither failed nor ended, goes on.
+
+        It does so from where it stands or, where all steps see the same data, from the best state. It need not get
+        below that at once: as long as it gets lower itself, it has not gone on in vain.
+        """
         beaten = self._beaten()
         if not beaten or self._budget.left <= 0:
             self._end("nobody is left who could go on")
             return
         self._winner = min(beaten, key=lambda each: each.score.total if each.score else math.inf)
+        if self._deterministic:
+            self._winner.begin_at(self.race.best[1])
+        self._lowest = math.inf
         self._winner.out, self._idle, self._vain = None, 0, 0
         self._winner.enter()
         self._tell_winner(self._winner)
@@ -205,11 +220,21 @@ class HandOver:
         """The best held-out loss so far, and who held it."""
         return self.race.best[0], self.race.best[2]
 
+    @property
+    def held(self) -> State:
+        """The state that had it."""
+        return self.race.best[1]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, newest last."""
+        return self.race.events
+
     def state_dict(self) -> dict[str, Any]:
         """All of it, as tensors and plain values; the winner stands where the model does."""
         if self._winner is not None:
             self._winner.state = taken(self._model)
-        names = ("_begun", "_left", "_next_look", "_idle", "_vain", "done", "why", "sureness")
+        names = ("_begun", "_left", "_next_look", "_idle", "_vain", "_lowest", "done", "why", "sureness")
         return {name: getattr(self, name) for name in names} | {
             "race": self.race.state_dict(),
             "winner": None if self._winner is None else self._winner.name,
@@ -220,6 +245,9 @@ class HandOver:
         self.race.load_state_dict(saved["race"])
         for name in ("_begun", "_left", "_next_look", "_idle", "_vain", "done", "why", "sureness"):
             setattr(self, name, saved[name])
+        self._lowest = saved.get("_lowest", self.race.best[0].total)
+        for entrant in self.race.entrants:
+            entrant.left = self._left
         by_name = {entrant.name: entrant for entrant in self.race.entrants}
         self._winner = by_name.get(saved["winner"])
         if self._winner is not None:

@@ -9,15 +9,15 @@ from torch.optim import Optimizer
 
 from ...objective import Objective
 from ..parts import the_objective
-from .candidates import Subject, candidates
-from .contestant import Contestant, Wants
-from .given import VERSION, beside_of, check_saved, checked, detector_of, made, remade, scores_of
+from .asks import Subject
+from .contestant import Contestant, Wants, parameters_of
+from .given import VERSION, beside_of, check_saved, checked, detector_of, entered, made, remade, scores_of
 from .hand_over import HandOver
-from .held_out import Score
+from .loaded import Loaded
 from .report import LatePhaseReport
 from .settings import Budget, Halving
-from .source import Source, drawn
-from .states import in_mode
+from .source import Source, drawn, first_of
+from .states import state_dict_with
 
 SAME = 3
 """Steps with one and the same objective after which the problem counts as deterministic."""
@@ -47,7 +47,8 @@ class LatePhase(Optimizer):
             batch at the hand-over, with a warning.
         source: where the steps after the hand-over get data; they are then given none. Default none: give what `wants`
             says; contestants that need all rows take part if every step sees the same data.
-        contestants: who takes part, in place of those that fit by themselves (`candidates`), which is the default.
+        contestants: who takes part, in place of those that fit by themselves (`candidates`), which is the default:
+            `Contestant`s of your own, and names of the library's.
         detector: says when the base is in diffusion; None for the default one, False to race at once.
         settings: shares and numbers. Default `Halving()`.
         unit: "seconds" (default), "processor_seconds" of this process, or "steps". In steps a run is the same on every
@@ -72,7 +73,7 @@ class LatePhase(Optimizer):
         budget: float,
         held_out: Objective | Sequence[Objective] | None = None,
         source: Source | None = None,
-        contestants: Sequence[Contestant] | None = None,
+        contestants: Sequence[Contestant | str] | None = None,
         detector: Any = None,
         settings: Halving | None = None,
         unit: str = "seconds",
@@ -80,8 +81,7 @@ class LatePhase(Optimizer):
         if not isinstance(base, Optimizer):
             raise TypeError(f"base must be a torch optimizer, got {type(base).__name__}")
         super().__init__(params, {})
-        own = {id(p) for group in self.param_groups for p in group["params"]}
-        if own != {id(p) for group in base.param_groups for p in group["params"]}:
+        if set(map(id, parameters_of(self))) != set(map(id, parameters_of(base))):
             raise ValueError("params must be the parameters of the base optimizer, all of them and no others")
         self.param_groups, self.base = base.param_groups, base
         self._budget = Budget(budget, unit)
@@ -89,45 +89,37 @@ class LatePhase(Optimizer):
         self._contestants = None if contestants is None else checked(contestants)
         self.detector = detector_of(detector)
         self._settings = Halving() if settings is None else settings
-        self._hand_over: HandOver | None = None
-        self._deterministic = False
-        self._steps = 0
+        self._hand_over: HandOver | Loaded | None = None
+        self._deterministic, self._steps = False, 0
+        self._batch: int | None = None
         self._seen: tuple[Any, int] = (None, 0)
-        self._pending: Mapping[str, Any] | None = None
         self.excluded: dict[str, str] = {}
 
     @property
     def phase(self) -> str:
         """One of "base", "race", "winner" and "done"."""
-        if self._pending is not None:
-            return self._pending["phase"]
         return "base" if self._hand_over is None else self._hand_over.phase
 
     @property
     def wants(self) -> Wants | None:
         """Data of the next step; None in the base's phase, whose batches are yours to choose, and when all is done."""
-        if self._pending is not None:
-            return None if self._pending["wants"] is None else Wants(*self._pending["wants"])
         return None if self._hand_over is None else self._hand_over.wants
 
     @property
     def events(self) -> list[dict[str, Any]]:
         """What happened since the hand-over: scores, who dropped out and why, who won, what the winner held."""
-        if self._pending is not None:
-            return [dict(event) for event in self._pending["hand_over"]["race"]["events"]]
-        return [] if self._hand_over is None else list(self._hand_over.race.events)
+        return [] if self._hand_over is None else list(self._hand_over.events)
 
     @property
     def sureness(self) -> tuple[float, float] | None:
         """Of the winner: its held-out loss minus the runner-up's, and half the width of the 95 % interval of that."""
-        if self._pending is not None:
-            return self._pending["hand_over"]["sureness"]
         return None if self._hand_over is None else self._hand_over.sureness
 
     @property
     def contestants(self) -> list[Contestant]:
-        """Those that take part, once the race has begun; before, those that were given."""
-        return list(self._contestants or []) if self._hand_over is None else list(self._taking_part)
+        """Those that take part, once the race has begun; before, your own."""
+        given = [each for each in self._contestants or [] if isinstance(each, Contestant)]
+        return given if self._hand_over is None else list(self._taking_part)
 
     @property
     def spent(self) -> float:
@@ -147,9 +139,6 @@ class LatePhase(Optimizer):
     @property
     def best(self) -> tuple[float, str]:
         """The lowest held-out loss that was held since the hand-over, and by whom; infinite before."""
-        if self._pending is not None:
-            parts, _, holder = self._pending["hand_over"]["race"]["best"]
-            return Score(parts).total, holder
         if self._hand_over is None:
             return math.inf, "start"
         score, holder = self._hand_over.best
@@ -157,11 +146,7 @@ class LatePhase(Optimizer):
 
     def best_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The state dict of the model with the parameters and buffers that had the lowest held-out loss."""
-        held = {} if self._hand_over is None else self._hand_over.race.best[1]
-        if self._pending is not None:
-            held = self._pending["hand_over"]["race"]["best"][1]
-        own = model.state_dict()
-        return {name: (held[name] if name in held else own[name]).detach().clone() for name in own}
+        return state_dict_with(model, {} if self._hand_over is None else self._hand_over.held)
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -186,20 +171,20 @@ class LatePhase(Optimizer):
             TypeError: no objective where one is needed.
             RuntimeError: all is done.
         """
-        if self.phase == "done" and self._pending is None:
+        loaded = self._hand_over if isinstance(self._hand_over, Loaded) else None
+        if self.phase == "done" and loaded is None:
             raise RuntimeError("all is done: the budget is spent, and the model has the best state that was held")
         self._budget.start()
         if objective is not None or closure is not None or self._source is None:
             objective = the_objective(objective, closure, type(self).__name__)
-        if self._pending is not None:
-            self._resume(objective)
-        if self._hand_over is None and self.detector is False:
-            self._begin(objective)
-        if self._hand_over is None:
+        if loaded is not None:
+            self._hand_over = self._resumed(loaded.saved, objective)
+        elif self._hand_over is None and self.detector is False:
+            self._hand_over = self._begun(objective)
+        hand_over = self._hand_over
+        if not isinstance(hand_over, HandOver):
             return self._base_step(objective)
-        if self._hand_over.done:
-            return None
-        return self._later_step(self._hand_over, objective, evaluation, curvature_objective)
+        return None if hand_over.done else self._later_step(hand_over, objective, evaluation, curvature_objective)
 
     def _base_step(self, objective: Objective | None) -> Tensor:
         if objective is None:
@@ -210,42 +195,30 @@ class LatePhase(Optimizer):
         loss = base.step(objective)
         self.detector.update(self.base.param_groups, loss=loss)
         self._budget.stop(1)
-        self.report = LatePhaseReport(
-            "base", "base", float(loss), self._budget.spent, None, None, getattr(self.base, "report", None)
-        )
+        inner = getattr(self.base, "report", None)
+        self.report = LatePhaseReport("base", "base", float(loss), self._budget.spent, None, None, inner)
         self._steps += 1
         due = self._settings.at is not None and self._steps >= self._settings.at
         if due or self.detector.in_diffusion or self._budget.spent >= self._settings.latest * self._budget.amount:
-            self._begin(objective)
+            self._hand_over = self._begun(objective)
         return loss
 
-    def _begin(self, objective: Objective | None) -> None:
-        """Let the race begin from where the base stands."""
-        first = self._first(objective)
-        source = self._source
+    def _begun(self, objective: Objective | None) -> HandOver:
+        """The hand-over from where the base stands."""
+        first, source = first_of(objective, self._source), self._source
         self._deterministic = self._seen[1] >= SAME if source is None else source.deterministic
-        batch = None if self._deterministic else sum(chunk.rows for chunk in first.chunks)
-        rows = source.rows if source is not None else None
-        subject = Subject(first, rows, batch, self._deterministic, self._budget.seconds_left)
-        taking_part = self._contestants
-        if taking_part is None:
-            with in_mode(first.model, False):  # as all but the base take their steps
-                taking_part, self.excluded = candidates(subject)
-        optimizers, refused = made(taking_part, self.base)
-        self.excluded |= refused
-        self._hand_over = self._made([each for each in taking_part if each.name in optimizers], optimizers, first)
+        self._batch = None if self._deterministic else sum(chunk.rows for chunk in first.chunks)
+        rows = None if source is None else source.rows
+        subject = Subject(first, rows, self._batch, self._deterministic, self._budget.seconds_left)
+        self._taking_part, optimizers, self.excluded = entered(self._contestants, subject, self.base)
+        hand_over = self._made(optimizers, first)
         self._budget.stop()
+        return hand_over
 
-    def _made(self, taking_part: Sequence[Contestant], optimizers: Mapping[str, Any], first: Objective) -> HandOver:
+    def _made(self, optimizers: Mapping[str, Any], first: Objective) -> HandOver:
         held_out = scores_of(self._held_out, first, self._deterministic)
-        self._taking_part = list(taking_part)
-        return HandOver(taking_part, optimizers, first.model, held_out, self._budget, self._settings)
-
-    def _first(self, objective: Objective | None) -> Objective:
-        if objective is not None:
-            return objective
-        assert self._source is not None
-        return self._source.draw(Wants(self._source.batch), 0)[0]
+        shared = first.model, held_out, self._budget, self._settings, self._deterministic
+        return HandOver(self._taking_part, optimizers, *shared)
 
     def _later_step(
         self,
@@ -267,27 +240,20 @@ class LatePhase(Optimizer):
                 return None
             objective, evaluation = data
         assert objective is not None
-        beside = beside_of(wants, objective, evaluation, curvature_objective)
+        beside = beside_of(wants, objective, evaluation, curvature_objective, current.steps + 1)
         loss = hand_over.step(objective, batches, **beside)
-        told = None if loss is None else float(loss)
-        best, holder = hand_over.best
+        told, (best, holder) = None if loss is None else float(loss), hand_over.best
+        inner = getattr(current.optimizer, "report", None)
         self.report = LatePhaseReport(
-            hand_over.phase,
-            current.name,
-            told,
-            self._budget.spent,
-            best.total,
-            holder,
-            getattr(current.optimizer, "report", None),
+            hand_over.phase, current.name, told, self._budget.spent, best.total, holder, inner
         )
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on, in whatever phase: tensors and plain values."""
-        if self._pending is not None:
-            return dict(self._pending)
-        hand_over = self._hand_over
-        wants = self.wants
+        hand_over, wants = self._hand_over, self.wants
+        if isinstance(hand_over, Loaded):
+            return dict(hand_over.saved)
         return {
             "kind": "LatePhase",
             "version": VERSION,
@@ -297,12 +263,11 @@ class LatePhase(Optimizer):
             "budget": self._budget.state_dict(),
             "detector": self.detector.state_dict() if self.detector else None,
             "deterministic": self._deterministic,
+            "batch": self._batch,
             "steps": self._steps,
-            "contestants": None
-            if hand_over is None
-            else [(each.name, tuple(each.wants)) for each in self._taking_part],
+            "contestants": hand_over and [(each.name, tuple(each.wants)) for each in self._taking_part],
             "excluded": dict(self.excluded),
-            "hand_over": None if hand_over is None else hand_over.state_dict(),
+            "hand_over": hand_over and hand_over.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -313,25 +278,22 @@ class LatePhase(Optimizer):
         """
         check_saved(state_dict)
         if state_dict["contestants"] is not None:
-            remade(state_dict, self._contestants)
+            self._taking_part = remade(state_dict, self._contestants)
         self.base.load_state_dict(state_dict["base"])
         self.param_groups = self.base.param_groups
         self._budget.load_state_dict(state_dict["budget"])
         if self.detector and state_dict["detector"] is not None:
             self.detector.load_state_dict(state_dict["detector"])
         self._deterministic, self._seen = state_dict["deterministic"], (None, 0)
-        self._steps = state_dict["steps"]
-        self.excluded, self._hand_over = dict(state_dict["excluded"]), None
-        self._pending = state_dict if state_dict["hand_over"] is not None else None
+        self._batch = state_dict.get("batch")
+        self._steps, self.excluded = state_dict["steps"], dict(state_dict["excluded"])
+        self._hand_over = None if state_dict["hand_over"] is None else Loaded(state_dict)
 
-    def _resume(self, objective: Objective | None) -> None:
-        """Make of the loaded state what it says, now that the model is known."""
-        saved = self._pending
-        assert saved is not None
-        taking_part = remade(saved, self._contestants)
-        optimizers, refused = made(taking_part, self.base)
+    def _resumed(self, saved: Mapping[str, Any], objective: Objective | None) -> HandOver:
+        """The hand-over that a loaded state says, now that the model is known."""
+        optimizers, refused = made(self._taking_part, self.base, {})
         if refused:
             raise RuntimeError(f"contestants of the state cannot be made here: {refused}")
-        hand_over = self._made(taking_part, optimizers, self._first(objective))
+        hand_over = self._made(optimizers, first_of(objective, self._source))
         hand_over.load_state_dict(saved["hand_over"])
-        self._hand_over, self._pending = hand_over, None
+        return hand_over

@@ -48,6 +48,14 @@ def drawn(source: Source, wants: Wants, step: int) -> Draw | str:
         return f"no memory for its data: {error}"
 
 
+def first_of(objective: Objective | None, source: Source | None) -> Objective:
+    """The objective that is given, or one as the base's steps have it."""
+    if objective is not None:
+        return objective
+    assert source is not None
+    return source.draw(Wants(source.batch), 0)[0]
+
+
 class OneObjective:
     """The source that an objective is, which all steps see as it is."""
 

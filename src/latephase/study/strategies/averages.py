@@ -4,16 +4,15 @@ Each gives what it would hold if the run stopped now.
 """
 
 import copy
-import math
-from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 
-from ...objective import cuda_devices, forked
+from ...objective import Objective
+from ...optim import StateAverage, layers_with_statistics, renew_statistics, state_dict_with
 from ...problems.sampling import Stream, batches, generator
 from .context import StrategyContext
 
@@ -22,9 +21,9 @@ BATCHES = 50
 HORIZON = 0.05
 """Of an exponential average, as a share of the budget: as long as the window of `WINDOW` states."""
 WINDOW = 5
-"""States that `Latest` averages."""
+"""States that the average of the latest has."""
 MARKS = 100
-"""Points of the budget, equally spaced, at which `Latest` takes a state."""
+"""Points of the budget, equally spaced, at which that takes a state."""
 
 
 class Average:
@@ -37,7 +36,6 @@ class Average:
 
     def __init__(self, context: StrategyContext, module: nn.Module):
         self._context, self._module = context, module
-        self._has_statistics = any(isinstance(part, _BatchNorm) for part in module.modules())
 
     def update(self, share: float) -> None:
         """Count the model's present weights in.
@@ -53,25 +51,23 @@ class Average:
 
     def with_statistics(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state with batch norm's statistics measured on training batches; as it is without batch norm."""
-        if not self._has_statistics:
-            return state
         model = self._module
+        if not layers_with_statistics(model):
+            return state
         own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(state)
-        # In a fork: dropout draws in these forward passes, and must not move what the steps draw.
-        with torch.no_grad(), forked(self._context.seed, cuda_devices(model)):
-            update_bn(self._inputs(), model)
+        renew_statistics(model, self._objectives(model), self._context.seed)
         refreshed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(own)
         return refreshed
 
-    def _inputs(self):
+    def _objectives(self, model: nn.Module) -> Iterator[Objective]:
         context = self._context
         size = context.training.batch_size or context.rows
         random = generator(Stream.EVALUATION, context.seed, 0)
         for rows in batches(context.rows, size, context.seed, 0)[:BATCHES]:
             context.work.values += size
-            yield context.problem.batch(context.splits.train, rows, random)
+            yield context.problem.objective(model, context.problem.batch(context.splits.train, rows, random))
 
 
 class Mean(Average):
@@ -90,76 +86,28 @@ class Mean(Average):
         self._average.update_parameters(self._context.model)
 
 
-class _Own(Average):
-    """An average in a copy of the model, whose buffers are those of the last step."""
-
-    def __init__(self, context: StrategyContext):
-        super().__init__(context, copy.deepcopy(context.model))
-
-    @property
-    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """The average of each parameter, and the parameter."""
-        pairs = zip(self._module.parameters(), self._context.model.parameters(), strict=True)
-        return [(average.detach(), parameter.detach()) for average, parameter in pairs]
-
-    def _take_buffers(self) -> None:
-        for own, buffer in zip(self._module.buffers(), self._context.model.buffers(), strict=True):
-            own.copy_(buffer)
-
-
-class Exponential(_Own):
-    """The exponential average: weights w_i with the factors exp(-(t - t_i) / horizon), which are made to add up to 1.
-
-    t_i is the share of the budget at which a step began, so that the horizon is a share of the budget's steps where
-    these cost the same, whatever the unit of the budget.
+class Shared(Average):
+    """An average that the hand-over has, too; buffers are those of the last step.
 
     Args:
         context: model, data and seed.
-        horizon: share of the budget.
+        average: of the model's states.
     """
 
-    def __init__(self, context: StrategyContext, horizon: float):
-        super().__init__(context)
-        self._horizon, self._share, self._total = horizon, 0.0, 0.0
+    def __init__(self, context: StrategyContext, average: StateAverage):
+        super().__init__(context, copy.deepcopy(context.model))
+        self._average = average
 
     def update(self, share: float) -> None:
         """Count the model's present weights in."""
-        self._total = 1 + self._total * math.exp(-(share - self._share) / self._horizon)
-        self._share = share
-        for average, parameter in self._pairs:
-            average.lerp_(parameter, 1 / self._total)
-        self._take_buffers()
+        self._average.add(self._context.model, share)
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's state dict with averaged weights."""
+        return state_dict_with(self._context.model, self._average.mean)
 
 
-class Latest(_Own):
-    """The mean of the latest states, one of which is taken at each hundredth of the budget.
-
-    LAWA (Kaddour 2022, "Stop Wasting My Time!", arXiv:2209.14981), with states taken by shares of the budget as in
-    Ajroldi et al. (2025, "When, Where and Why to Average Weights?", arXiv:2502.06761).
-
-    Args:
-        context: model, data and seed.
-        window: how many states; all there are while there are fewer.
-    """
-
-    def __init__(self, context: StrategyContext, window: int):
-        super().__init__(context)
-        self._states: deque[list[Tensor]] = deque(maxlen=window)
-        self._mark = -1
-
-    def update(self, share: float) -> None:
-        """Take the model's present weights where the next hundredth has been reached."""
-        self._take_buffers()
-        mark = math.floor(share * MARKS + 1e-9)  # 0.29 * 100 is below 29
-        if mark <= self._mark:
-            return
-        self._mark = mark
-        self._states.append([parameter.clone() for _, parameter in self._pairs])
-        for (average, _), values in zip(self._pairs, zip(*self._states, strict=True), strict=True):
-            average.copy_(torch.stack(values).mean(dim=0))
-
-
-class ScheduleFree(_Own):
+class ScheduleFree(Average):
     """What a schedule-free optimizer evaluates, which is an average of its own.
 
     Its steps go on bit for bit as if nobody had looked: the weights that they need are put back.
@@ -170,7 +118,7 @@ class ScheduleFree(_Own):
     """
 
     def __init__(self, context: StrategyContext, optimizer: Any):
-        super().__init__(context)
+        super().__init__(context, copy.deepcopy(context.model))
         self._optimizer = optimizer
 
     def update(self, share: float) -> None:

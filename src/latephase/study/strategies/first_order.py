@@ -10,22 +10,32 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ...optim import cosine, one_minus_sqrt
+from ...optim import FRESH, ExponentialAverage, WindowAverage, cosine, linear, one_minus_sqrt, start_fresh
 from ...problems.problem import start_optimizer
 from ..outline import About
-from .averages import HORIZON, WINDOW, Average, Exponential, Latest, Mean, ScheduleFree
+from .averages import HORIZON, MARKS, WINDOW, Average, Mean, ScheduleFree, Shared
 from .base import Strategy
 from .context import StrategyContext
-from .fresh_optimizers import FRESH, check_fresh, start_fresh
 from .redrawing import OnTrainingData
 from .table import checked
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": cosine,
-    "linear": lambda share: 1 - share,
+    "linear": linear,
     "one_minus_sqrt": one_minus_sqrt,
 }
 """Factors on the rate by the share of the budget that is spent."""
+
+
+def check_fresh(name: str, options: dict[str, Any]) -> None:
+    """Try out the options of one of `FRESH`.
+
+    Raises:
+        ValueError: it does not take them, or its package is not installed.
+    """
+    kind = FRESH[name].kind()
+    matrix = torch.zeros(1, 1, requires_grad=True)
+    checked(kind, options, lambda parameters, **given: kind([matrix, *parameters], **given))
 
 
 class FirstOrder(OnTrainingData):
@@ -56,6 +66,9 @@ class FirstOrder(OnTrainingData):
     )
     window: int | None = Field(
         default=None, ge=1, description=f"states that lawa averages, a hundredth of the budget apart; default: {WINDOW}"
+    )
+    mode: Literal["train", "eval"] = Field(
+        default="train", description="of the model: eval freezes dropout, statistics"
     )
     options: dict[str, Any] = Field(default_factory=dict, description="of the optimizer, beside the rate")
 
@@ -104,9 +117,9 @@ class FirstOrder(OnTrainingData):
         if self.optimizer == "schedule_free":
             return ScheduleFree(context, optimizer)
         if self.schedule == "ema":
-            return Exponential(context, self.horizon or HORIZON)
+            return Shared(context, ExponentialAverage(self.horizon or HORIZON))
         if self.schedule == "lawa":
-            return Latest(context, self.window or WINDOW)
+            return Shared(context, WindowAverage(self.window or WINDOW, MARKS))
         return Mean(context) if self.schedule == "averaging" else None
 
 
@@ -115,7 +128,7 @@ class FirstOrderStrategy(Strategy):
 
     def __init__(self, config: FirstOrder, context: StrategyContext):
         super().__init__(context)
-        self.model.train()
+        self.model.train(config.mode == "train")
         training = context.training
         self._schedule = config.schedule
         self._rate = config.rate(training.lr) * (0.1 if config.schedule == "tenth" else 1.0)

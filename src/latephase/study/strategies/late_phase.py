@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from ...objective import Objective
-from ...optim import Halving, LatePhase, OneObjective, Wants
+from ...optim import Halving, LatePhase, OneObjective, Wants, known
 from ...problems import Problem
 from ...problems.problem import is_batch, start_optimizer
 from ...problems.sampling import StepRows, Stream, generator
@@ -34,7 +34,18 @@ class LatePhaseSteps(StrategyTable):
     batch_size: int | None = Field(default=None, ge=1, description="of the base's steps; default: the training's")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of the training split")
     wait: bool = Field(default=False, description="for the base to be in diffusion, before the race begins")
+    contestants: list[str] | None = Field(
+        default=None, min_length=1, description="the library's, by name; default: those that fit by themselves"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="of latephase.Halving")
+
+    @field_validator("contestants")
+    @classmethod
+    def _named(cls, contestants: list[str] | None) -> list[str] | None:
+        names = [known(name) for name in contestants or []]
+        if len(set(names)) < len(names):
+            raise ValueError(f"contestants: one is named twice: {', '.join(names)}")
+        return contestants
 
     @field_validator("options")
     @classmethod
@@ -75,6 +86,7 @@ class LatePhaseStrategy(Strategy):
             amount,
             held_out=self._source.held_out,
             source=self._source,
+            contestants=config.contestants,
             detector=None if config.wait else False,
             settings=Halving(**config.options),
             unit=unit,

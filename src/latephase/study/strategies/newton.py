@@ -36,6 +36,7 @@ class NewtonSteps(OnTrainingData):
         default=None, ge=0, description="default: 1,024 or a quarter of the split; 0: judged on the batch itself"
     )
     curvature_batch_size: int | None = Field(default=None, ge=1, description="rows of the batch; default: all of it")
+    mode: Literal["train", "eval"] = Field(default="eval", description="of the model: eval freezes dropout, statistics")
 
     @field_validator("options", check_fields=False)
     @classmethod
@@ -93,11 +94,11 @@ class NewtonSteps(OnTrainingData):
 
 
 class NewtonStrategy(Strategy):
-    """Newton steps on fresh batches, statistics and dropout frozen; see `NewtonSteps`."""
+    """Newton steps on fresh batches, statistics and dropout frozen unless its mode is "train"; see `NewtonSteps`."""
 
     def __init__(self, config: NewtonSteps, context: StrategyContext):
         super().__init__(context)
-        self.model.eval()
+        self.model.train(config.mode == "train")
         self._config: Any = config
         self._optimizer: Any = config.made(self._parameters(), **self._blocks())
         self._steps = 0

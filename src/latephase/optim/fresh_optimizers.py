@@ -1,4 +1,4 @@
-"""First-order optimizers by the names of a study's file: torch's own, and those of other packages."""
+"""First-order optimizers by name, started afresh: torch's own, and those of other packages."""
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-
-from .table import checked
 
 EXTRA = "contestants"
 """The extra of latephase that brings the packages."""
@@ -56,6 +54,17 @@ class MuonAndAdamW(torch.optim.Optimizer):
             self._both.append(torch.optim.AdamW(others, **(shared | others_own)))
         super().__init__(params, {"lr": lr})
         self.param_groups = [group for each in self._both for group in each.param_groups]
+        self._share()
+
+    def _share(self) -> None:
+        """Let both have their group and the state of this, so that its state dict is theirs."""
+        for each, group in zip(self._both, self.param_groups, strict=True):
+            each.param_groups, each.state = [group], self.state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        super().load_state_dict(dict(state_dict))
+        self._share()
 
     def step(self, closure: Any = None) -> Any:
         """Take one step.
@@ -111,17 +120,6 @@ AdamW's rate is torch's default, and Muon's follows from it (`MuonAndAdamW`); SO
 "SOAP: Improving and Stabilizing Shampoo using Adam", arXiv:2409.11321); that of AdamWScheduleFree is its authors'
 (Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682), who advise 1 to 10 times the rate of a schedule.
 """
-
-
-def check_fresh(name: str, options: dict[str, Any]) -> None:
-    """Try out the options of one of `FRESH`.
-
-    Raises:
-        ValueError: it does not take them, or its package is not installed.
-    """
-    kind = FRESH[name].kind()
-    matrix = torch.zeros(1, 1, requires_grad=True)
-    checked(kind, options, lambda parameters, **given: kind([matrix, *parameters], **given))
 
 
 def start_fresh(name: str, parameters: Iterable[nn.Parameter], lr: float, options: Mapping[str, Any]) -> Any:
