@@ -28,6 +28,7 @@ from ..results import (
     standings,
     step_summaries,
     target_times,
+    verdicts_of,
 )
 from .options_text import options_text
 from .style import styles
@@ -121,6 +122,7 @@ def context_of(results: Results, scores: list[Score], explainable: list[str]) ->
         "colours": {name: style.colour for name, style in styles(plan).items()},
         "baseline": reading.baseline,
         "target": plan.strategy(plan.target),
+        "verdicts": verdicts_of(reading),
         "headlines": reading.headlines() + ending_headline(results, scores),
         "least_p": min(1.0, smallest_p(pairs) * max(1, len(plan.strategies) - 1)),
         "checkpoints": [_checkpoint(reading, scores, epoch) for epoch in plan.checkpoints],

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from jinja2 import PackageLoader
 
 from ...records import write_text_atomic
-from ..page import page_templates, picture, save, styles_of
+from ..page import chart_of, picture, save, styles_of, whole_page
 from ..results import Measure, amount_text
 from .figures import figures, png
 from .reading import read_members, read_suite, refuse_member_links
@@ -91,11 +90,10 @@ def draw_suite(scores: SuiteScores, folder: Path, links: dict[str, str] | None =
     drawn, narrow = figures(scores), figures(scores, narrow=True)
     for name, figure in drawn.items():
         save(figure, folder, name)
-    pictures = {name: picture(png(figure), png(narrow[name])) for name, figure in drawn.items()}
+    pictures = {name: picture(png(figure), png(narrow[name]), chart_of(figure)) for name, figure in drawn.items()}
     context = context_of(scores, links or {}) | {"pictures": pictures}
-    templates = page_templates(PackageLoader("latephase.study.suite"))
-    templates.filters.update(multiple=multiple_text)
-    write_text_atomic(folder / "index.html", templates.get_template("suite.html.jinja").render(context))
+    page = whole_page("suite.html.jinja", context, "latephase.study.suite", "suite.css", multiple=multiple_text)
+    write_text_atomic(folder / "index.html", page)
     return folder / "index.html"
 
 
