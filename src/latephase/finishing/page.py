@@ -42,9 +42,9 @@ def context_of(report: FinishReport) -> dict[str, Any]:
         "budget": amount_text(float(amount), unit) if unit in ("seconds", "steps") else f"{amount} {unit}",
         "timed": report.unit != "steps",
         "products": PRODUCTS,
-        "looks": sum(event["event"] in ("start", "score", "look") for event in report.events),
+        "scored": sum(event["event"] in ("start", "score", "look") for event in report.events),
         "standings": report.standings(),
-        "colours": {name: look.colour for name, look in looks_of(report).items()},
+        "looks": looks_of(report),
         "pictures": {"course": picture(*images_of(report))},
         "machine": {label: machine[key] for key, label in _MACHINE.items() if machine.get(key) is not None},
     }

@@ -32,20 +32,20 @@ def script() -> str:
     return f'/* uPlot 1.6.32\n{licence}\n*/\n{code}\n(() => {{\n"use strict";\n{own}}})();\n'
 
 
-def style(colours: Iterable[str], more: str = "") -> str:
+def style(pairs: Iterable[tuple[str, str]], more: str = "") -> str:
     """The style sheet of a page.
 
     Args:
-        colours: that its tables and figures tell strategies by.
+        pairs: inks on a light and on a dark page, by which its tables and figures tell strategies.
         more: rules that only this page has.
     """
     own = _text("templates", "report.css")
-    return f"{_text('vendor', 'uPlot.min.css')}\n{own}\n{more}\n{rules(colours)}\n"
+    return f"{_text('vendor', 'uPlot.min.css')}\n{own}\n{more}\n{rules(pairs)}\n"
 
 
-def dressed(colours: Iterable[str], more: str = "") -> dict[str, Any]:
+def dressed(pairs: Iterable[tuple[str, str]], more: str = "") -> dict[str, Any]:
     """What the template `page.html.jinja` reads of all this: the style sheet, the script, the policy."""
-    sheet, code = style(colours, more), script()
+    sheet, code = style(pairs, more), script()
     policy = (
         f"default-src 'none'; img-src data:; style-src '{checksum(sheet)}'; script-src '{checksum(code)}'; "
         "base-uri 'none'; form-action 'none'"

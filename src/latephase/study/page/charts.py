@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from ...records import visible, without_passwords
-from .colours import class_of, inks
+from .colours import class_of
 from .style import Style
 
 MOST = 400
@@ -93,10 +93,10 @@ def remember_shade(axes: Axes, start: float, end: float) -> None:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure's data as JSON, and the colours in it."""
+    """A figure's data as JSON, and the inks in it, for a light and a dark page."""
 
     data: str
-    colours: tuple[str, ...]
+    inks: tuple[tuple[str, str], ...]
 
 
 def chart_of(figure: Figure) -> Chart | None:
@@ -115,14 +115,15 @@ def chart_of(figure: Figure) -> Chart | None:
         "panels": [_panel(axes, panel, places) for axes, panel in known],
     }
     _name_rows(table["panels"])
-    colours = tuple(dict.fromkeys(look.style.colour for look in looks.values()))
-    return Chart(json.dumps(table, separators=(",", ":"), allow_nan=False), colours)
+    data = json.dumps(table, separators=(",", ":"), allow_nan=False)
+    return Chart(data, tuple(dict.fromkeys(look.style.inks for look in looks.values())))
 
 
 def _name_rows(panels: Sequence[dict[str, Any]]) -> None:
-    """Give the rows of panels beside the first one its names, which are written once where panels share them."""
+    """Give panels beside the first one the names of its axis and rows, written once where panels share them."""
     first = panels[0]["y"].get("ticks", [])
     for panel in panels[1:]:
+        panel["y"]["label"] = panel["y"]["label"] or panels[0]["y"]["label"]
         ticks = panel["y"].get("ticks", [])
         if first and len(ticks) == len(first) and not any(text for _, text in ticks):
             panel["y"]["ticks"] = first
@@ -136,12 +137,11 @@ def letters(text: str) -> str:
 def _key(look: Look) -> dict[str, Any]:
     style = look.style
     dash = DASHES.get(style.line) if isinstance(style.line, str) else [3 * part for part in style.line[1]]
-    light, dark = inks(style.colour)
     return {
         "key": letters(look.key),
         "label": letters(look.label),
-        "ink": class_of(style.colour),
-        "inks": [light, dark],
+        "ink": class_of(style.inks),
+        "inks": list(style.inks),
         "dash": dash or [],
         "marker": style.marker,
         "filled": style.filled,
@@ -156,6 +156,7 @@ def _panel(axes: Axes, panel: _Panel, places: dict[str, int]) -> dict[str, Any]:
         "y": _axis(axes.yaxis, axes.get_ylim(), axes.get_yscale()),
         "marks": [_mark(mark, places) for mark in panel.marks if len(mark.x)],
     }
+    found["x"]["label"] = found["x"]["label"] or title  # a panel about a value has its name above it
     if panel.guides:
         found["guides"] = [[direction, number(place)] for direction, place in panel.guides]
     if panel.shades:

@@ -40,21 +40,21 @@ def inks(colour: str) -> tuple[str, str]:
     return legible(colour.lower(), PAGES["light"]), legible(colour.lower(), PAGES["dark"])
 
 
-def class_of(colour: str) -> str:
-    """The class of elements in a colour; see `rules`."""
-    return f"ink-{colour.lower().removeprefix('#')}"
+def class_of(pair: tuple[str, str]) -> str:
+    """The class of elements in the inks of a strategy; see `rules`."""
+    return "ink-" + "-".join(colour.removeprefix("#") for colour in pair)
 
 
-def rules(colours: Iterable[str]) -> str:
-    """Style rules that give each colour's class its ink in either theme, as the property `--own`."""
-    light, dark = [], []
-    for colour in dict.fromkeys(map(str.lower, colours)):
-        day, night = inks(colour)
-        light.append(f".{class_of(colour)}{{--own:{day}}}")
-        dark.append((class_of(colour), night))
-    asked = "".join(f":root[data-theme=dark] .{name}{{--own:{night}}}" for name, night in dark)
-    system = "".join(f":root:not([data-theme=light]) .{name}{{--own:{night}}}" for name, night in dark)
-    return f"{''.join(light)}@media screen{{{asked}}}@media screen and (prefers-color-scheme:dark){{{system}}}"
+def rules(pairs: Iterable[tuple[str, str]]) -> str:
+    """Style rules that give each pair's class its ink in either theme, as the property `--own`."""
+    light, asked, system = [], [], []
+    for pair in dict.fromkeys(pairs):
+        name, (day, night) = class_of(pair), pair
+        light.append(f".{name}{{--own:{day}}}")
+        asked.append(f":root[data-theme=dark] .{name}{{--own:{night}}}")
+        system.append(f":root:not([data-theme=light]) .{name}{{--own:{night}}}")
+    dark = f"@media screen{{{''.join(asked)}}}@media screen and (prefers-color-scheme:dark){{{''.join(system)}}}"
+    return "".join(light) + dark
 
 
 def _channels(colour: str) -> list[float]:

@@ -119,7 +119,7 @@ def context_of(results: Results, scores: list[Score], explainable: list[str]) ->
         "explained": [name for name in explainable if Path(name).name.split(".")[0] in kinds],
         "has_second_order": any(strategy.is_second_order for strategy in plan.strategies),
         "options": {strategy.name: options_text(strategy) for strategy in plan.strategies},
-        "colours": {name: style.colour for name, style in styles(plan).items()},
+        "looks": styles(plan),
         "baseline": reading.baseline,
         "target": plan.strategy(plan.target),
         "verdicts": verdicts_of(reading),

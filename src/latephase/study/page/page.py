@@ -26,6 +26,7 @@ from .charts import Chart, letters
 from .colours import class_of
 from .context import context_of
 from .figures import draw_results, render
+from .style import Style
 from .tables import write_tables
 
 _LOADER = PackageLoader("latephase.study.page")
@@ -39,19 +40,19 @@ class Picture:
 
     Attributes:
         wide: its PNG as a data address; for print, and where scripts do not run.
-        narrow: the one for a phone.
+        narrow: the one for a phone; None where there is none.
         width: of the wide one, at 96 dpi.
         height: of the wide one.
         chart: the data from which the page's script draws it; None where there is the picture alone.
-        colours: that are in the data.
+        inks: that are in the data.
     """
 
     wide: str
-    narrow: str
+    narrow: str | None
     width: int
     height: int
     chart: Markup | None = None
-    colours: tuple[str, ...] = ()
+    inks: tuple[tuple[str, str], ...] = ()
 
 
 def write_report(directory: str | os.PathLike[str]) -> Path:
@@ -105,7 +106,7 @@ def whole_page(
 
     Args:
         template: its name.
-        context: what it reads; `colours` of strategies and the `pictures` among it.
+        context: what it reads; the styles of strategies, as `looks`, and the `pictures` among it.
         room: the package whose `templates` it is among. Default: this one, whose templates all may use.
         sheet: a style sheet among them, for this page alone.
         filters: that the template uses beside ours.
@@ -115,8 +116,9 @@ def whole_page(
     environment.filters.update(filters)
     more = environment.get_template(sheet).render() if sheet else ""
     pictures: dict[str, Picture] = context["pictures"]
-    colours = [*context["colours"].values(), *(colour for each in pictures.values() for colour in each.colours)]
-    return environment.get_template(template).render(context | dressed(colours, more))
+    looks: dict[str, Style] = context["looks"]
+    pairs = [*(look.inks for look in looks.values()), *(pair for each in pictures.values() for pair in each.inks)]
+    return environment.get_template(template).render(context | dressed(pairs, more))
 
 
 def _environment(loader: BaseLoader) -> Environment:
@@ -128,7 +130,7 @@ def _environment(loader: BaseLoader) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=duration_text, word=number_word, named=named, ink=class_of)
+    environment.filters.update(duration=duration_text, word=number_word, named=named, ink=_ink)
     return environment
 
 
@@ -137,23 +139,29 @@ def _letters(value: Any) -> Any:
     return letters(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _ink(look: Style) -> str:
+    return class_of(look.inks)
+
+
 def named(text: str) -> Markup:
     """A text in which names stand in “quotes”, with the names set off by their type instead."""
     return Markup(re.sub("“([^“”]*)”", r'<b class="name">\1</b>', str(escape(letters(text)))))
 
 
-def picture(wide: bytes, narrow: bytes, chart: Chart | None = None) -> Picture:
+def picture(wide: bytes, narrow: bytes | None, chart: Chart | None = None) -> Picture:
     """A figure of a page.
 
     Args:
         wide: its PNG.
-        narrow: the one for a phone.
+        narrow: the one for a phone; None: there is none.
         chart: what it shows (`chart_of`), to be drawn anew by the page's script.
     """
     width, height = struct.unpack(">II", wide[16:24])  # the IHDR chunk of a PNG begins with them
     size = round(width * 96 / DPI), round(height * 96 / DPI)
     data = None if chart is None else escape(chart.data)
-    return Picture(_address(wide), _address(narrow), *size, data, () if chart is None else chart.colours)
+    return Picture(
+        _address(wide), _address(narrow) if narrow else None, *size, data, () if chart is None else chart.inks
+    )
 
 
 def _address(image: bytes) -> str:

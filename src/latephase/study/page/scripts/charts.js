@@ -69,9 +69,17 @@ function tipOf(box, chart, keys, spoken) {
 }
 
 function sample(key) {
-  const made = element("span", `sample ${key.ink}`);
-  made.innerHTML = '<svg viewBox="0 0 26 10" width="26" height="10" aria-hidden="true"><line x1="0" y1="5" x2="26" y2="5"/></svg>';
-  made.querySelector("line").setAttribute("stroke-dasharray", key.dash.map((part) => 0.8 * part).join(" "));
+  const made = element("span", `sample ${key.ink}`), [corners, turn, inner] = SHAPES[key.marker] || SHAPES.o;
+  made.innerHTML = '<svg viewBox="0 0 28 12" width="28" height="12" aria-hidden="true"><line x1="0" y1="6" x2="28" y2="6"/><polygon/></svg>';
+  const line = made.querySelector("line"), dot = made.querySelector("polygon"), points = [];
+  for (let i = 0; i < corners; i++) {
+    const angle = ((turn + (360 * i) / corners) * Math.PI) / 180, radius = 4.5 * (i % 2 ? inner : 1);
+    points.push(`${14 + radius * Math.cos(angle)},${6 + radius * Math.sin(angle)}`);
+  }
+  dot.setAttribute("points", points.join(" "));
+  if (key.filled) dot.setAttribute("class", "filled");
+  if (key.lines) line.setAttribute("stroke-dasharray", key.dash.join(" "));
+  else line.remove();
   return made;
 }
 
@@ -188,6 +196,9 @@ function numbersOf(panels, keys) {
 
 function build(live) {
   const { keys, panels } = JSON.parse(live.dataset.chart);
+  keys.forEach((key, place) => {
+    key.lines = panels.some((panel) => panel.marks.some((mark) => mark.of === place && mark.drawn !== "dots"));
+  });
   const shown = (key) => !hidden.has(key.key);
   const grid = element("div", panels.length === 1 ? "panels one" : "panels"), spoken = element("p", "unseen");
   spoken.setAttribute("aria-live", "polite");

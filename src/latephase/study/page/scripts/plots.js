@@ -216,7 +216,7 @@ function plotOf(place, panel, keys, shown) {
   const set = (plot, wanted) => plot.batch(() => ["x", "y"].forEach((key) => plot.setScale(key, { min: wanted[key][0], max: wanted[key][1] })));
   const listeners = { zoomed: [], moved: [] };
   const plot = new uPlot({
-    width: width(), height, series, bands, legend: { show: false }, padding: [10, 14, 0, 0],
+    width: width(), height, series, bands, legend: { show: false }, padding: [10, 22, 0, 0],
     scales: {
       x: { ...scaleOf(panel.x), range: (_, low, high) => (low === null || !Number.isFinite(low) ? view.x : [low, high]) },
       y: { ...scaleOf(panel.y), range: () => view.y },
