@@ -74,7 +74,10 @@ def test_the_page_of_a_suite_is_drawn_from_its_scores(pages, tmp_path):
     suite |= {"cases": [case | {"dtype": "float64", "scale": 1.0, "values": values}], "machine": {}}
     (tmp_path / "scores.json").write_text(json.dumps(suite), encoding="utf-8")
     page = pages.draw(tmp_path, tmp_path / "page").read_text(encoding="utf-8")
-    assert "On 1 of 1 problem “newton” has the lowest median test loss; on 1 it is at least ten times below" in page
+    assert (
+        'On 1 of 1 problem <b class="name">newton</b> has the lowest median test loss; on 1 it is at least ten times'
+        in page
+    )
 
 
 def test_the_trials_of_a_tuning_are_read_with_what_they_tried(pages):

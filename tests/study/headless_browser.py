@@ -70,6 +70,19 @@ class Page:
             raise RuntimeError(json.dumps(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
+    def media(self, media: str = "", features: list[dict[str, str]] | None = None) -> None:
+        """Show pages as in print, or to a reader with such preferences; without arguments as they are otherwise."""
+        self._call("Emulation.setEmulatedMedia", media=media, features=features or [])
+
+    def watch(self) -> None:
+        """Keep what the next pages log as an error, and what their policies refuse, in `seen`."""
+        source = """var seen = []; const tell = console.error;
+        console.error = (...all) => { seen.push(all.join(" ")); tell(...all); };
+        addEventListener("error", event => seen.push(event.message));
+        addEventListener("securitypolicyviolation", e => seen.push(e.effectiveDirective + " " + e.blockedURI));"""
+        self._call("Page.enable")
+        self._call("Page.addScriptToEvaluateOnNewDocument", source=source)
+
     def screenshot(self, file: Path) -> None:
         """Write the whole page as PNG."""
         image = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]

@@ -62,7 +62,7 @@ def command(*arguments):
 def no_figures():
     """Figures take seconds each time, have tests of their own, and no score rests on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("latephase.study.page.page.draw_results", lambda results: [])
+        patch.setattr("latephase.study.page.page.draw_results", lambda results: ([], {}))
         patch.setattr("latephase.study.page.page.render", lambda results, narrow: {})
         patch.setattr("latephase.study.tune.conduct.draw", lambda *arguments: [])
         yield

@@ -6,6 +6,7 @@ import pytest
 
 from latephase.records.drawing import DPI, house_style
 from latephase.study.page import figures
+from latephase.study.page import of_runs as figures_of_runs
 from latephase.study.page import of_scores as figures_of_scores
 from latephase.study.page import over_time as figures_over_time
 from latephase.study.page.style import styles
@@ -213,7 +214,7 @@ def test_a_profile_steps_at_its_ratios(write_study):
 
 
 def test_step_reports_show_damping_and_the_longest_block(write_study):
-    damping, iterations = figures_over_time.step_reports(load_results(write_study()), 10).axes
+    damping, iterations = figures_of_runs.step_reports(load_results(write_study()), 10).axes
     assert curve(damping, "HF, m = 64").get_xydata().tolist() == [[0.5, 1.0], [1.5, 1.5]]
     assert curve(iterations, "HF, m = 64").get_ydata().tolist() == [9.0, 20.0]
     assert len(damping.get_lines()) == 3  # a line per seed
@@ -221,11 +222,11 @@ def test_step_reports_show_damping_and_the_longest_block(write_study):
 
 def test_overfitting_shows_both_ways_of_judging_on_one_scale(house, write_study, judge_both_ways):
     root = write_study()
-    assert figures_over_time.judged_strategies(load_results(root), 20) == []
+    assert figures_of_runs.judged_strategies(load_results(root), 20) == []
     judge_both_ways(root)
     results = load_results(root)
     assert "overfitting" in dict(figures.build(results))
-    own, disjoint = figures_over_time.overfitting(results, 20).axes
+    own, disjoint = figures_of_runs.overfitting(results, 20).axes
     assert own.get_title(loc="left") == "HF, own batch\n(same batch)"
     assert disjoint.get_title(loc="left") == "HF, m = 64\n(disjoint batch)"
     assert own.get_ylim() == disjoint.get_ylim()
@@ -235,7 +236,7 @@ def test_overfitting_shows_both_ways_of_judging_on_one_scale(house, write_study,
 
 
 def test_learning_rates_reach_zero_on_the_axis(write_study):
-    axes = figures_over_time.learning_rates(load_results(write_study()), (10, 20)).axes[0]
+    axes = figures_of_runs.learning_rates(load_results(write_study()), (10, 20)).axes[0]
     cosine = curve(axes, "SGD, cosine")
     assert cosine.get_ydata()[-1] == 0.0
     places = axes.transData.transform([(2.0, value) for value in (0.0, 1e-4, 1e-3, 1e-2)])[:, 1]
@@ -252,7 +253,7 @@ def test_computed_learning_rates_are_drawn_and_those_of_a_line_search_are_not(wr
     (root / "study.toml").write_text(text.replace('kind = "hessian_free"', f'kind = "{kind}"'), encoding="utf-8")
     results = load_results(root)
     assert (
-        any(rates for run in results.runs if run.strategy.kind == kind and (rates := figures_over_time.rates_of(run)))
+        any(rates for run in results.runs if run.strategy.kind == kind and (rates := figures_of_runs.rates_of(run)))
         == is_drawn
     )
     assert "learning-rates" in dict(figures.build(results))
@@ -266,7 +267,7 @@ def test_steps_without_conjugate_gradients_have_one_panel_and_zero_damping_no_pl
         for row in kept[:2]:
             row |= {"damping": 0.0} if row["event"] == "step" else {}
         path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    (damping,) = figures_over_time.step_reports(load_results(root), 10).axes
+    (damping,) = figures_of_runs.step_reports(load_results(root), 10).axes
     assert damping.get_yscale() == "log"
 
 
@@ -276,7 +277,7 @@ def test_null_learning_rates_are_left_out(write_study):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[2]["lr"] = None
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    axes = figures_over_time.learning_rates(load_results(root), (10,)).axes[0]
+    axes = figures_of_runs.learning_rates(load_results(root), (10,)).axes[0]
     assert list(curve(axes, "SGD, cosine").get_xdata()) == [0.0, 2.0]
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..records import DPI, as_label, freeze, house_style, legend, logarithmic, panels
-from ..study.page import Style, styles_of
+from ..study.page import Chart, Look, Mark, Style, chart_of, remember, remember_guide, remember_shade, styles_of
 from .report import FinishReport
 
 WIDE = 10.0
@@ -33,17 +33,18 @@ def looks_of(report: FinishReport) -> dict[str, Style]:
     return styles_of([Named(name, name != "base") for name in names])
 
 
-def images_of(report: FinishReport) -> tuple[bytes, bytes]:
-    """The figure as PNG, for a wide page and for a phone."""
+def images_of(report: FinishReport) -> tuple[bytes, bytes, Chart | None]:
+    """The figure as PNG, for a wide page and for a phone, and what it shows."""
     found = []
     with house_style():
-        for narrow in (False, True):
-            figure = course(report, narrow=narrow)
+        figures = [course(report, narrow=narrow) for narrow in (False, True)]
+        chart = chart_of(figures[0])
+        for figure in figures:
             freeze(figure)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
             found.append(buffer.getvalue())
-    return found[0], found[1]
+    return found[0], found[1], chart
 
 
 def course(report: FinishReport, *, narrow: bool) -> Figure:
@@ -59,8 +60,9 @@ def course(report: FinishReport, *, narrow: bool) -> Figure:
     _draw(axes[-1], report, lines, 12)
     axes[-1].set_title("The whole budget")
     if raced:
-        axes[-1].axvspan(0, race, color="#f0e6d0", zorder=0)
-        axes[0].axvspan(0, race, color="#f0e6d0", zorder=0)
+        for each in (axes[0], axes[-1]):
+            each.axvspan(0, race, color="#f0e6d0", zorder=0)
+            remember_shade(each, 0.0, race)
     for each, until in zip(axes, (race, math.inf) if raced else (math.inf,), strict=True):
         shown = [y for points in lines.values() for x, y in points if x <= until and y <= FAR * abs(report.start)]
         _set_losses(each, [report.start, *shown], report.start)
@@ -83,9 +85,11 @@ def _draw(axes: Axes, report: FinishReport, lines: dict[str, list[tuple[float, f
     """Draw the lines, with about so many markers each; None for one at each point."""
     looks = looks_of(report)
     axes.axhline(report.start, color="#555555", linestyle=":", linewidth=1.0)
+    remember_guide(axes, "y", report.start)
     for name, points in lines.items():
         x, y = zip(*points, strict=True)
         look = looks[name]
+        remember(axes, Mark(Look(name, name, look), x, y))
         every = 1 if marks is None else max(1, len(points) // marks)
         axes.plot(x, y, color=look.colour, linestyle=look.line, label=as_label(name), markevery=every, **look.marks)
     axes.set(xlabel=AXES[report.unit], ylabel="held-out loss")

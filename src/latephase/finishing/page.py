@@ -4,10 +4,9 @@ import math
 from typing import Any
 
 import torch
-from jinja2 import PackageLoader
 
 from ..records import describe_environment
-from ..study.page import page_templates, picture
+from ..study.page import picture, whole_page
 from ..study.results import amount_text
 from .certificate import PRODUCTS
 from .figure import images_of, looks_of
@@ -29,9 +28,7 @@ _MACHINE = {
 
 def page(report: FinishReport) -> str:
     """The page, whole."""
-    templates = page_templates(PackageLoader("latephase.finishing"))
-    templates.filters.update(loss=loss_text)
-    return templates.get_template("finish.html.jinja").render(context_of(report))
+    return whole_page("finish.html.jinja", context_of(report), "latephase.finishing", loss=loss_text)
 
 
 def context_of(report: FinishReport) -> dict[str, Any]:
@@ -45,9 +42,9 @@ def context_of(report: FinishReport) -> dict[str, Any]:
         "budget": amount_text(float(amount), unit) if unit in ("seconds", "steps") else f"{amount} {unit}",
         "timed": report.unit != "steps",
         "products": PRODUCTS,
-        "looks": sum(event["event"] in ("start", "score", "look") for event in report.events),
+        "scored": sum(event["event"] in ("start", "score", "look") for event in report.events),
         "standings": report.standings(),
-        "colours": {name: look.colour for name, look in looks_of(report).items()},
+        "looks": looks_of(report),
         "pictures": {"course": picture(*images_of(report))},
         "machine": {label: machine[key] for key, label in _MACHINE.items() if machine.get(key) is not None},
     }

@@ -30,6 +30,7 @@ from ..results import (
     standings,
     step_summaries,
     target_times,
+    verdicts_of,
 )
 from .options_text import options_text
 from .style import styles
@@ -120,9 +121,10 @@ def context_of(results: Results, scores: list[Score], explainable: list[str]) ->
         "explained": [name for name in explainable if Path(name).name.split(".")[0] in kinds],
         "has_second_order": any(strategy.is_second_order for strategy in plan.strategies),
         "options": {strategy.name: options_text(strategy) for strategy in plan.strategies},
-        "colours": {name: style.colour for name, style in styles(plan).items()},
+        "looks": styles(plan),
         "baseline": reading.baseline,
         "target": plan.strategy(plan.target),
+        "verdicts": verdicts_of(reading),
         "headlines": reading.headlines() + ending_headline(results, scores) + held_out_headline(results),
         "least_p": min(1.0, smallest_p(pairs) * max(1, len(plan.strategies) - 1)),
         "checkpoints": [_checkpoint(reading, scores, epoch) for epoch in plan.checkpoints],

@@ -13,17 +13,10 @@ from matplotlib.figure import Figure
 
 from ...records import DPI, freeze, house_style
 from ..results import Results, load_results, score_results
+from .charts import Chart, chart_of
+from .of_runs import judged_strategies, learning_rates, overfitting, rates_of, step_reports
 from .of_scores import performance_profile, relative_performance, target_bars
-from .over_time import (
-    judged_strategies,
-    learning_rates,
-    over_budget,
-    over_updates,
-    overfitting,
-    rates_of,
-    step_reports,
-    training_curve,
-)
+from .over_time import over_budget, over_updates, training_curve
 from .paths import has_points, paths
 from .style import save
 
@@ -41,18 +34,20 @@ def draw(directory: str | os.PathLike[str]) -> list[Path]:
         FileNotFoundError: There is no ``study.toml``.
         ValueError: see `latephase.study.results.load.load_results`.
     """
-    return draw_results(load_results(directory))
+    return draw_results(load_results(directory))[0]
 
 
-def draw_results(results: Results) -> list[Path]:
-    """Draw every figure of results already read; see `draw`."""
+def draw_results(results: Results) -> tuple[list[Path], dict[str, Chart | None]]:
+    """Draw every figure of results already read; the files, and by name what each shows. See `draw`."""
     folder = results.root / "figures"
     paths: list[Path] = []
+    charts: dict[str, Chart | None] = {}
     with house_style():
         for name, figure in build(results):
+            charts[name] = chart_of(figure)
             freeze(figure)
             paths += save(figure, folder, name)
-    return paths
+    return paths, charts
 
 
 def render(results: Results, *, narrow: bool = False) -> dict[str, bytes]:

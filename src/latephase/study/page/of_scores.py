@@ -26,6 +26,7 @@ from ..results import (
     standings,
     target_times,
 )
+from .charts import Look, Mark, remember, remember_guide
 from .style import styles
 
 
@@ -55,6 +56,10 @@ def relative_performance(
             axes.plot(x + shift, values, linestyle="none", alpha=0.5, **dots)
             means = [values[x == place].mean() if (x == place).any() else math.nan for place in places.values()]
             centres = [place + shift for place in places.values()]
+            look = Look(strategy.name, strategy.label, style)
+            seeds = [f"seed {e.seed}" for e, _ in done if e.strategy == strategy.name]
+            runs = Mark(look, (x + shift).tolist(), values.tolist(), drawn="dots", notes=seeds)
+            remember(axes, runs, Mark(look, centres, means, notes=["mean"] * len(means)))
             axes.plot(
                 centres, means, color=style.colour, linestyle=style.line, label=as_label(strategy.label), **style.marks
             )
@@ -82,10 +87,11 @@ def target_bars(results: Results, scores: Sequence[Score], epoch: int, *, narrow
                 if (entry.checkpoint_epoch, entry.strategy) == (epoch, strategy.name)
                 and (time := entry.number(column)) is not None
             ]
-            _bar(axes, place, times, results, styles(results.plan)[strategy.name].colour)
+            _bar(axes, place, times, results, Look(strategy.name, strategy.label, styles(results.plan)[strategy.name]))
         axes.set(title=as_label(f"Target in {measure.name}"), xlabel=f"{UNITS[results.plan.unit]} to the target")
         axes.set(xlim=(0, (1.8 if narrow else 1.42) * results.budget), ylim=(len(strategies) - 0.4, -0.6))
         axes.axvline(results.budget, color="#555555", linewidth=1, linestyle=":")
+        remember_guide(axes, "x", results.budget)
         axes.set_yticks(range(len(strategies)), [as_label(strategy.label) for strategy in strategies])
         axes.grid(visible=False, axis="y")
         if narrow:
@@ -124,6 +130,7 @@ def draw_profile(
             shares = [profile(standing.ratios, tau) for tau in taus]
             marks = {**style.marks, "markevery": (8 * number, 60)}
             axes.plot(taus, shares, color=style.colour, linestyle=style.line, label=labels[standing.name], **marks)
+            remember(axes, Mark(Look(standing.name, labels[standing.name], style), taus.tolist(), shares))
         axes.set(title=as_label(f"Target in {title}"), xlabel="time, in multiples of the best", xlim=(1, PROFILE_LIMIT))
         axes.set(ylim=(-0.03, 1.03), ylabel="share of the cases")
     legend(figure, max(row, key=lambda axes: len(axes.get_lines())), narrow=narrow)
@@ -134,8 +141,9 @@ def _targets(results: Results) -> list[tuple[Measure, str]]:
     return list(zip(results.main_measures[:2], TARGETS.values(), strict=True))
 
 
-def _bar(axes: Axes, place: int, times: Sequence[float], results: Results, colour: str) -> None:
+def _bar(axes: Axes, place: int, times: Sequence[float], results: Results, look: Look) -> None:
     """A strategy's bar: the median, its interval and how many runs missed."""
+    colour = look.style.colour
     if not times:
         axes.text(0.01 * results.budget, place, "no run yet", va="center", fontsize=8.5, color="#5c5c62")
         return
@@ -148,6 +156,10 @@ def _bar(axes: Axes, place: int, times: Sequence[float], results: Results, colou
         axes.barh(place, middle, height=0.62, color=colour, alpha=0.75)
         end, note = middle, f"{amount_text(middle, results.plan.unit).partition(chr(160))[0]}{note and ', '}{note}"
     interval = bootstrap_interval(times, "median")
+    ends = tuple(zip(interval or (middle, middle), strict=True))
+    shown = [min(middle, results.budget)]
+    said = [f"missed by {missed} of {len(times)} runs" if missed else ""]
+    remember(axes, Mark(look, shown, [place], *ends, drawn="dots", across=True, notes=said))
     if interval and not math.isinf(middle):
         lower, upper = interval[0], min(interval[1], 1.04 * results.budget)
         axes.plot([lower, upper], [place, place], color="#1d1d1f", linewidth=1.4)

@@ -15,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ...records import DPI, write_atomic
 from ..results import Measure, Plan
+from .colours import PAGES, inks, legible
 
 # Okabe & Ito, "Color Universal Design" (2008), without the yellow (too pale for a line) and the vermilion (taken by the
 # reds); their black is a grey here, as the constant learning rate has in the paper.
@@ -24,6 +25,9 @@ INITIAL, FINAL = "#0072B2", "#D55E00"
 _FIRST_ORDER_COLOURS = ("#595959", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 REDS = 6
 """So many reds can be told apart."""
+# In print, on a light page, on a dark page: a colour map, and from where to where in it.
+_FEW = (("Reds", 0.45, 0.95), ("Reds", 0.55, 1.0), ("Reds", 0.15, 0.75))
+_MANY = (("magma", 0.85, 0.2), ("magma", 0.72, 0.1), ("inferno", 0.95, 0.4))
 _LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
@@ -44,12 +48,21 @@ class Styled(Protocol):
 
 @dataclass(frozen=True)
 class Style:
-    """How a strategy looks in every figure: colour, line style and marker, each enough to tell it apart."""
+    """How a strategy looks in every figure: colour, line style and marker, each enough to tell it apart.
+
+    ``own_inks`` are its colours on a light and a dark page, where those are not the legible ones nearest to ``colour``.
+    """
 
     colour: str
     line: Any
     marker: str
     filled: bool
+    own_inks: tuple[str, str] | None = None
+
+    @property
+    def inks(self) -> tuple[str, str]:
+        """Its colours on a light and on a dark page, legible on either; in print it has `colour`."""
+        return self.own_inks or inks(self.colour)
 
     @property
     def marks(self) -> dict[str, Any]:
@@ -74,17 +87,24 @@ def styles_of(strategies: Sequence[Styled]) -> dict[str, Style]:
     second = [strategy for strategy in strategies if strategy.is_second_order]
     first = [strategy for strategy in strategies if not strategy.is_second_order]
     if len(second) > REDS:
-        warm = matplotlib.colormaps["magma"](np.linspace(0.85, 0.2, len(second)))
+        warm, day, night = (_map(*part, len(second)) for part in _MANY)
     else:
-        warm = matplotlib.colormaps["Reds"](np.linspace(0.45, 0.95, len(second)) if len(second) > 1 else [0.75])
+        warm, day, night = (_map(*part, len(second)) for part in _FEW)
     table: dict[str, Style] = {}
     for i, strategy in enumerate(first):
         colour = _FIRST_ORDER_COLOURS[i % len(_FIRST_ORDER_COLOURS)]
         table[strategy.name] = Style(colour, *_line_and_marker(i), False)
     for i, strategy in enumerate(second):
-        colour = "#" + "".join(f"{round(255 * channel):02x}" for channel in warm[i][:3])
-        table[strategy.name] = Style(colour, *_line_and_marker(i), True)
+        own = legible(day[i], PAGES["light"]), legible(night[i], PAGES["dark"])
+        table[strategy.name] = Style(warm[i], *_line_and_marker(i), True, own)
     return table
+
+
+def _map(name: str, start: float, end: float, count: int) -> list[str]:
+    """So many colours of a map; a single one from three fifths of the way."""
+    places = np.linspace(start, end, count) if count > 1 else [start + 0.6 * (end - start)]
+    channels = matplotlib.colormaps[name](places)
+    return ["#" + "".join(f"{round(255 * channel):02x}" for channel in colour[:3]) for colour in channels]
 
 
 def _line_and_marker(place: int) -> tuple[Any, str]:

@@ -6,7 +6,14 @@ from .ending import ending_measures as ending_measures
 from .ending import endings as endings
 from .findings import Reading as Reading
 from .findings import number_word as number_word
+from .findings import series as series
 from .held_out import held_out_headline as held_out_headline
+from .leading import Place as Place
+from .leading import Table as Table
+from .leading import interval_of as interval_of
+from .leading import leading as leading
+from .leading import times as times
+from .leading import times_text as times_text
 from .load import Results as Results
 from .load import Run as Run
 from .load import finite as finite
@@ -48,3 +55,5 @@ from .statistics import profile as profile
 from .statistics import smallest_p as smallest_p
 from .steps import cg_iterations as cg_iterations
 from .steps import step_summaries as step_summaries
+from .verdict import Verdict as Verdict
+from .verdict import verdicts_of as verdicts_of

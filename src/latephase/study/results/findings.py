@@ -165,13 +165,14 @@ class Reading:
         lead = measure.lead(leader[1].mean, other[1].mean)
         if lead == 0:
             return "level with it"
-        ours, theirs = (self._by_seed(measure, epoch, place[0]) for place in (leader, other))
+        ours, theirs = (self.by_seed(measure, epoch, place[0]) for place in (leader, other))
         seeds = ours.keys() & theirs.keys()
         wins = sum(measure.lead(ours[seed], theirs[seed]) > 0 for seed in seeds)
         text = f"behind by {measure.difference(lead)}{measure.unit}"
         return f"{text}, and behind in {wins} of {len(seeds)} pairs of runs" if len(seeds) > 1 else text
 
-    def _by_seed(self, measure: Measure, epoch: int, strategy: Strategy) -> dict[int, float]:
+    def by_seed(self, measure: Measure, epoch: int, strategy: Strategy) -> dict[int, float]:
+        """Return the best value of each concluded run of a strategy from a checkpoint, keyed by seed."""
         return {
             row.seed: row.number(measure.best) or 0.0
             for row in self.scores

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from ...records import DPI, as_label, freeze, house_style, panels
-from ..page import styles_of
+from ..page import Look, Mark, remember, styles_of
 from ..results import profile
 from .scores import SuiteScores
 from .verdicts import name_of, ratios, ratios_of
@@ -35,6 +35,7 @@ def profile_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
         look = looks[strategy.name]
         shares = [profile(found[strategy.name], tau) for tau in taus]
         marks = {**look.marks, "markevery": (6 * number % 50, 50)}
+        remember(axes, Mark(Look(strategy.name, strategy.label, look), taus.tolist(), shares))
         axes.plot(taus, shares, color=look.colour, linestyle=look.line, label=as_label(strategy.label), **marks)
     _multiples(axes, 1.0, end)
     axes.set(ylim=(-0.03, 1.03), ylabel="share of the problems", title="Performance profile")
@@ -57,6 +58,8 @@ def distance_figure(scores: SuiteScores, *, narrow: bool = False) -> Figure:
         look, label = looks[strategy.name], as_label(strategy.label)
         if points:
             x, y = zip(*points, strict=True)
+            notes = ["failed, or further" if each >= end else "" for each in x]
+            remember(axes, Mark(Look(strategy.name, strategy.label, look), x, y, drawn="dots", notes=notes))
             axes.plot(x, y, color=look.colour, linestyle="", label=label, clip_on=False, **look.marks)
     _multiples(axes, 0.93, end)
     axes.set(ylim=(len(cases) - 0.5, -0.5))

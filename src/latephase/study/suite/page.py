@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from jinja2 import PackageLoader
 
 from ...records import write_text_atomic
-from ..page import page_templates, picture, save, styles_of
-from ..results import Measure, amount_text
+from ..page import chart_of, picture, save, styles_of, whole_page
+from ..results import Measure, amount_text, times_text
 from .figures import figures, png
+from .guide import alike_of, by_seed, choices_of, sentence_of
 from .reading import read_members, read_suite, refuse_member_links
 from .scores import CONCLUDED, Case, SuiteScores, scores_of, write_scores
 from .verdicts import PROFILE_TAUS, best_of, groups, name_of, ratios, ratios_of, standings, verdict, within_spread
@@ -91,11 +91,11 @@ def draw_suite(scores: SuiteScores, folder: Path, links: dict[str, str] | None =
     drawn, narrow = figures(scores), figures(scores, narrow=True)
     for name, figure in drawn.items():
         save(figure, folder, name)
-    pictures = {name: picture(png(figure), png(narrow[name])) for name, figure in drawn.items()}
+    pictures = {name: picture(png(figure), png(narrow[name]), chart_of(figure)) for name, figure in drawn.items()}
     context = context_of(scores, links or {}) | {"pictures": pictures}
-    templates = page_templates(PackageLoader("latephase.study.suite"))
-    templates.filters.update(multiple=multiple_text)
-    write_text_atomic(folder / "index.html", templates.get_template("suite.html.jinja").render(context))
+    filters = {"multiple": multiple_text, "times": times_text}
+    page = whole_page("suite.html.jinja", context, "latephase.study.suite", "suite.css", **filters)
+    write_text_atomic(folder / "index.html", page)
     return folder / "index.html"
 
 
@@ -105,12 +105,15 @@ def context_of(scores: SuiteScores, links: dict[str, str]) -> dict[str, Any]:
     statuses = Counter(value.status for value in values)
     measures = list(dict.fromkeys(case.measured for case in scores.cases))
     shares = {name: [_share(row, tau) for tau in PROFILE_TAUS] for name, row in ratios(scores).items()}
+    choices, labels = choices_of(scores), {strategy.name: strategy.label for strategy in scores.strategies}
     places = {strategy.name: place for place, strategy in enumerate(scores.strategies)}
     return {
         "scores": scores,
         "places": places,
         "links": links,
         "verdict": verdict(scores),
+        "sentence": sentence_of(choices, scores),
+        "choices": [(choice, alike_of(choice.table, labels)) for choice in choices],
         "measures": measures,
         "rows": [_row(case, scores) for case in scores.cases],
         "standings": standings(scores),
@@ -119,7 +122,7 @@ def context_of(scores: SuiteScores, links: dict[str, str]) -> dict[str, Any]:
         "profile_cases": max((len(row) for row in ratios(scores).values()), default=0),
         "groups": groups(scores),
         "sizes": [_size(case, scores) for case in sorted(scores.cases, key=lambda case: case.parameters)],
-        "colours": {name: style.colour for name, style in styles_of(scores.strategies).items()},
+        "looks": styles_of(scores.strategies),
         "planned": len(values),
         "statuses": statuses,
         "unfinished": sum(count for status, count in statuses.items() if status not in CONCLUDED),
@@ -184,6 +187,7 @@ def multiple_text(ratio: float) -> str:
 def _size(case: Case, scores: SuiteScores) -> dict[str, Any]:
     """A row of the table by size and kind."""
     best, row = best_of(case), ratios_of(case)
+    labels = {strategy.name: strategy.label for strategy in scores.strategies}
     others = [name for name in row if name not in best]
     against = scores.baseline if scores.baseline in others else min(others, key=lambda name: row[name], default=None)
     return {
@@ -191,6 +195,7 @@ def _size(case: Case, scores: SuiteScores) -> dict[str, Any]:
         "name": name_of(case, scores),
         "budget": amount_text(case.budget, case.unit),
         "best": [scores.label(name) for name in best],
+        "alike": alike_of(by_seed(case, sorted(row, key=lambda name: row[name])), labels) if row else [],
         "median": number_text(case.measured, case.median(best[0]) or 0.0) if best else "–",
         "baseline": row.get(scores.baseline),
         "next": None if against is None or len(best) > 1 else min(row[name] for name in others),

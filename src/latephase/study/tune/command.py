@@ -138,7 +138,7 @@ def _say(tuning: "Tuning", found: "Sequence[Outcome]", directory: Path) -> None:
         _complain(f"{outcome.strategy} {outcome.place} failed: {outcome.error} ({folder})")
     if len(failed) > 5:
         _complain(f"... and {len(failed) - 5} more, in trials.csv")
-    lines = [f"Files: {(directory / 'trials.csv').resolve()}, best.toml, figures/"]
+    lines = [f"Files: {(directory / 'trials.csv').resolve()}, best.toml, report.html, figures/"]
     left_out = without_best(tuning, found)
     if not left_out:
         to = directory.with_name(f"{directory.name}-best")

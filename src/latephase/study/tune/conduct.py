@@ -26,8 +26,8 @@ from ..performing import (
 )
 from .address import without_its_password
 from .config import Tuning
-from .figures import draw
 from .outcome import Outcome, outcomes, write_best, write_table
+from .page import write_tuning_report
 from .storage import BEAT_EVERY, Claimed, Trials
 from .trial import APART, TrialKey, perform_trial
 
@@ -93,7 +93,7 @@ def tune(tuning: Tuning, directory: Path, progress: StudyProgress, storage: str 
         with FileLock(directory / ".lock"):  # of several workers one after the other
             write_table(found, directory / "trials.csv")
             write_best(tuning, found, directory / "best.toml")
-            draw(tuning, found, directory / "figures")
+            write_tuning_report(tuning, found, directory)
         return found
     except optuna.exceptions.StorageInternalError as error:
         cause = error.__cause__ or error  # the driver's own words; those around it are the same whatever happened

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ...records import as_label, freeze, house_style, legend, logarithmic, panels
-from ..page import FINAL, INITIAL, save
+from ..page import FINAL, INITIAL, Chart, Look, Mark, Style, chart_of, remember, save
 from ..results import Measure
 from .config import Search, Tuning
 from .outcome import Outcome, best_of
@@ -52,12 +52,18 @@ def draw(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> list[Path]:
     Returns:
         The files: ``sensitivity-STRATEGY`` for each tuned strategy, and ``importance`` where there are enough trials.
     """
-    paths = []
+    return draw_all(tuning, found, folder)[0]
+
+
+def draw_all(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> tuple[list[Path], dict[str, Chart | None]]:
+    """The files of `draw`, and by the name of each figure what it shows."""
+    paths, charts = [], {}
     with house_style():
         for name, figure in build(tuning, found):
+            charts[name] = chart_of(figure)
             freeze(figure)
             paths += save(figure, folder, name)
-    return paths
+    return paths, charts
 
 
 def build(tuning: Tuning, found: Sequence[Outcome]) -> Iterator[tuple[str, Figure]]:
@@ -89,6 +95,10 @@ def sensitivity(tuning: Tuning, own: Sequence[Outcome], name: str) -> Figure:
         for kind, group, y, look in _groups(own, best, bad, measure):
             x = [_place(search, o.values[path]) for o in group]
             axes.plot(x, y, linestyle="none", label=kind, **look)
+            if group:
+                hollow = "white" in look.values() or look.get("fillstyle") == "none"
+                style = Style(look["color"], "-", look["marker"].upper(), not hollow)
+                remember(axes, Mark(Look(kind, kind, style), x, y, drawn="dots", notes=[_said(o) for o in group]))
         _scale(axes, search, label_of(path))
         if not measure.is_share and min(bad, good) > 0:
             title = axes.get_title(loc="left")
@@ -122,6 +132,12 @@ def _groups(
             yield kind, group, [bad] * len(group), {"color": GREY, "marker": marker, "markersize": 5}
     ring = {"color": FINAL, "marker": "o", "markersize": 10, "fillstyle": "none", "markeredgewidth": 1.6}
     yield f"best {len(best)}", best, [o.value for o in best if o.value is not None], ring
+
+
+def _said(outcome: Outcome) -> str:
+    """What is said of a dot beside its place."""
+    reached = "" if outcome.share >= 1 else f", {100 * outcome.share:.3g}% of the budget"
+    return f"trial {outcome.place}, {outcome.outcome}{reached}"
 
 
 def _limits(values: Sequence[float], measure: Measure, start: float | None) -> tuple[float, float]:
@@ -214,6 +230,8 @@ def importance(tuning: Tuning, shares: dict[str, dict[str, float]]) -> Figure:
     labels = {strategy.name: strategy.label for strategy in tuning.study.strategies}
     for axes, (name, entries) in zip(row, shares.items(), strict=True):
         axes.barh(range(len(entries)), list(entries.values()), height=0.62, color=INITIAL, alpha=0.8)
+        look = Look("importance", "importance", Style(INITIAL, "-", "o", True))
+        remember(axes, Mark(look, list(entries.values()), list(range(len(entries))), drawn="dots", across=True))
         axes.set_yticks(range(len(entries)), [as_label(label_of(path)) for path in entries])
         axes.set(xlim=(0, 1), ylim=(most - 0.4, -0.6), xlabel="importance (PED-ANOVA)")
         axes.set_title("\n".join(as_label(line) for line in textwrap.wrap(labels[name], 20, max_lines=4)))
