@@ -9,7 +9,8 @@ squared residuals: on the points trained on, and on 10,000 others inside that ne
 conditions, and nothing is weighed in them. Settings were chosen, and what a run ends with is taken, by the residual
 held out.
 
-Runs that the file has are not repeated; each is written when it ends. A line is printed every five seconds.
+Every five seconds a line is printed, and results are written. Runs that the file has are not repeated; one that was
+broken off goes on from a state beside the file.
 """
 
 import argparse
@@ -138,32 +139,82 @@ def _difference(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda model, points: function(model, points[0]) - points[1]
 
 
-def run(setting: Setting, seed: int, seconds: float) -> dict[str, Any]:
-    """One run: its curve, and of its lines the one with the lowest residual held out."""
-    task = Task(setting, seed)
-    adam = torch.optim.Adam(task.model.parameters(), 1e-3)
-    optimizer = OPTIMIZERS[setting.method](task.model.parameters())
-    curve: list[dict[str, Any]] = []
-    spent, steps = 0.0, 0
-    while True:
-        over = spent >= seconds
-        if over or spent >= len(curve) * EVERY:
-            curve.append({"seconds": round(spent, 2), "steps": steps} | task.measure())
-            print({key: float(f"{value:.3g}") for key, value in curve[-1].items()}, flush=True)
-            if over or curve[-1]["held_out"] < setting.enough:
-                break
-        began = time.process_time()
-        if steps < setting.warm_up:
-            adam.step(task.objective)
-        else:
-            optimizer.step(task.points.next())
-            task.grow(optimizer.report.new_loss)
-        steps += 1
-        spent += time.process_time() - began
-    best = min(curve, key=lambda line: line["held_out"])
-    reached = next((line["seconds"] for line in curve if line["error"] < setting.aim), None)
-    parameters = sum(p.numel() for p in task.model.parameters())
-    return {"seed": seed, "parameters": parameters, "reached": reached, "end": best, "curve": curve}
+class Run:
+    """A task on its way: its optimizers, its curve so far, and the processor time that it took.
+
+    Its state goes to a file and back, so that a run which was broken off goes on where it was last measured.
+    """
+
+    def __init__(self, setting: Setting, seed: int):
+        self.task, self.seed = Task(setting, seed), seed
+        self.adam = torch.optim.Adam(self.task.model.parameters(), 1e-3)
+        self.optimizer = OPTIMIZERS[setting.method](self.task.model.parameters())
+        self.spent, self.steps = 0.0, 0
+        self.curve: list[dict[str, float]] = []
+
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.task.model, "adam": self.adam, "optimizer": self.optimizer, "points": self.task.points}
+
+    def save(self, path: Path) -> None:
+        """Write the state, at once or not at all."""
+        numbers = {"spent": self.spent, "steps": self.steps, "curve": self.curve, "times": self.task.horizon}
+        torch.save(numbers | {name: part.state_dict() for name, part in self._parts().items()}, f"{path}.new")
+        Path(f"{path}.new").replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a state."""
+        state = torch.load(path, weights_only=True)
+        self.spent, self.steps, self.curve = state["spent"], state["steps"], state["curve"]
+        self.task.horizon = state["times"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def go_on(self, seconds: float) -> bool:
+        """Steps until the next measurement, and that; returns whether the run goes on after it."""
+        task, setting = self.task, self.task.setting
+        while self.spent < min(seconds, len(self.curve) * EVERY):
+            began = time.process_time()
+            if self.steps < setting.warm_up:
+                self.adam.step(task.objective)
+            else:
+                self.optimizer.step(task.points.next())
+                task.grow(self.optimizer.report.new_loss)
+            self.steps += 1
+            self.spent += time.process_time() - began
+        self.curve.append({"seconds": round(self.spent, 2), "steps": self.steps} | task.measure())
+        return self.spent < seconds and self.curve[-1]["held_out"] >= setting.enough
+
+    def told(self) -> dict[str, Any]:
+        """The curve, the line of it with the lowest residual held out, and when the error was below its aim."""
+        best = min(self.curve, key=lambda line: line["held_out"])
+        reached = next((line["seconds"] for line in self.curve if line["error"] < self.task.setting.aim), None)
+        parameters = sum(p.numel() for p in self.task.model.parameters())
+        return {"seed": self.seed, "parameters": parameters, "reached": reached, "end": best, "curve": self.curve}
+
+
+def finished(run: dict[str, Any]) -> bool:
+    """Whether nothing of a run is left to do."""
+    return run["curve"][-1]["seconds"] >= run["limit"] or run["end"]["held_out"] < run["setting"]["enough"]
+
+
+def perform(about: dict[str, Any], seed: int, kept: dict[str, Any], save: Path | None) -> None:
+    """Put a run among those kept, and write them after each measurement."""
+    run, state = Run(SETTINGS[about["name"]], seed), None
+    if save is not None:
+        state = save.with_name(f"{save.stem}-{about['name'].replace(', ', '-')}-{seed}.pt")
+        if state.exists():
+            run.load(state)
+    goes_on = True
+    while goes_on:
+        goes_on = run.go_on(about["limit"])
+        print({key: float(f"{value:.3g}") for key, value in run.curve[-1].items()}, flush=True)
+        others = [each for each in kept["runs"] if not (each["seed"] == seed and about.items() <= each.items())]
+        kept["runs"] = [*others, about | run.told()]
+        if save is not None and state is not None:
+            run.save(state)
+            save.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if state is not None:
+        state.unlink()
 
 
 def main() -> None:
@@ -184,12 +235,10 @@ def main() -> None:
     names = [name for name in SETTINGS if fnmatch.fnmatch(name, given.only)]
     for seed, name in itertools.product(given.seeds, names):
         about = {"name": name, "setting": dataclasses.asdict(SETTINGS[name]), "limit": given.seconds}
-        if any(each["seed"] == seed and about.items() <= each.items() for each in kept["runs"]):
-            continue
-        print(name, seed, flush=True)
-        kept["runs"].append(about | run(SETTINGS[name], seed, given.seconds))
-        if given.save is not None:
-            given.save.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        known = [each for each in kept["runs"] if each["seed"] == seed and about.items() <= each.items()]
+        if not any(map(finished, known)):
+            print(name, seed, flush=True)
+            perform(about, seed, kept, given.save)
     for each in kept["runs"]:
         told = {key: each["end"][key] for key in ("seconds", "error", "held_out")}
         aim = f"below {each['setting']['aim']} after {each['reached']} s"
