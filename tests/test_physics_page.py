@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TUNED = json.loads((ROOT / "benchmarks" / "results" / "physics_tuning.json").read_text(encoding="utf-8"))["trials"]
+TARGETS = json.loads((ROOT / "benchmarks" / "results" / "physics_targets.json").read_text(encoding="utf-8"))
 SUITE = tomllib.loads((ROOT / "src/latephase/study/studies/physics.toml").read_text(encoding="utf-8"))
 NAMES = {
     "Adam, cosine": "adam",
@@ -22,6 +23,7 @@ NAMES = {
     "SPRING": "spring",
     "`KFAC`": "kfac",
 }
+OPTIMIZERS = {"gauss_newton": "`GaussNewton`", "self_scaled_broyden": "`SelfScaledBroyden`"}
 
 
 def test_the_table_is_that_of_the_trials():
@@ -50,3 +52,40 @@ def test_the_suite_has_the_best_settings_that_were_found(strategy):
             assert told == value
         else:
             assert told == pytest.approx(float(value), rel=0.03)  # two digits in the suite's file
+
+
+def rows_of(heading, columns):
+    """The cells of the page's table with so many columns below a heading, without its first two lines."""
+    page = (ROOT / "docs" / "physics.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
+    lines = [line[2:-2].split(" | ") for line in page.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    return [cells for cells in lines if len(cells) == columns][1:]
+
+
+def test_the_table_of_targets_is_that_of_the_runs():
+    rows = []
+    for run in TARGETS["runs"]:
+        setting, end, reached = run["setting"], run["end"], run["reached"]
+        numbers = [f"{setting['aim']:.1e}", "not" if reached is None else f"{reached:.0f} s", f"{end['error']:.1e}"]
+        numbers += [f"{end['held_out']:.1e}", f"{end['seconds']:.0f} s"]
+        about = [setting["problem"].removeprefix("pinn_"), str(run["seed"]), OPTIMIZERS[setting["method"]]]
+        rows.append([*about, f"{run['parameters']:,}", *numbers])
+    assert rows_of("Published errors", 9) == rows
+
+
+def test_a_run_ends_with_its_lowest_held_out_residual_within_15_minutes():
+    for run in TARGETS["runs"]:
+        curve = run["curve"]
+        assert run["end"] == min(curve, key=lambda line: line["held_out"])
+        below = [line["seconds"] for line in curve if line["error"] < run["setting"]["aim"]]
+        assert run["reached"] == (below[0] if below else None)
+        assert curve[-1]["seconds"] < run["limit"] + 10
+        assert run["limit"] <= 900
+
+
+def test_the_settings_that_were_tried_are_told():
+    rows = [
+        [each["equation"], f"`{each['method']}`", each["settings"], str(each["seconds"])]
+        + [f"{each[key]:.1e}" for key in ("error", "held_out")]
+        for each in TARGETS["tried"]
+    ]
+    assert rows_of("Published errors", 6) == rows

@@ -18,7 +18,10 @@ Draw = Callable[[int, torch.Generator], Any]
 class Adaptive(Protocol):
     """A rule that chooses points by their residuals, as `RAD` does."""
 
-    candidates: int
+    @property
+    def candidates(self) -> int:
+        """How many candidates are drawn for each point that is chosen."""
+        ...
 
     def choose(self, residuals: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Rows of n of the candidates, whose residuals are given, int64 [n]."""
