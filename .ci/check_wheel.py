@@ -19,6 +19,10 @@ seeds = [0]
 checkpoints = [2]
 evaluations = 2
 
+[budget]
+unit = "steps"
+amount = 2
+
 [training]
 epochs = 2
 
@@ -32,12 +36,13 @@ schedule = "constant"
 kind = "kfac"
 name = "kfac"
 label = "K-FAC"
+batch_size = 64
 """
 
 
 def run(*arguments: str, folder: str) -> str:
     """What a command prints; ends everything where it fails."""
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=900)
     if done.returncode:
         sys.exit(f"{' '.join(arguments)[:200]} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -1,5 +1,6 @@
 """`latephase check`: what it prints, what it refuses, and with which exit status."""
 
+import json
 import subprocess
 import sys
 
@@ -89,6 +90,17 @@ def test_a_defect_ends_with_status_1(run):
     assert result.exit_code == 1
     assert "Doubtful says 'mean'" in said(result)
     assert "Not ready for second-order steps: 1 defect (reduction)." in said(result)
+
+
+@pytest.mark.parametrize(("factory", "status"), [("good", 0), ("bad", 1)])
+def test_json_is_all_of_the_report(run, factory, status):
+    result = run(f"own_problem:{factory}", "--json")
+    assert result.exit_code == status
+    found = json.loads(result.stdout)
+    assert found["ok"] is (status == 0)
+    assert found["parameters"] == 67
+    assert {finding["severity"] for finding in found["findings"]} <= {"ok", "note", "warning", "defect"}
+    assert any(finding["severity"] == "defect" for finding in found["findings"]) is (status == 1)
 
 
 def test_a_batch_whose_examples_cannot_be_counted_is_said_to_be_one(run):

@@ -98,9 +98,13 @@ def test_a_dict_of_arguments_is_finished_and_said_in_lines(finish, tmp_path):
 
 @pytest.mark.parametrize(("factory", "rows"), [("parts", "180"), ("ready", "200")])
 def test_a_tuple_or_an_objective_will_do(finish, factory, rows, tmp_path):
-    result = finish(factory, steps="3")
+    result = finish(factory, "--json", steps="3")
     assert result.exit_code == 0, result.output
-    assert "these take part: base" in result.output
+    assert "these take part: base" in result.stderr
+    found = json.loads(result.stdout)
+    assert found["loss"] <= found["start"]
+    assert (found["unit"], found["spent"], found["folder"]) == ("steps", 3, "run")
+    assert found["verdict"]
     assert json.loads((tmp_path / "run" / "events.json").read_text())["phase"] == "done"
     assert torch.load(tmp_path / "run" / "best.pt").keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
 

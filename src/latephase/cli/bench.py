@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import err, fail, out
+from .terminal import err, fail, interrupted, out
 
 
 def bench(
@@ -38,8 +38,7 @@ def bench(
     except (OSError, ValueError) as error:
         raise fail(error) from error
     except KeyboardInterrupt:
-        err.print("\nStopped.")
-        raise typer.Exit(130) from None
+        raise interrupted() from None
     for table in terminal(result):
         out.print(table)
     out.print("\n".join(notes(result)), highlight=False, markup=False)

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .terminal import err, fail, out
+from .terminal import AsJSON, err, fail, interrupted, out, print_json
 
 COLORS = {"ok": "green", "note": "cyan", "warning": "yellow", "defect": "bold red"}
 
@@ -26,31 +26,39 @@ def check(
     device: Annotated[
         str | None, typer.Option(help="Move model, loss and batch there first: cpu, cuda, cuda:1.")
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Find out whether second-order steps will work on your problem, and what they cost.
 
     Say what the problem is in a file of your own, such as problem.py in this directory, and run
     `latephase check problem:make`:
 
-    \b
         def make():
             model = Net()
             return model, torch.nn.CrossEntropyLoss(), (inputs, targets)
 
     Exit status 0: ready, perhaps with notes and warnings. 1: a defect, that is wrong results or steps that cannot be
     taken. 2: there is no such factory, or it does not return that.
-    """  # noqa: D301
+    """
     from ..user_code import FactoryError, made_by
 
     try:
         subject = made_by(factory)
-        with out.status("checking") as status:
+        with (err if as_json else out).status("checking") as status:
             found = _checked(subject, factory, microbatch_size, device, lambda text: status.update(f"checking {text}"))
     except (FactoryError, TypeError, ValueError) as error:
         raise fail(error, 2) from error
     except KeyboardInterrupt:
-        err.print("\nStopped.")
-        raise typer.Exit(130) from None
+        raise interrupted() from None
+    if as_json:
+        print_json(found.as_dict() | {"verdict": found.verdict})
+    else:
+        _show(found, factory)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _show(found: Any, factory: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"latephase check {factory}", title_justify="left")
     for heading in ("what", "", "finding"):
         table.add_column(heading, no_wrap=heading != "finding", overflow="fold")
@@ -59,8 +67,6 @@ def check(
         table.add_row(finding.name, Text(finding.severity, style=color), Text(finding.message))
     out.print(table)
     out.print(found.verdict, style="green" if found.ok else "bold red", highlight=False)
-    if not found.ok:
-        raise typer.Exit(1)
 
 
 def _checked(subject: Any, factory: str, microbatch_size: int | None, device: str | None, say: Any) -> Any:

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from .terminal import err, fail, out
+from .terminal import AsJSON, err, fail, interrupted, out, print_json
 
 
 def study(
@@ -43,6 +44,9 @@ def study(
 
     Trains the study's problem with its first-order setting, saves checkpoints, and from chosen ones lets every strategy
     go on under the same budget. What is finished is not run again. A suite does so for several problems.
+
+    Exit status 0: all runs are finished. 1: something stopped the study, or runs failed. 130: interrupted; the same
+    command goes on.
     """
     from ..problems import ProblemError
     from ..problems.data import DataError
@@ -73,6 +77,8 @@ def study(
         if dry_run:
             for thing in (describe_suite if is_suite(table) else describe)(config, directory, part):
                 out.print(thing, soft_wrap=True, highlight=False)
+            if minutes is not None:
+                out.print(f"That is the whole; for {minutes:g} minutes a trial would choose its size.", highlight=False)
             return
         with StudyProgress(out) as progress:
             if minutes is not None:
@@ -84,22 +90,27 @@ def study(
     except (ConfigError, StudyError, ExecutorError, ProblemError, DataError, ResultsError, OSError) as error:
         raise fail(error) from error
     except KeyboardInterrupt:
-        err.print("\nStopped. The same command goes on from here.")
-        raise typer.Exit(130) from None
+        raise interrupted("Stopped. The same command goes on from here.") from None
     _end(page, failed + damaged)
 
 
-def _end(page: Path, troubles: list[str]) -> None:
+def _end(page: Path, troubles: list[str], console: Console = out) -> None:
     """Say where the report lies, and what went wrong; exit status 1 where something did."""
-    out.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
     if troubles:
         err.print("\n".join(troubles), style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1)
 
 
-def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study or suite.")]) -> None:
-    """Write scores, figures and page anew from the files of a study or suite; works while it runs."""
-    from ..study.command import say_scores
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study or suite.")],
+    as_json: AsJSON = False,
+) -> None:
+    """Write scores, figures and page anew from the files of a study or suite; works while it runs.
+
+    Exit status 1: there is no study, or a file of it is damaged.
+    """
+    from ..study.command import say_scores, scores_data
     from ..study.page import write_report
     from ..study.results import ResultsError
     from ..study.suite import holds_suite, report_suite
@@ -108,7 +119,9 @@ def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder
         if not holds_suite(directory) and not (directory / "study.toml").is_file():
             raise ResultsError(f"{directory} holds no study (no study.toml); latephase study NAME --out DIR makes one")
         page = (report_suite if holds_suite(directory) else write_report)(directory)
-        _, damaged = say_scores(directory, out, err)
+        if as_json:
+            print_json({"page": str(page.resolve())} | scores_data(directory))
+        _, damaged = say_scores(directory, err if as_json else out, err)
     except (OSError, ResultsError) as error:
         raise fail(error) from error
-    _end(page, damaged)
+    _end(page, damaged, err if as_json else out)

@@ -93,7 +93,7 @@ def _look(subject: Subject, whole: Objective, say: Callable[[str], object]) -> N
         return
     differences.check_slope(subject, gradient)
     reduction.check_reduction(subject)
-    say("curvature products")
+    say("curvature products: tracing the model, once, some seconds")
     found = products.check_methods(subject, gradient)
     if found is None:
         return

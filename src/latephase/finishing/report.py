@@ -1,7 +1,7 @@
 """What `finish` did, in numbers and words."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from .certificate import Certificate
@@ -61,6 +61,10 @@ class FinishReport:
     folder: str | None = None
     given: dict[str, str] = field(default_factory=dict)
     certificate: Certificate | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON, and the verdict in words."""
+        return asdict(self) | {"verdict": self.verdict, "how_sure": self.how_sure}
 
     @property
     def verdict(self) -> str:

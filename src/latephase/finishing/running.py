@@ -16,6 +16,9 @@ from .certificate import Certificate, certify
 from .folder import Folder
 from .report import FinishReport
 
+TRACING = ("hessian_free", "kfac", "gauss_newton")
+"""Contestants of the library's own whose first step traces the model."""
+
 Say = Callable[[str], object]
 Watch = Callable[[LatePhase], object]
 
@@ -94,6 +97,8 @@ class Finishing:
             if event["event"] == "start":
                 self.say(in_words(event))
                 self.say(f"these take part: {', '.join(each.name for each in self.late.contestants)}")
+                if tracing := [each.name for each in self.late.contestants if each.name in TRACING]:
+                    self.say(f"the first steps of {', '.join(tracing)} trace the model, once, which takes some seconds")
                 for name, reason in self.late.excluded.items():
                     self.say(f"{name} does not take part: {reason}")
             else:

@@ -6,55 +6,16 @@ import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..user_code import FactoryError, function_named
-from .problem import Problem
+from .summaries import SUMMARIES
+
+if TYPE_CHECKING:
+    from .problem import Problem
 
 ENTRY_POINTS = "latephase.problems"
 """The group of entry points in which an installed package names its problems."""
-
-_OWN = {
-    "digits": "digits",
-    "cifar10_3c3d": "deepobs",
-    "cifar100_allcnnc": "deepobs",
-    "svhn_wrn164": "deepobs",
-    "fmnist_2c2d": "deepobs",
-    "fmnist_cnn": "classifiers",
-    "mnist_mlp": "deepobs",
-    "quadratic_deep": "functions",
-    "mnist_autoencoder": "autoencoders",
-    "curves_autoencoder": "autoencoders",
-    "faces_autoencoder": "autoencoders",
-    "mnist_lstm": "classifiers",
-    "cifar10_resnet20": "classifiers",
-    "rnn_addition": "pathological",
-    "rnn_multiplication": "pathological",
-    "rnn_xor": "pathological",
-    "rnn_temporal_order": "pathological",
-    "rnn_temporal_order_3bit": "pathological",
-    "rosenbrock": "functions",
-    "uci_energy": "regression",
-    "uci_protein": "regression",
-    "fmnist_mlp50": "classifiers",
-    "cifar10_resnet18": "classifiers",
-    "svhn_resnet18": "classifiers",
-    "shakespeare_lstm": "text",
-    "shakespeare_gpt": "text",
-    "pinn_convection": "pinn",
-    "pinn_reaction": "pinn",
-    "pinn_wave": "pinn",
-    "pinn_burgers": "pinn",
-    "pinn_allen_cahn": "pinn",
-    "pinn_kdv": "pinn",
-    "pinn_helmholtz": "pinn",
-    "pinn_poisson2d": "pinn",
-    "pinn_poisson5d": "pinn",
-    "pinn_poisson10d": "pinn",
-    "pinn_heat1d": "pinn",
-    "pinn_heat4d": "pinn",
-}
-"""Module of each problem's function, which has the problem's name."""
 
 
 class ProblemError(ValueError):
@@ -63,10 +24,10 @@ class ProblemError(ValueError):
 
 def names() -> list[str]:
     """Names of all problems: this package's in the order of the papers, then those of installed packages."""
-    return [*_OWN, *(point.name for point in _installed())]
+    return [*SUMMARIES, *(point.name for point in _installed())]
 
 
-def get(name: str, **options: Any) -> Problem:
+def get(name: str, **options: Any) -> "Problem":
     """Look up a problem.
 
     Args:
@@ -78,6 +39,8 @@ def get(name: str, **options: Any) -> Problem:
         ProblemError: no problem of that name (the message lists those there are), an option that it does not have or a
             value that it refuses, or a function that fails or returns no `Problem`.
     """
+    from .problem import Problem  # which imports torch; names alone do not need it
+
     make = _found(name)
     known = inspect.signature(make).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
@@ -108,13 +71,13 @@ def factory_of(name: str) -> str:
     """PACKAGE.MODULE:FACTORY of a problem that is not this package's; else nothing."""
     if ":" in name:
         return name
-    return next((point.value for point in _installed() if point.name == name), "") if name not in _OWN else ""
+    return next((point.value for point in _installed() if point.name == name), "") if name not in SUMMARIES else ""
 
 
 def _found(name: str) -> Callable[..., Any]:
     """The function that makes a problem."""
-    if name in _OWN:
-        return getattr(importlib.import_module(f".{_OWN[name]}", __package__), name)
+    if name in SUMMARIES:
+        return getattr(importlib.import_module(f".{SUMMARIES[name].module}", __package__), name)
     if ":" in name:
         try:
             return function_named(name)
@@ -134,4 +97,6 @@ def _found(name: str) -> Callable[..., Any]:
 
 
 def _installed() -> list[EntryPoint]:
-    return sorted((point for point in entry_points(group=ENTRY_POINTS) if point.name not in _OWN), key=lambda p: p.name)
+    return sorted(
+        (point for point in entry_points(group=ENTRY_POINTS) if point.name not in SUMMARIES), key=lambda p: p.name
+    )

@@ -40,6 +40,7 @@ from .safe_text import visible as visible
 from .safe_text import without_passwords as without_passwords
 from .step_writers import JSONLinesWriter as JSONLinesWriter
 from .step_writers import TensorBoardWriter as TensorBoardWriter
+from .strict_json import finite as finite
 from .toml_files import Toml as Toml
 from .toml_files import read_toml as read_toml
 from .toml_files import sealed_toml as sealed_toml

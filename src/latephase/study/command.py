@@ -100,3 +100,14 @@ def say_scores(directory: Path, out: Console, err: Console) -> tuple[list[str], 
             soft_wrap=True,
         )
     return failed, damaged
+
+
+def scores_data(directory: Path) -> dict[str, Any]:
+    """The scores for scripts: of a study each run's, as in `scores.csv`; of a suite what `report/scores.json` holds."""
+    from ..records import read_json
+    from .results import load_results, score_results
+
+    if holds_suite(directory):
+        return {"suite": read_json(directory / "report" / "scores.json")}
+    results = load_results(directory)
+    return {"study": results.plan.name, "scores": [score.row() for score in score_results(results)]}

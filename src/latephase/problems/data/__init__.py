@@ -6,13 +6,18 @@ archives unpack (`MNIST/*.gz` or torchvision's `MNIST/raw/*.gz`, `FashionMNIST/`
 cache (LATEPHASE_CACHE, or else the user's own), and are downloaded into the cache otherwise.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .catalogue import DATA_SETS, DataFile, DataSet, Download
 from .errors import DataError
 from .find import MissingFile, cache_folder, missing
-from .idx import read_idx
-from .images import LabelledImages, cifar10, cifar100, fashion_mnist, mnist
-from .matlab import olivetti_faces, svhn
-from .tables import tiny_shakespeare, uci
+
+if TYPE_CHECKING:
+    from .idx import read_idx
+    from .images import LabelledImages, cifar10, cifar100, fashion_mnist, mnist
+    from .matlab import olivetti_faces, svhn
+    from .tables import tiny_shakespeare, uci
 
 __all__ = [
     "DATA_SETS",
@@ -34,3 +39,27 @@ __all__ = [
     "tiny_shakespeare",
     "uci",
 ]
+
+_READERS = {
+    "LabelledImages": "images",
+    "cifar10": "images",
+    "cifar100": "images",
+    "fashion_mnist": "images",
+    "mnist": "images",
+    "olivetti_faces": "matlab",
+    "read_idx": "idx",
+    "svhn": "matlab",
+    "tiny_shakespeare": "tables",
+    "uci": "tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used, so that saying which data is missing does not."""
+    if name not in _READERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_READERS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +145,10 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
     with one_trains(directory):
         claim_training(study, directory)
         if not is_whole(directory, study, progress.note):
-            progress.begin("training, epochs", epochs, _epochs_done(directory))
+            progress.begin("training, epochs", epochs, _trained_so_far(directory)[0])
             worker = in_process(called_in_dtype, study, train, directory, study, threads=study.threads)
             while worker.process.join(1.0) or worker.process.is_alive():
-                progress.advance(_epochs_done(directory))
+                progress.advance(*_trained_so_far(directory))
             how = worker.ended()
             if how or training_status(directory).get("status") != "finished":
                 raise StudyError(
@@ -164,13 +164,19 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
     return Conditions(directory, study, budget, study.budget.share or budget / whole, environment)
 
 
-def _epochs_done(directory: Path) -> int:
-    """Epochs of the training that have been logged."""
+def _trained_so_far(directory: Path) -> tuple[int, str]:
+    """Epochs of the training that have been logged, and the loss of the last of them in words."""
     try:
         rows, _ = read_training_rows(directory / "training" / "rows.jsonl", sealed=True)
     except ValueError:  # a damaged journal is the training's business
-        return 0
-    return max((row["epoch"] for row in rows), default=0)
+        return 0, ""
+    return (rows[-1]["epoch"], _loss_in_words(rows)) if rows else (0, "")
+
+
+def _loss_in_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The newest validation loss of evaluations; nothing where there is none."""
+    losses = [row["valid_loss"] for row in rows if isinstance(row.get("valid_loss"), float)]
+    return f"validation loss {losses[-1]:.4g}" if losses else ""
 
 
 def perform(runs: Sequence[PlannedRun], progress: StudyProgress, executor: str) -> list[str]:
@@ -200,11 +206,11 @@ def perform(runs: Sequence[PlannedRun], progress: StudyProgress, executor: str) 
         for (conditions, key), outcome in outcomes:
             done += 1
             name = f"{conditions.directory.name}/{key.run_id}" if several else key.run_id
-            progress.advance(done, f"{name} {outcome}")
+            folder = conditions.directory / "runs" / key.run_id
+            progress.advance(done, ", ".join(filter(None, (f"{name} {outcome}", _loss_of(folder)))))
             if outcome not in ("finished", "failed"):
                 error = f"its worker was {outcome}; the same command tries it again"
                 broken.append(f"{name}: {error}")
-                folder = conditions.directory / "runs" / key.run_id
                 record = {"status": "failed", "error": error, "journals": _journals(folder)}
                 write_json(folder / "status.json", record)
     after = _code_of(left)
@@ -223,6 +229,13 @@ def _code_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
     for study in studies:
         found |= own_code(study.problem, study.strategies)
     return found
+
+
+def _loss_of(folder: Path) -> str:
+    """The last validation loss of a run in words; nothing where its journal is damaged."""
+    with contextlib.suppress(DamagedFile):
+        return _loss_in_words(read_attempt(folder / JOURNALS[0]).rows)
+    return ""
 
 
 def _journals(folder: Path) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def tune(
 
     Each trial trains from fresh weights within the budget; successive halving stops those that fall behind. Start the
     command as often as you like, here or elsewhere on the same storage: the workers share the trials.
+
+    Exit status 0: every strategy has a best. 1: something stopped it, or a strategy has no finished trial.
     """
     try:
         import optuna  # noqa: F401
