@@ -147,7 +147,11 @@ def test_nothing_overflows_in_a_browser(finished, width, tmp_path):
     with tools.browse(tools.find_browser(), tmp_path / "profile") as tab:
         tab.open(finished[1], width)
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        shown = tab.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.naturalHeight])")
-    ((natural, client, height),) = shown
+        drawn = tab.evaluate("[...document.querySelectorAll('.panel canvas')].map(canvas => canvas.clientWidth)")
+        tab.media(media="print")
+        still = tab.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.naturalHeight])")
+    assert len(drawn) == 2
+    assert min(drawn) > 300
+    ((natural, client, height),) = still
     assert client > 300
     assert (natural < 1.1 * height) == (width == 390)

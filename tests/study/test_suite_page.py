@@ -4,15 +4,18 @@ import math
 import re
 from statistics import median
 
+import numpy as np
 import pytest
 from headless_browser import NAMES, browse, find_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from small_suites import case, scores_with
 
 from latephase.records import DamagedFile, ResultsError
 from latephase.study.results import Measure
 from latephase.study.suite import draw_suite, read_scores
+from latephase.study.suite.guide import LOST, alike_of, choices_of, sentence_of
 from latephase.study.suite.page import cell_of, context_of, multiple_text, number_text
 from latephase.study.suite.scores import write_scores
 from latephase.study.suite.verdicts import best_of, groups, ratios, ratios_of, standings, verdict, within_spread
@@ -56,6 +59,48 @@ def test_the_verdict_says_who_wins_where_and_how_far_ahead():
         "Best elsewhere: “LBFGS” on 1.",
     ]
     assert "; on 1 it is at least ten times below “LBFGS”." in verdict(known(baseline="newton"))[0]
+
+
+def test_the_guide_has_a_first_choice_for_all_for_each_kind_and_for_each_size():
+    choices = choices_of(known())
+    assert [(c.about, c.group, c.cases, c.first, c.best_on) for c in choices] == [
+        ("all", "all problems", 3, "newton", 2),
+        ("kind", "hyperbolic", 1, "newton", 1),
+        ("kind", "parabolic", 2, "newton", 1),
+    ]  # fmt: skip
+    whole = choices[0]
+    assert whole.behind == pytest.approx(1.25 ** (1 / 3))  # medians in multiples of the best: 1, 1.25, 1
+    # of SGD 25, 2.5, and lost; of L-BFGS 2.5, 1, 200; a pair for each problem
+    logs = np.log([25 / 1, 2.5 / 1.25, LOST / 1])
+    assert whole.table.place("sgd").behind == pytest.approx(np.exp(logs.mean()))
+    expected = stats.ttest_1samp(logs, 0).confidence_interval(1 - 0.05 / 2)
+    assert whole.table.place("sgd").interval == pytest.approx(tuple(np.exp(expected)))
+    assert sentence_of(choices, known()) == (
+        "“NEWTON” is the first choice for the three problems together: in the geometric mean 1.077 times the best of "
+        "each, and best on 2, but cannot be told apart from “LBFGS” and “SGD”."
+    )
+    labels = {name: name.upper() for name in ("sgd", "newton", "lbfgs")}
+    assert alike_of(choices[1].table, labels) == ["LBFGS"]  # of one problem: a pair for each seed
+    assert alike_of(choices[2].table, labels) == ["not known"]  # two problems
+
+
+def test_the_guide_tells_sizes_apart_where_there_are_several_and_whoever_cannot_be_told_apart():
+    rows = {"x": [1.0, 1.1, 0.9], "y": [5.0, 5.2, 4.9]}
+    turned = {"x": rows["y"], "y": rows["x"]}
+    small = [case(f"a{n}", rows, parameters=500, kind="easy") for n in range(3)]
+    large = [case(f"b{n}", turned, parameters=20_000, kind="hard") for n in range(3)]
+    choices = choices_of(scores_with(*small, *large))
+    assert [(c.group, c.first) for c in choices[1:]] == [
+        ("easy", "x"), ("hard", "y"), ("fewer than 1,000 parameters", "x"), ("10,000 to 99,999 parameters", "y")
+    ]  # fmt: skip
+    said = sentence_of(choices, scores_with(*small, *large))
+    assert said.endswith("but cannot be told apart from “Y”; by kind: easy “X”, hard “Y”.")
+    alone = scores_with(small[0])
+    assert sentence_of(choices_of(alone), alone) == (
+        "“X” is the first choice for the one problem, and is told apart from the other."
+    )
+    unknown = scores_with(case("negative", {"x": [-1.0], "y": [0.9]}))
+    assert (choices_of(unknown), sentence_of([], unknown)) == ([], "")
 
 
 @pytest.mark.parametrize(("cases", "text"), [
@@ -177,9 +222,9 @@ def test_a_large_suite_fits_a_desktop_and_a_phone_and_sorts(width, tmp_path):
     with browse(find_browser(), tmp_path / "profile") as page:
         page.open(file, width)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        shown = page.evaluate("[...document.images].map(i => [i.complete, i.clientWidth > 300, i.clientWidth])")
+        shown = page.evaluate("[...document.querySelectorAll('.panel canvas')].map(canvas => canvas.clientWidth)")
         assert len(shown) == 2
-        assert all(complete and wide and size <= width for complete, wide, size in shown)
+        assert all(300 < size <= width for size in shown)
         order = page.evaluate("""(() => {
           const table = document.querySelector("#medians table");
           table.tHead.rows[0].cells[1].querySelector("button").click();

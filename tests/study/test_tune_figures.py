@@ -1,7 +1,10 @@
 """What comes out of a tuning: its table, its best settings, and its figures, from trials with known answers."""
 
 import csv
+import html
+import json
 import math
+import re
 import tomllib
 
 import numpy as np
@@ -14,6 +17,7 @@ from latephase.study.config import parse_study
 from latephase.study.tune.config import parse_tuning
 from latephase.study.tune.figures import build, draw, importances
 from latephase.study.tune.outcome import Outcome, best_of, write_best, write_table
+from latephase.study.tune.page import context_of, write_tuning_report
 
 SEARCHED = {
     "options.damping": {"low": 1e-8, "high": 1.0, "log": True},
@@ -128,3 +132,35 @@ def test_the_best_setting_is_that_of_the_best_finished_trial(tuning, tmp_path):
     assert (study.seeds, study.budget.amount, study.name) == ([0, 1], 8, "small-best")
     assert not write_best(tuning, found[-1:], tmp_path / "none.toml")
     assert not (tmp_path / "none.toml").exists()
+
+
+def test_the_page_has_a_verdict_a_row_for_each_strategy_and_every_trial(tuning, tmp_path):
+    found = [*known(), *(outcome("sgd", n, "finished", {"lr": 0.1 * (n + 1)}, 0.5 + n / 10) for n in range(4))]
+    found.append(outcome("sgd", 4, "failed", {"lr": 0.7}, None))
+    page = write_tuning_report(tuning, found, tmp_path).read_text(encoding="utf-8")
+    best = best_of(found, "qlr", False, 3)
+    label = {strategy.name: strategy.label for strategy in tuning.study.strategies}
+    assert context_of(tuning, found)["sentence"] == (
+        f"After 48 trials of each, “{label['qlr']}” has the lowest valid loss, {best[0].value:#.4g}; "
+        f"next is “{label['sgd']}” with 0.5000."
+    )
+    rows = context_of(tuning, found)["rows"]
+    assert [(row.strategy.name, row.counts["finished"], row.counts["failed"]) for row in rows][1] == ("sgd", 4, 1)
+    assert rows[1].setting == {"learning rate": "0.1"}
+    data = [json.loads(html.unescape(text)) for text in re.findall(r'data-chart="([^"]*)"', page)]
+    assert len(data) == 3
+    panel = next(panel for panel in data[0]["panels"] if panel["title"] == "initial damping")
+    shown = [
+        note for mark in panel["marks"] for note in mark["notes"] if data[0]["keys"][mark["of"]]["key"] != "best 3"
+    ]
+    assert len(shown) == len(known())
+    for text in (label["sgd"], f"{best[-1].value:#.4g}", "Failed trials", "best.toml"):
+        assert text in page
+
+
+def test_strategies_whose_best_trials_overlap_are_not_told_apart(tuning):
+    values = {"options.damping": 0.1, "options.amplification": 1.0, "batch_size": 12}
+    found = [outcome("qlr", n, "finished", values, 0.1 + n / 10) for n in range(3)]
+    found += [outcome("sgd", n, "finished", {"lr": 0.1}, 0.25) for n in range(2)]
+    assert "within the 3 best trials of the first and so cannot be told apart" in context_of(tuning, found)["sentence"]
+    assert context_of(tuning, [])["sentence"] == "No trial has finished yet."
