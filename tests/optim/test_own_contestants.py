@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import math
+import time
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 
 from latephase import Contestant, Halving, HessianFree, LatePhase, Objective, OneObjective, Wants
 from latephase.finishing.source import Rows
-from latephase.optim import ExponentialAverage, WindowAverage
+from latephase.optim import ExponentialAverage, WindowAverage, multiplications_per_second
 from latephase.optim.fresh_optimizers import MuonAndAdamW
-from latephase.optim.late_phase import OWN
+from latephase.optim.late_phase import OWN, Budget, Subject
 from latephase.optim.late_phase.contestant import twin
 from latephase.optim.late_phase.from_average import PASSES, FromAverageOf
+from latephase.optim.newton.direct_plan import PROBED
 
 PACKAGES = {"soap": "pytorch_optimizer", "schedule_free": "schedulefree", "kfac": "curvlinops"}
 
@@ -294,3 +296,14 @@ def test_names_that_will_not_do_are_refused_in_words(wrong, says):
 def test_an_average_that_is_none_is_refused():
     with pytest.raises(TypeError, match="average of the contestant odd"):
         Contestant("odd", average=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_steps_take_is_foretold_by_the_budgets_own_clock():
+    """Of one that ticks once whenever it is looked at, whatever the machine does: a gradient takes a second."""
+    ticks = iter(range(1000))
+    task = Noisy()
+    batch = task.source.draw(Wants(50), 1)[0]
+    subject = Subject(batch, 500, 50, False, 100.0, lambda: float(next(ticks)))
+    assert "a gradient of all 500 rows takes about 10 s, too long for 100 s" in subject.too_many_rows
+    assert multiplications_per_second(torch.float64, torch.device("cpu"), subject.clock) == PROBED**3
+    assert Budget(9.0, "processor_seconds").clock is time.process_time

@@ -41,6 +41,8 @@ class Subject:
         batch: of the base's steps; None for all rows.
         deterministic: whether the base's steps all see the same data.
         seconds: that are left; None where the budget is in steps.
+        clock: of these seconds. Where they are a process's own, what steps take is foretold in them, too: on a machine
+            that others use more time passes.
     """
 
     objective: Objective
@@ -48,6 +50,7 @@ class Subject:
     batch: int | None
     deterministic: bool
     seconds: float | None
+    clock: Callable[[], float] = time.perf_counter
 
     @cached_property
     def too_many_rows(self) -> str:
@@ -58,7 +61,7 @@ class Subject:
             return "takes all rows in a step, and how many there are is not known"
         if self.seconds is None:
             return ""
-        seconds, rows = seconds_of_a_gradient(self.objective)
+        seconds, rows = seconds_of_a_gradient(self.objective, self.clock)
         whole = seconds * self.rows / max(rows, 1)
         if FEWEST_STEPS * 2 * whole > self.seconds:
             return f"a gradient of all {self.rows:,} rows takes about {whole:.2g} s, too long for {self.seconds:.0f} s"
@@ -129,7 +132,7 @@ def gauss_newton(subject: Subject) -> Wants | str:
     free = available(parameter.device) // 2
     if plan.bytes > free:
         return f"{plan}, but {free / 1e9:.1f} GB may be used"
-    each = plan.multiplications / multiplications_per_second(parameter.dtype, parameter.device)
+    each = plan.multiplications / multiplications_per_second(parameter.dtype, parameter.device, subject.clock)
     if subject.seconds is not None and FEWEST_STEPS * each > subject.seconds:
         return f"{plan}: about {each:.2g} s, too long for {subject.seconds:.0f} s"
     return Wants()
@@ -164,11 +167,11 @@ def size_of(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def seconds_of_a_gradient(objective: Objective) -> tuple[float, int]:
+def seconds_of_a_gradient(objective: Objective, clock: Callable[[], float]) -> tuple[float, int]:
     """Seconds of one gradient, the faster of two, and its rows; parameters, gradients and buffers stay as they are."""
     found = []
     for _ in range(2):
-        started = time.perf_counter()
+        started = clock()
         _ = linearize(objective).gradient
-        found.append(time.perf_counter() - started)
+        found.append(clock() - started)
     return min(found), sum(chunk.rows for chunk in objective.chunks)

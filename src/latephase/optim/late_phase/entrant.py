@@ -38,7 +38,8 @@ class Entrant:
     """
 
     def __init__(self, contestant: Contestant, optimizer: Any, model: nn.Module, left: float = math.inf):
-        self.contestant, self.optimizer, self._model, self.left = contestant, optimizer, model, left
+        self.contestant, self._model, self.left = contestant, model, left
+        self.optimizer: Any = optimizer
         self.state = taken(model)
         self.spent = self.in_round = 0.0
         self.steps = 0

@@ -87,8 +87,7 @@ class LatePhase(Optimizer):
         self._budget = Budget(budget, unit)
         self._held_out, self._source = held_out, source
         self._contestants = None if contestants is None else checked(contestants)
-        self.detector = detector_of(detector)
-        self._settings = Halving() if settings is None else settings
+        self.detector, self._settings = detector_of(detector), Halving() if settings is None else settings
         self._hand_over: HandOver | Loaded | None = None
         self._deterministic, self._steps = False, 0
         self._batch: int | None = None
@@ -205,20 +204,21 @@ class LatePhase(Optimizer):
 
     def _begun(self, objective: Objective | None) -> HandOver:
         """The hand-over from where the base stands."""
-        first, source = first_of(objective, self._source), self._source
+        source, budget = self._source, self._budget
+        first = first_of(objective, source)
         self._deterministic = self._seen[1] >= SAME if source is None else source.deterministic
         self._batch = None if self._deterministic else sum(chunk.rows for chunk in first.chunks)
         rows = None if source is None else source.rows
-        subject = Subject(first, rows, self._batch, self._deterministic, self._budget.seconds_left)
+        subject = Subject(first, rows, self._batch, self._deterministic, budget.seconds_left, budget.clock)
         self._taking_part, optimizers, self.excluded = entered(self._contestants, subject, self.base)
         hand_over = self._made(optimizers, first)
-        self._budget.stop()
+        budget.stop()
         return hand_over
 
     def _made(self, optimizers: Mapping[str, Any], first: Objective) -> HandOver:
         held_out = scores_of(self._held_out, first, self._deterministic)
-        shared = first.model, held_out, self._budget, self._settings, self._deterministic
-        return HandOver(self._taking_part, optimizers, *shared)
+        settings = self._budget, self._settings, self._deterministic
+        return HandOver(self._taking_part, optimizers, first.model, held_out, *settings)
 
     def _later_step(
         self,

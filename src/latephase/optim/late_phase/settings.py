@@ -1,7 +1,7 @@
 """How a hand-over proceeds: shares of the budget, and the budget that is being spent."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -74,16 +74,18 @@ class Budget:
         """The same in seconds, where that is known."""
         return self.left if self.unit in CLOCKS else None
 
-    def _now(self) -> float:
-        return CLOCKS.get(self.unit, time.perf_counter)()
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Of its seconds; of what passes where it is in steps."""
+        return CLOCKS.get(self.unit, time.perf_counter)
 
     def start(self) -> None:
         """Begin to count what follows."""
-        self._started = self._now()
+        self._started = self.clock()
 
     def stop(self, steps: int = 0) -> float:
         """Count what passed since the last `start` or `stop`, or the steps taken; returns it."""
-        now = self._now()
+        now = self.clock()
         passed = now - (now if self._started is None else self._started)
         self._started = now
         found = passed if self.unit in CLOCKS else float(steps)

@@ -1,7 +1,7 @@
 """What a direct solve needs, known from its sizes alone before anything of it is computed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,12 +134,20 @@ def _in_words(count: float) -> str:
     return f"{count:,.0f} TB" if count >= 100 else f"{count:.3g} TB"
 
 
-def multiplications_per_second(dtype: torch.dtype, device: torch.device) -> float:
-    """What a product of matrices reaches here, the fastest of four; a plan's multiplications over it are seconds."""
+def multiplications_per_second(
+    dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """What a product of matrices reaches here, the fastest of four; a plan's multiplications over it are seconds.
+
+    Args:
+        dtype: of the matrices.
+        device: where they are.
+        clock: of the seconds. Default: what passes.
+    """
     matrix = torch.ones(PROBED, PROBED, dtype=dtype, device=device)
     found = []
     for _ in range(4):
-        started = time.perf_counter()
+        started = clock()
         float((matrix @ matrix)[0, 0])  # waits for the device
-        found.append(time.perf_counter() - started)
+        found.append(clock() - started)
     return PROBED**3 / min(found)
