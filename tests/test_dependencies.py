@@ -1,9 +1,33 @@
 """Every package that is installed has its licence in the docs."""
 
+import importlib.metadata
 import re
+import tomllib
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BUILDS = {"torchvision", "torchaudio"}
+"""Packages that are built for one build of torch, and break others that find them beside another."""
+
+
+def brought(*requirements: str) -> set[str]:
+    """Names of all packages that these bring along, as far as those are installed here; torch's own are left out."""
+    found, waiting = set[str](), [Requirement(each).name for each in requirements]
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found or name == "torch":
+            continue
+        found.add(name)
+        try:
+            needed = [Requirement(each) for each in importlib.metadata.requires(name) or ()]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        waiting += [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return found
 
 
 def test_every_package_of_the_constraints_has_a_row_with_its_licence():
@@ -25,3 +49,17 @@ def test_what_integrations_need_is_pinned_and_is_no_other_build_of_torch():
     assert needed <= pinned
     assert not {"torch", "torchvision", "torchaudio"} & needed
     assert not {"torchvision", "torchaudio"} & pinned
+
+
+@pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])
+def test_no_extra_brings_another_build_of_torch(extra):
+    asked = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
+    assert not BUILDS & brought(*asked)
+
+
+def test_the_walk_finds_what_a_package_brings():
+    assert {"tensorboard", "numpy", "werkzeug", "markupsafe"} <= brought("tensorboard>=2.18")
+
+
+def test_what_is_installed_by_default_is_little():
+    assert not {"pyarrow", "scipy", "scikit-learn", "optuna", "ray", "tensorboard"} & brought(*PROJECT["dependencies"])

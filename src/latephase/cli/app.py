@@ -25,8 +25,8 @@ What to do first:
     latephase study digits --minutes 5 --out runs/digits
 
 mine.py is a file of yours in this directory; `latephase finish --help` and
-`latephase check --help` show what its functions return. `latephase --help` lists
-all commands.
+`latephase check --help` show what its functions return. `latephase --help`
+lists all commands.
 """
 
 app = typer.Typer(

@@ -155,7 +155,7 @@ def _trained(study: Study, directory: Path, environment: dict[str, Any], progres
                     f"training was {how or how_ended(0)}; an error of its own is above; nothing that was written is "
                     "lost, and the same command goes on from there"
                 )
-            progress.advance(epochs)
+            progress.advance(epochs, _trained_so_far(directory)[1])
         status = training_status(directory)
         if read_or_set_aside(directory / "problem.json") is None:
             write_json(directory / "problem.json", called_in_dtype(study, problem_record, study))
