@@ -7,6 +7,7 @@ from .ending import endings as endings
 from .findings import Reading as Reading
 from .findings import number_word as number_word
 from .findings import series as series
+from .held_out import held_out_headline as held_out_headline
 from .leading import Place as Place
 from .leading import Table as Table
 from .leading import interval_of as interval_of
