@@ -25,6 +25,7 @@ LAYERS = {
     "solve": 0,
     "parameters": 0,
     "records": 0,
+    "student": 0,
     "user_code": 0,
 }
 """Rooms by the floor they stand on; rooms of one floor do not know each other. Inside a room the order is that of its

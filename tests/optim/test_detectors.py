@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latephase.optim.late_phase import SASA, Distance, GradientNorm, Pflug, Slope, default_detector
-from latephase.optim.late_phase.detectors.student import student_quantile
+from latephase.student import student_quantile
 
 STEPS = 160
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...objective import Objective
+from ...student import student_quantile
 from .states import in_mode
-
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Two-sided 95 % quantiles of Student's t for so many parts."""
 
 
 @dataclass(frozen=True)
@@ -68,4 +66,4 @@ def difference(one: Score, other: Score) -> tuple[float, float]:
     if count < 2:
         return float(differences.sum()), math.inf
     error = float(differences.std()) * math.sqrt(count)
-    return float(differences.sum()), T_95[min(count, max(T_95))] * error
+    return float(differences.sum()), -student_quantile(count - 1, 0.025) * error

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from ...student import student_quantile
 from .measures import Measure
 from .statistics import LEVEL
 
@@ -139,9 +140,7 @@ def interval_of(differences: Sequence[float], comparisons: int) -> tuple[float, 
     """
     if len(differences) < ENOUGH:
         return None
-    from scipy.special import stdtrit  # here, since most who import this module draw no interval
-
-    quantile = float(stdtrit(len(differences) - 1, 1 - (1 - LEVEL) / (2 * max(1, comparisons))))
+    quantile = -student_quantile(len(differences) - 1, (1 - LEVEL) / (2 * max(1, comparisons)))
     middle, width = fmean(differences), quantile * stdev(differences) / math.sqrt(len(differences))
     return middle - width, middle + width
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....student import student_quantile
 from .arguments import check_between, check_whole
 from .detector import Detector
 from .series import Series
-from .student import student_quantile
 from .vectors import squared_norm
 from .watching import Seen
 

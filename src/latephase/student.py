@@ -1,5 +1,6 @@
 """Quantiles of Student's t distribution."""
 
+import functools
 import math
 from statistics import NormalDist
 
@@ -16,6 +17,7 @@ _EXPANSION = (
 """Of each power of 1 / freedom: the divisor, and the coefficients of x, x^3, ..."""
 
 
+@functools.cache
 def student_quantile(freedom: int, p: float) -> float:
     """The number below which Student's t stays with probability p.
 
