@@ -1,5 +1,5 @@
 # Every target sets up what it needs, and no more: a virtual environment in .venv with the pinned packages of
-# constraints.txt. `study`, `finish` and `pages` need what `pip install latephase` brings; the rest comes on top.
+# constraints.txt. `study` and `finish` need what `pip install latephase` brings; the rest comes on top.
 PYTHON ?= python3
 VENV := .venv
 INTEGRATIONS := .venv-integrations
@@ -42,7 +42,7 @@ docs: $(VENV)/docs
 	@echo "docs/_build/html/index.html"
 
 # Of the stored studies, from their scores and trials, into runs/pages.
-pages: $(VENV)/installed
+pages: $(VENV)/dev
 	$(BIN)/python benchmarks/study_pages.py
 
 bench: $(VENV)/peers

@@ -228,15 +228,17 @@ def test_warnings_of_steps_become_remarks_each_once():
     assert report.remarks.count("UserWarning: the same at every step") == 1
     assert said.count("UserWarning: the same at every step") == 1
     assert said[0].startswith("setting up")
+    assert not any("trace the model" in line for line in said)
 
 
 def test_the_same_seed_gives_the_same_and_batch_norm_counts():
-    runs = []
+    runs, said = [], []
     for _ in range(2):
         given = noisy()
         torch.manual_seed(3)  # of dropout, whose masks are torch's generator's
-        report = latephase.finish(**given, steps=20)
+        report = latephase.finish(**given, steps=20, say=said.append)
         runs.append((report, tensors_of(given["model"])))
+    assert said.count("the first steps of hessian_free trace the model, once, which takes some seconds") == 2
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
     assert runs[0][0].loss == pytest.approx(held_out_loss(given), rel=1e-6)
