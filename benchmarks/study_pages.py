@@ -2,7 +2,7 @@
 
 The rows of a study are megabytes and are not kept, so that what needs them (losses over the budget, paths) is one
 figure beside the scores, drawn when the study was run. Everything else is drawn here: relative performance, times to
-target, performance profiles, a table of the means, and of tunings the metric against each value that was searched for.
+target, performance profiles, a verdict, a table of the means; and the pages of tunings.
 Of a suite, its `report/scores.json` is kept, from which its whole page is drawn.
 
     python benchmarks/study_pages.py                      # or `make pages`
@@ -11,7 +11,6 @@ Of a suite, its `report/scores.json` is kept, from which its whole page is drawn
 
 import argparse
 import csv
-import html
 import json
 import math
 import shutil
@@ -23,14 +22,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from latephase.records import freeze, house_style
-from latephase.study.page import save
+from latephase.study.page import chart_of, picture, render_scores, save
 from latephase.study.page.of_scores import performance_profile, relative_performance, target_bars
-from latephase.study.results import Results, Score, measures_of, read_plan, summarize
+from latephase.study.results import Results, Score, read_plan
 from latephase.study.suite import draw_suite
 from latephase.study.suite import read_scores as read_suite_scores
 from latephase.study.tune.config import Tuning, read_tuning
-from latephase.study.tune.figures import draw as draw_tuning
 from latephase.study.tune.outcome import Outcome
+from latephase.study.tune.page import write_tuning_report
 
 STUDIES = Path(__file__).parent.parent / "docs" / "studies"
 TUNINGS = {"trials.csv": "{name}", "sensitivity.csv": "qlr-sensitivity"}
@@ -121,47 +120,6 @@ def value_of(text: str, choices: Sequence[Any] | None) -> Any:
     return next(choice for choice in choices if str(choice) == text or number(text) == choice)
 
 
-def table_of(results: Results, scores: Sequence[Score], epoch: int) -> str:
-    """Means over the seeds of the best that the runs from a checkpoint reached, as HTML."""
-    measures = measures_of(results.problem["metrics"])
-    columns = [summarize(scores, measure.best) for measure in measures]
-    steps = summarize(scores, "steps")
-    head = "".join(f"<th>{html.escape(measure.heading)}</th>" for measure in measures)
-    lines = []
-    for strategy in results.plan.strategies:
-        key = (epoch, strategy.name)
-        found = [column.get(key) for column in columns]
-        cells = [measure.value(each.mean) if each else "" for measure, each in zip(measures, found, strict=True)]
-        cells.append(f"{steps[key].mean:.0f}" if key in steps else "")
-        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
-        lines.append(f"<tr><th>{html.escape(strategy.label)}</th>{numbers}</tr>")
-    return f"<table><tr><th></th>{head}<th>Steps</th></tr>{''.join(lines)}</table>"
-
-
-STYLE = """body{font:16px/1.5 sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}
-table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right}th:first-child{text-align:left}
-tr+tr{border-top:1px solid #ddd}"""
-
-
-def page_of(results: Results, scores: Sequence[Score], pictures: Sequence[Path]) -> str:
-    """The page: what was run, the tables, the pictures."""
-    plan = results.plan
-    name, description = html.escape(plan.name), html.escape(plan.description)
-    parts = [f"<h1>{name}</h1><p>{description}</p>"]
-    parts.append(f"<p>{len(scores)} runs on {html.escape(str(results.environment.get('cpu', 'a machine')))}; means of")
-    parts.append(
-        "the best that runs reached within their budget. All numbers: <a href='scores.csv'>scores.csv</a>.</p>"
-    )
-    for epoch in plan.checkpoints:
-        title = f"From epoch {epoch}" if epoch else "From the initialisation"
-        parts.append(f"<h2>{title}</h2>{table_of(results, scores, epoch)}")
-    parts.append("<h2>Figures</h2>")
-    parts += [f"<figure><img src='{picture.name}' alt='{picture.stem}'></figure>" for picture in pictures]
-    return (
-        f"<!doctype html><meta charset='utf-8'><title>{name}</title><style>{STYLE}</style>\n" + "\n".join(parts) + "\n"
-    )
-
-
 def draw(folder: Path, out: Path) -> Path:
     """Draw the page and figures of a study or a suite; the path of the page."""
     if (folder / "scores.json").exists():
@@ -170,17 +128,25 @@ def draw(folder: Path, out: Path) -> Path:
     results = read_results(folder, scores)
     assert all(math.isfinite(row.best_train_loss) for row in scores)
     out.mkdir(parents=True, exist_ok=True)
+    pictures = {}
     with house_style():
         for name, figure in figures_of(results, scores):
+            chart = chart_of(figure)
             freeze(figure)
-            save(figure, out, name)
+            image, _ = save(figure, out, name)
+            pictures[name] = picture(image.read_bytes(), None, chart)
+    links = {}
     for file, name in TUNINGS.items():
         if (folder / file).exists():
             tuning = read_tuning(name.format(name=folder.name))
-            draw_tuning(tuning, read_trials(folder / file, tuning), out)
+            part = out / Path(file).stem
+            part.mkdir(exist_ok=True)
+            page = write_tuning_report(tuning, read_trials(folder / file, tuning), part)
+            links[f"the tuning {tuning.study.name}"] = page.relative_to(out).as_posix()
     for kept in (*folder.glob("*.png"), folder / "scores.csv"):
         shutil.copy(kept, out)
-    (out / "page.html").write_text(page_of(results, scores, sorted(out.glob("*.png"))), encoding="utf-8")
+    pictures = {kept.stem: picture(kept.read_bytes(), None) for kept in sorted(folder.glob("*.png"))} | pictures
+    (out / "page.html").write_text(render_scores(results, scores, pictures, links), encoding="utf-8")
     return out / "page.html"
 
 

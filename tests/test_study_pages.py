@@ -54,13 +54,15 @@ def test_the_scores_read_back_as_they_stand(folder, pages, tmp_path):
             assert value == expected or (math.isnan(value) and math.isnan(expected)), name
 
 
-def test_a_page_has_every_strategy_its_means_and_its_figures(pages, tmp_path):
+def test_a_page_has_a_verdict_every_strategy_its_means_and_its_figures(pages, tmp_path):
     folder = ROOT / "docs" / "studies" / "fashion-mnist"
     page = pages.draw(folder, tmp_path).read_text(encoding="utf-8")
-    for text in ("SGD, cosine to 0", "92.57%", "0.2261", "From epoch 18", "relative.png", "budget-0018.png"):
+    for text in ("SGD, cosine to 0", "92.57%", "0.2261", "From epoch 18", "reaches the highest test accuracy"):
         assert text in page
+    assert page.count("data-chart=") == page.count("<figure>") - 1  # the stored figure is a picture alone
+    assert len(page.encode()) < 1_000_000
     for picture in tmp_path.glob("*.png"):
-        assert picture.name in page
+        assert f"The figure {picture.stem} of this study." in page
         assert picture.stat().st_size > 10_000
 
 

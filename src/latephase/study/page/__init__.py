@@ -8,6 +8,7 @@ from .charts import remember as remember
 from .charts import remember_guide as remember_guide
 from .charts import remember_shade as remember_shade
 from .page import picture as picture
+from .page import render_scores as render_scores
 from .page import whole_page as whole_page
 from .page import write_report as write_report
 from .style import FINAL as FINAL

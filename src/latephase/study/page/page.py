@@ -20,13 +20,25 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from ...records import DPI, refuse_links, write_text_atomic
-from ..results import Results, Score, duration_text, load_results, number_word, read_plan, score_results
+from ..results import (
+    Reading,
+    Results,
+    Score,
+    amount_text,
+    duration_text,
+    load_results,
+    number_word,
+    read_plan,
+    score_results,
+    summarize,
+    verdicts_of,
+)
 from .assets import dressed
 from .charts import Chart, letters
 from .colours import class_of
 from .context import context_of
 from .figures import draw_results, render
-from .style import Style
+from .style import Style, styles
 from .tables import write_tables
 
 _LOADER = PackageLoader("latephase.study.page")
@@ -97,6 +109,39 @@ def render_page(results: Results, scores: list[Score], pictures: dict[str, Pictu
     """
     context = context_of(results, scores, _EXPLAINED) | {"pictures": pictures}
     return whole_page("report.html.jinja", context)
+
+
+def render_scores(results: Results, scores: list[Score], pictures: dict[str, Picture], links: dict[str, str]) -> str:
+    """The page of a study of which no more is kept than its scores.
+
+    Args:
+        results: its plan and environment; it may have neither training nor runs.
+        scores: its scores.
+        pictures: the figures, in order.
+        links: what else there is to see, and where.
+    """
+    reading, steps = Reading(results, scores), summarize(scores, "steps")
+    tables = []
+    for epoch in results.plan.checkpoints:
+        rows = []
+        for strategy in results.plan.strategies:
+            cells = [reading.summary(measure, epoch, strategy) for measure in results.measures]
+            if all(cells):
+                rows.append((strategy, cells, steps[epoch, strategy.name].mean))
+        tables.append((epoch, rows))
+    context = {
+        "plan": results.plan,
+        "runs": len(scores),
+        "machine": results.environment.get("cpu", "a machine"),
+        "budget": amount_text(results.budget, results.plan.unit),
+        "verdicts": verdicts_of(reading),
+        "measures": results.measures,
+        "tables": tables,
+        "looks": styles(results.plan),
+        "pictures": pictures,
+        "links": links,
+    }
+    return whole_page("scores.html.jinja", context)
 
 
 def whole_page(

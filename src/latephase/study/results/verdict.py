@@ -83,7 +83,7 @@ def _sentence(
     several = f", the last of {number_word(len(tables))} checkpoints" if len(tables) > 1 else ""
     where = f"From epoch {epoch}{several}," if epoch else "From the initialisation,"
     leader, best = rows[0].strategy, rows[0].summary
-    start = reading.results.checkpoint(epoch)[measure.key]
+    start = reading.results.checkpoint(epoch)[measure.key] if reading.results.training else math.nan
     if math.isclose(best.mean, start, rel_tol=1e-6):  # the same state, evaluated a second time
         what = "checkpoint" if epoch else "start"
         return f"{where} no strategy improved on the {what}, whose {measure.name} is {measure.value(start)}."
