@@ -75,9 +75,9 @@ SETTINGS = {
     "reaction": Setting("pinn_reaction", 9.9e-3, 1e-8, given=NARROW, weights=CONDITIONS),
     "convection": Setting("pinn_convection", 1.9e-3, 1e-9, given=NARROW, weights=CONDITIONS, grow=1e-2),
     "wave": Setting("pinn_wave", 1.3e-2, 1e-4, given=NARROW, weights=CONDITIONS),
-    "burgers, gauss-newton": Setting("pinn_burgers", 1e-6, 5e-11, given=HARD, every=20, candidates=30),
+    "burgers, gauss-newton": Setting("pinn_burgers", 1e-6, 1e-12, given=HARD, every=20, candidates=30),
     "burgers, broyden": Setting(
-        "pinn_burgers", 1e-6, 5e-11, "self_scaled_broyden", given=HARD, every=500, candidates=30
+        "pinn_burgers", 1e-6, 1e-12, "self_scaled_broyden", given=HARD, every=500, candidates=30
     ),
 }
 
