@@ -1,5 +1,7 @@
 """What one rank meets, all learn: no rank waits for one that failed, and none goes its own way unseen."""
 
+import contextlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from latephase import CG, AdamQLR, Blocks, HessianFree, Objective, layerwise
 from latephase.curvature import linearize
+from latephase.objective.rank_traffic import note
 from latephase.optim.kfac import KFAC
 from rank_processes import message_of, results_of_ranks
 
@@ -125,6 +128,20 @@ def failing_preconditioner(rank: int, error: BaseException):
     return apply
 
 
+@contextlib.contextmanager
+def interrupted_after_a_meeting():
+    """Within, a KeyboardInterrupt comes once this rank has been waited for, before the numbers that are to be added."""
+
+    def strike(frame, event, _):
+        if event == "call" and frame.f_code is note.__code__:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(strike)
+    yield
+    sys.setprofile(None)
+
+
 def elsewhere(rank: int) -> dict[str, Any]:
     """Failures beside a step's forward passes."""
     group, own, found = dist.group.WORLD, (slice(0, 5), slice(5, 16))[rank], {}
@@ -144,6 +161,12 @@ def elsewhere(rank: int) -> dict[str, Any]:
         found[name] = message_of(lambda m=model, use=use: use(objective_of(m, own, group)))
         found[f"{name} after"] = float(objective_of(model, own, group).value())
     found["no batch"] = message_of(lambda: Objective(network(), nn.MSELoss(), [], process_group=group).value())
+    model = network()
+    with contextlib.ExitStack() as around:
+        if rank == 1:
+            around.enter_context(interrupted_after_a_meeting())
+        found["between"] = message_of(objective_of(model, own, group))
+    found["between after"] = float(objective_of(model, own, group).value())
     loss = None if rank == 1 else nn.CrossEntropyLoss()
     found["no loss"] = message_of(lambda: Objective(network(), loss, data(own), process_group=group).value())
     found["too few rows"] = message_of(lambda: objective_of(network(), own, group).split(6)[0].value())
@@ -184,6 +207,21 @@ def apart(rank: int) -> dict[str, Any]:
     objective = objective_of(model, own, group)
     evaluation = objective_of(model, own, group) if rank == 1 else objective
     found["roles"] = message_of(lambda: HessianFree(model.parameters()).step(objective, evaluation))
+    model = network().train(rank == 0)
+    found["modes"] = message_of(lambda: HessianFree(model.parameters()).step(objective_of(model, own, group)))
+    optimizer = HessianFree(model.train().parameters(), solver=CG(max_iter=4))
+    optimizer.step(objective_of(model, own, group))
+    if rank == 1:
+        optimizer.damping = optimizer.damping  # of one rank alone, which then has a new start
+    found["start"] = message_of(lambda: optimizer.step(objective_of(model, own, group)))
+    found["start mended"] = message_of(lambda: optimizer.step(objective_of(model, own, group)))
+    terms = {"all": (lambda model, x: model(x), data(own)[0])}
+    squares = Objective.from_residuals(model, terms, weights={"all": 1.0 + rank}, process_group=group)
+    found["terms"] = message_of(lambda: HessianFree(model.parameters()).step(squares))
+    narrow = network().float() if rank == 1 else network()
+    x, y = data(own)
+    narrow_x = x.to(next(narrow.parameters()).dtype)
+    found["narrow"] = message_of(Objective(narrow, nn.CrossEntropyLoss(), (narrow_x, y), process_group=group))
     model.get_submodule("layers.0").requires_grad_(rank == 0)
     found["frozen"] = message_of(lambda: HessianFree(model.parameters()).step(objective_of(model, own, group)))
     model = network()
@@ -276,6 +314,7 @@ def test_an_exception_at_any_pass_on_one_rank_reaches_the_others_and_the_step_ca
     ("memory", "OutOfMemoryError: no memory"), ("interrupt", "KeyboardInterrupt: "),
     ("solver of blocks", "ValueError: not definite"), ("value", "OSError: gone"), ("closure", "OSError: gone"),
     ("linearize", "OSError: gone"), ("no loss", "TypeError: loss must be a callable"),
+    ("between", "KeyboardInterrupt: "),
     ("bad option", "ValueError: CG.max_iter"),
 ])  # fmt: skip
 def test_a_failure_of_the_second_rank_is_told_to_the_first(ranks, case, error):
@@ -295,7 +334,7 @@ def test_a_rank_without_rows_is_told_how_to_say_so(ranks):
     assert all("gives a batch of none: (inputs[:0], targets[:0])" in found["elsewhere"]["no batch"] for found in ranks)
 
 
-@pytest.mark.parametrize("case", ["value", "closure", "linearize"])
+@pytest.mark.parametrize("case", ["value", "closure", "linearize", "between"])
 def test_the_group_can_be_used_after_an_error(ranks, case):
     first, second = (found["elsewhere"][f"{case} after"] for found in ranks)
     assert first == second == pytest.approx(loss_of_all(), rel=1e-12)
@@ -312,13 +351,27 @@ def test_an_option_that_differs_between_ranks_is_named_with_its_values(ranks, ca
 
 @pytest.mark.parametrize(("case", "name"), [
     ("lr later", "'lr'"), ("decay", "'weight_decay'"), ("loss", "'loss'"), ("weights", "'weight of the loss'"),
-    ("roles", "'roles of the objectives'"), ("frozen", "'layers.0.weight'"),
+    ("roles", "'roles of the objectives'"), ("frozen", "'layers.0.weight'"), ("modes", "'modules in training mode'"),
+    ("terms", "'weights of the terms'"),
 ])  # fmt: skip
 def test_what_else_parts_the_ranks_is_named(ranks, case, name):
     messages = [found["apart"][case] for found in ranks]
     assert messages[0] == messages[1]
     assert messages[0].startswith(f"ValueError: {name} differs between ranks"), messages[0]
     assert all(found["apart"]["unmoved"] and found["apart"]["mended"] == "" for found in ranks)
+
+
+def test_a_rank_with_a_new_start_of_its_own_is_told_and_all_start_anew(ranks):
+    for found in ranks:
+        assert found["apart"]["start"].startswith("ValueError: 'new start (the first step")
+        assert found["apart"]["start mended"] == ""
+
+
+def test_numbers_of_different_dtypes_are_not_added_up(ranks):
+    for found in ranks:
+        assert found["apart"]["narrow"].startswith("RankError: the ranks do not do the same")
+        assert "in float64" in found["apart"]["narrow"]
+        assert "in float32" in found["apart"]["narrow"]
 
 
 def test_ranks_that_call_different_methods_are_told(ranks):

@@ -188,6 +188,9 @@ def test_steps_are_those_of_one_process(ranks, name, options):
     for report in ranks[0][name]["reports"]:
         optimizer.step(objective_of(model, slice(0, 16)), evaluation, curvature)
         assert optimizer.report.accepted == report["accepted"]
+        assert optimizer.report.collectives is None
+        assert "collectives" not in optimizer.report.as_dict()
+        assert report["collective_bytes"] > 128 * report["collectives"] / 2 > 0
         assert list(optimizer.report.cg_iterations) == report["cg_iterations"]
         assert optimizer.report.reduction_ratio == pytest.approx(report["reduction_ratio"], rel=1e-6)
     torch.testing.assert_close(ranks[0][name]["parameters"], flat(model), rtol=1e-9, atol=1e-9)
