@@ -237,3 +237,27 @@ def test_the_text_fits_a_terminal_and_ends_with_the_verdict():
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(TypeError, match="check"):
         check(*arguments)
+
+
+def test_residuals_that_are_nearly_zero_have_lost_digits_and_no_more():
+    """An equation that is solved: its loss depends on the order of sums, which is no fault of its rows."""
+
+    def equation(model, t):
+        t.requires_grad_(True)
+        u = model(t)
+        (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+        return slope + 2 * u - torch.sin(5 * t)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1)).double()
+    terms = {
+        "equation": (equation, torch.linspace(0, 3, 80).double()[:, None]),
+        "start": (lambda m, t: m(t) - 1, torch.zeros(1, 1).double()),
+    }
+    objective = Objective.from_residuals(model, terms, weights={"start": 10.0})
+    optimizer = latephase.GaussNewton(model.parameters())
+    for _ in range(100):
+        optimizer.step(objective)
+    assert optimizer.report.new_loss < 1e-7
+    report = check(objective)
+    assert not report.of_severity("warning", "defect"), report

@@ -254,3 +254,22 @@ def test_fully_sharded_modules_are_refused():
     kind = type("FullyShardedDataParallel", (nn.Linear,), {})
     with pytest.raises(ValueError, match="FSDP"):
         Objective(kind(3, 3), nn.CrossEntropyLoss(), batch())
+
+
+def test_a_model_that_returns_its_logits_in_an_object_is_told_what_to_give():
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return Output(self.linear(x))
+
+    objective = Objective(Model(), nn.CrossEntropyLoss(), (torch.zeros(4, 3), torch.zeros(4).long()))
+    with pytest.raises(TypeError) as raised:
+        objective.value()
+    assert "returns Output, whose logits" in raised.value.__notes__[0]

@@ -149,3 +149,9 @@ def test_its_text_names_it_and_its_options(entry, toy):
         assert f"    {name}: " in before
     take_steps(model, optimizer, batches_of(toy), range(2))
     assert repr(optimizer).count("Parameter Group") == 1
+
+
+@every_optimizer
+def test_a_model_in_place_of_its_parameters_is_named(entry, toy):
+    with pytest.raises(TypeError, match=r"takes parameters, got \w+: model.parameters\(\)|can only optimize Tensors"):
+        entry.make(toy.network())

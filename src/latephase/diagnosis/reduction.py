@@ -51,7 +51,9 @@ def check_reduction(subject: Subject) -> None:
         subject.find("reduction", "ok", message, said)
     else:
         _find_wrong(subject, said, fits, parts, alone is not None)
-    if alone is not None and whole is not None and fits and not set(_fitting(subject, whole)) & set(fits):
+    if alone is None or whole is None or not fits:
+        return
+    if not set(_fitting(subject, whole, 100 * subject.loss_of_rounding)) & set(fits):
         message = (
             "Even in eval mode the outputs of an example depend on the others in its chunk (batch statistics, a "
             "contrast, sorting), so that a batch cut into chunks is another function. Keep batches whole."
@@ -89,11 +91,11 @@ def _find_wrong(subject: Subject, said: str, fits: list[str], parts: Parts, alon
     subject.find("reduction", "defect", message, fits[0] if fits else None)
 
 
-def _fitting(subject: Subject, parts: Parts) -> list[str]:
-    """The reductions under which the parts add up to the whole."""
+def _fitting(subject: Subject, parts: Parts, rounding: float = 0.0) -> list[str]:
+    """The reductions under which the parts add up to the whole, up to rounding; by so much more where that is given."""
     total, losses, counts = parts
-    scale = max(abs(total), *(abs(loss) for loss in losses), 1e-300)
-    return [kind for kind in ("mean", "sum") if abs(_added(kind, losses, counts) - total) <= subject.rounding * scale]
+    allowed = subject.rounding * max(abs(total), *(abs(loss) for loss in losses), 1e-300) + rounding
+    return [kind for kind in ("mean", "sum") if abs(_added(kind, losses, counts) - total) <= allowed]
 
 
 def _added(kind: str, losses: list[float], counts: list[float]) -> float:

@@ -149,6 +149,24 @@ class Subject:
         """Relative difference of two losses, computed in another order, that rounding explains."""
         return min(1000 * self.epsilon, self.half_of_the_digits)
 
+    @cached_property
+    def loss_of_rounding(self) -> float:
+        """How much the loss of the largest chunk changes where each parameter is rounded another way.
+
+        Residuals that are nearly zero are differences of large numbers: they have lost more digits than their own size
+        tells.
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def rounded(x: Tensor) -> Tensor:
+            signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+            return x.detach() * (1 + torch.finfo(x.dtype).eps * signs) if x.is_floating_point() else x.detach()
+
+        point = {name: rounded(p) for name, p in self.model.named_parameters()}
+        with self.objective.random_numbers(0), torch.enable_grad():
+            moved, _ = self.objective.forward_pass(self.largest, point, self.objective.buffers())
+        return abs(float(moved.detach()) - float(self.run(self.largest)[0]))
+
     @property
     def half_of_the_digits(self) -> float:
         """Relative difference of two vectors that are right to rounding; a wrong one is off by much more."""

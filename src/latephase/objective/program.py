@@ -143,7 +143,16 @@ class LossOfOutputs:
             targets = as_wide(targets, outputs)
         if isinstance(self.loss, nn.GaussianNLLLoss) and isinstance(outputs, tuple) and len(outputs) == 2:
             return self.loss(outputs[0], targets, outputs[1])  # torch's order: mean, target, variance
-        return self.loss(outputs, targets)
+        try:
+            return self.loss(outputs, targets)
+        except TypeError as error:
+            if hasattr(outputs, "logits"):
+                error.add_note(
+                    f"the model returns {type(outputs).__name__}, whose logits the loss is to get: give "
+                    "forward=lambda model, inputs: model(**inputs).logits, or take "
+                    "latephase.integrations.transformers.language_objective"
+                )
+            raise
 
 
 class FreeForm:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .arguments import check_number
@@ -25,6 +25,11 @@ class SecondOrder(Optimizer):
 
     _kind: str = ""
     """Whose a state dict is."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any]):
+        if isinstance(params, nn.Module):
+            raise TypeError(f"{type(self).__name__} takes parameters, got {type(params).__name__}: model.parameters()")
+        super().__init__(params, defaults)
 
     @property
     def _carried(self) -> Carried:
