@@ -42,7 +42,7 @@ BAD_TERMS: dict[str, tuple[Any, type[Exception], str]] = {
     "scalar": ({"a": (values, torch.tensor(1.0))}, ValueError, "points of term 'a' is a scalar"),
     "unequal rows": ({"a": (edge, (EDGE[0], EDGE[1][:3]))}, ValueError, r"points of term 'a' have 4 and 3 rows"),
     "empty": ({"a": (values, INTERIOR), "b": (values, INTERIOR[:0])}, ValueError, "term 'b' has no points"),
-    "all empty": ({"b": (values, INTERIOR[:0])}, ValueError, "no term has points"),
+    "all empty": ({"b": (values, INTERIOR[:0])}, ValueError, "term 'b' has no points"),
     "nan": ({"a": (values, spoiled(5, math.nan))}, ValueError, "points of term 'a' are not finite in 1 rows.* row 5"),
     "inf": ({"a": (edge, (spoiled(2, -math.inf), INTERIOR))}, ValueError, r"points\[0\] of term 'a' .* row 2"),
     "no tensor back": ({"a": (lambda m, x: 3.0, INTERIOR)}, TypeError, "term 'a' must return a tensor .* got float"),

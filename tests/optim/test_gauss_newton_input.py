@@ -128,7 +128,7 @@ def test_residuals_that_are_no_numbers_here_are_named(unchanged):
 @pytest.mark.parametrize(
     ("terms", "options", "words"),
     [
-        ({"a": (values, POINTS[:0])}, {}, "no term has points"),
+        ({"a": (values, POINTS[:0])}, {}, "term 'a' has no points"),
         ({"a": (values, POINTS), "b": (values, POINTS[:0])}, {}, "term 'b' has no points"),
         ({"a": (values, POINTS)}, {"weights": {"b": 2.0}}, "given for 'b', but the terms are 'a'"),
         ({"a": (values, (10 * POINTS).long())}, {}, "points of term 'a' are torch.int64"),

@@ -412,7 +412,7 @@ def test_reports_are_ready_for_json(toy, function):
     assert found[2]["status"] in ("stationary", "taken")
     assert found[3]["status"] == "nonfinite"
     for entry, report in zip(found, reports, strict=True):
-        assert set(entry) == set(report.__dataclass_fields__)
+        assert set(entry) == set(report.__dataclass_fields__) - {"collectives", "collective_bytes"}  # of one rank
         assert isinstance(entry["predicted_change"], float)
         assert entry["accepted"] == (entry["status"] == "taken")
 

@@ -79,9 +79,10 @@ def test_progress_is_told_of_the_training_and_of_every_run(study, conducted):
     _, said = conducted
     assert ("training, epochs", 4, 0) in said
     assert ("runs", 8, 0) in said
-    ends = [line for line in said if len(line) == 2 and line[1]]
+    ends = [line for line in said if len(line) == 2 and " finished" in str(line[1])]
     assert [done for done, _ in ends] == list(range(1, 9))
-    assert sorted(detail for _, detail in ends) == sorted(f"{key.run_id} finished" for key in plan_runs(study))
+    ended = sorted(detail.partition(" finished")[0] for _, detail in ends)
+    assert ended == sorted(key.run_id for key in plan_runs(study))
 
 
 def test_running_again_redoes_nothing_and_a_lost_run_only(study, conducted, monkeypatch):

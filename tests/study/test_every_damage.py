@@ -64,7 +64,7 @@ def no_figures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("latephase.study.page.page.draw_results", lambda results: ([], {}))
         patch.setattr("latephase.study.page.page.render", lambda results, narrow: {})
-        patch.setattr("latephase.study.tune.conduct.draw", lambda *arguments: [])
+        patch.setattr("latephase.study.tune.page.draw_all", lambda *arguments: ([], {}))
         yield
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ def study():
 
 @pytest.fixture(scope="module")
 def whole(study, tmp_path_factory):
+    forkserver._forkserver._stop()  # of other tests, which knows nothing of the allocator of runs
     with pytest.MonkeyPatch.context() as patch:
         directory = tmp_path_factory.mktemp("whole") / "study"
         assert performed(study, directory, patch) == []

@@ -51,7 +51,7 @@ def study_in(directory, monkeypatch):
 
 def tuning_in(directory, monkeypatch):
     """Perform the tuning; what it comes to, clocks and numbers aside."""
-    monkeypatch.setattr("latephase.study.tune.conduct.draw", lambda *arguments: [])
+    monkeypatch.setattr("latephase.study.tune.page.draw_all", lambda *arguments: ([], {}))
     with StudyProgress(Console(quiet=True)) as progress:
         found = tune(parse_tuning(TUNING, "small"), directory, progress)
     clocks = {"number": 0, "seconds": 0.0}

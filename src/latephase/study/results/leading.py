@@ -117,7 +117,9 @@ def leading(blocks: Blocks, measure: Measure, order: Sequence[str], *, multiples
         failed = sum(not math.isfinite(value) for value in row.values())
         both = [(leader[seed], row[seed]) for seed in row if seed in leader]
         pairs = [(ours, theirs) for ours, theirs in both if math.isfinite(ours) and math.isfinite(theirs)]
-        gaps = [math.log(theirs / ours) if multiples else measure.lead(ours, theirs) for ours, theirs in pairs]
+        gaps = [
+            math.log(theirs) - math.log(ours) if multiples else measure.lead(ours, theirs) for ours, theirs in pairs
+        ]
         is_first = name == order[0]
         middle = fmean(gaps) if gaps else None
         interval = None if is_first else interval_of(gaps, len(order) - 1)
