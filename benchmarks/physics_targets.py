@@ -36,7 +36,7 @@ HELD_OUT, EVERY = 10_000, 5.0
 """Points on which residuals are measured, and seconds between measurements."""
 FIRST, FACTOR = 0.05, 1.25
 """Of growing times: the first of them, and what they grow by."""
-OPTIMIZERS: dict[str, Callable[..., Any]] = {"gauss_newton": GaussNewton, "self_scaled_broyden": SelfScaledBroyden}
+OPTIMIZERS: dict[str, type[Any]] = {"gauss_newton": GaussNewton, "self_scaled_broyden": SelfScaledBroyden}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +217,18 @@ def perform(about: dict[str, Any], seed: int, kept: dict[str, Any], save: Path |
         state.unlink()
 
 
+def row(run: dict[str, Any]) -> str:
+    """A run as a row of the table on the page about physics."""
+    setting, end = run["setting"], run["end"]
+    about = [setting["problem"].removeprefix("pinn_"), run["seed"], f"`{OPTIMIZERS[setting['method']].__name__}`"]
+    reached = "not" if run["reached"] is None else f"{run['reached']:.0f} s"
+    numbers = [f"{end['error']:.1e}", f"{end['held_out']:.1e}", f"{end['seconds']:.0f} s"]
+    cells = [*about, f"{run['parameters']:,}", f"{setting['aim']:.1e}", reached, *numbers]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def main() -> None:
-    """Run what is asked for, and print what each ended with."""
+    """Run what is asked for, and print the rows of all runs that the file has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -240,9 +250,7 @@ def main() -> None:
             print(name, seed, flush=True)
             perform(about, seed, kept, given.save)
     for each in kept["runs"]:
-        told = {key: each["end"][key] for key in ("seconds", "error", "held_out")}
-        aim = f"below {each['setting']['aim']} after {each['reached']} s"
-        print(f"{each['name']:24} seed {each['seed']}, {aim}: {told}")
+        print(row(each))
 
 
 if __name__ == "__main__":
