@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from latephase.study.suite import read_scores
+
 ROOT = Path(__file__).parent.parent
 TUNED = json.loads((ROOT / "benchmarks" / "results" / "physics_tuning.json").read_text(encoding="utf-8"))["trials"]
 TARGETS = json.loads((ROOT / "benchmarks" / "results" / "physics_targets.json").read_text(encoding="utf-8"))
@@ -23,6 +25,20 @@ NAMES = {
     "SPRING": "spring",
     "`KFAC`": "kfac",
 }
+SCORES = read_scores(ROOT / "docs" / "studies" / "physics" / "scores.json")
+SMOOTH = ("poisson2d", "poisson5d", "poisson10d", "helmholtz", "heat1d", "heat4d")
+COLUMNS = [
+    "gauss-newton",
+    "gauss-newton-fresh",
+    "spring",
+    "broyden",
+    "lbfgs",
+    "soap",
+    "kfac",
+    "hessian-free",
+    "nncg",
+    "adam",
+]
 OPTIMIZERS = {"gauss_newton": "`GaussNewton`", "self_scaled_broyden": "`SelfScaledBroyden`"}
 
 
@@ -89,3 +105,25 @@ def test_the_settings_that_were_tried_are_told():
         for each in TARGETS["tried"]
     ]
     assert rows_of("Published errors", 6) == rows
+
+
+def test_the_table_of_the_suite_is_that_of_its_scores():
+    rows = []
+    for case in SCORES.cases:
+        middles = [case.median(name) for name in COLUMNS]
+        cells = [f"{middle:.1e}" for middle in middles]
+        cells[middles.index(min(middles))] = f"**{cells[middles.index(min(middles))]}**"
+        rows.append([case.problem.removeprefix("pinn_"), *cells])
+        assert {len(case.values[name]) for name in COLUMNS} == {3}
+    assert rows_of("Twelve equations", 11) == rows
+
+
+def test_what_the_page_says_of_the_suite():
+    newton = COLUMNS[:3]
+    for case in SCORES.cases:
+        lowest = min(case.median(name) for name in newton)
+        if case.problem.removeprefix("pinn_") in SMOOTH:
+            assert lowest == min(case.median(name) for name in COLUMNS)
+            assert lowest < case.median("lbfgs") / 10
+            assert lowest < case.median("adam") / 100
+    assert sum(case.median("spring") > 0.9 for case in SCORES.cases) == 9
