@@ -70,12 +70,15 @@ def test_martens_rule_stops_at_the_named_iteration(case):
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-4, 1e-8])
 @pytest.mark.parametrize("with_start", [False, True], ids=["zero", "x0"])
 def test_residual_rule_stops_at_the_first_small_residual(tolerance, with_start):
-    matrix, _, b = system(60, 100.0, seed=41)
-    x0 = np.random.default_rng(42).standard_normal(60) if with_start else None
-    residuals = textbook(matrix, b, 200, x0)[2]
-    expected = next(i for i, residual in enumerate(residuals) if residual <= tolerance * np.linalg.norm(b))
+    # Well conditioned, and far fewer iterations than dimensions: elsewhere residuals hang on the rounding of products.
+    matrix, _, b = system(400, 10.0, seed=41)
+    x0 = np.random.default_rng(7).standard_normal(400) if with_start else None
+    residuals = np.array(textbook(matrix, b, 200, x0)[2]) / (tolerance * np.linalg.norm(b))
     result = solve(matrix, b, x0, stopping="residual", tolerance=tolerance)
-    assert result.iterations == (expected,)
+    (found,) = result.iterations
+    assert 0 < found < 60
+    assert residuals[found] <= 1 + 1e-3
+    assert (residuals[:found] > 1 - 1e-3).all()
     assert result.status == (CGStatus.RESIDUAL,)
 
 
