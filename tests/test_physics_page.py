@@ -127,3 +127,12 @@ def test_what_the_page_says_of_the_suite():
             assert lowest < case.median("lbfgs") / 10
             assert lowest < case.median("adam") / 100
     assert sum(case.median("spring") > 0.9 for case in SCORES.cases) == 9
+
+
+def test_the_last_errors_of_burgers_are_told():
+    page = (ROOT / "docs" / "physics.md").read_text(encoding="utf-8").replace("\n", " ")
+    for run in TARGETS["runs"]:
+        if run["setting"]["problem"] == "pinn_burgers":
+            late = [line["error"] for line in run["curve"] if line["seconds"] >= run["limit"] - 300]
+            for error in (min(late), max(late), run["curve"][-1]["error"]):
+                assert f"{error:.1e}".replace("e-0", "e-") in page
