@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 PRELOADED = (
     *("torch", "torch._dynamo", "torch._decomp.decompositions_for_jvp"),
-    *("latephase", "latephase.optim.kfac", "curvlinops"),
+    *("latephase", "latephase.optim.kfac"),
 )
 """Whose imports take seconds."""
 

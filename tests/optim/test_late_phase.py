@@ -140,16 +140,19 @@ def test_a_contestant_that_raises_is_out_by_name_and_leaves_nothing_behind():
     assert float(objective.value()) == pytest.approx(by_hand(0.1, steps), rel=1e-10)
 
 
+class Later(torch.optim.SGD):
+    """Gradient descent that raises after twenty steps."""
+
+    taken = 0
+
+    def step(self, closure=None):
+        self.taken += 1
+        if self.taken > 20:
+            raise MemoryError("no room for the next step")
+        return super().step(closure)
+
+
 def test_where_the_winner_raises_the_next_best_goes_on():
-    class Later(torch.optim.SGD):
-        taken = 0
-
-        def step(self, closure=None):
-            self.taken += 1
-            if self.taken > 20:
-                raise MemoryError("no room for the next step")
-            return super().step(closure)
-
     late = Contestant("late", functools.partial(Later, lr=0.1))
     *_, optimizer = on_bowl(late, descent("middling", 0.01), budget=100)
     events = finished(optimizer)
@@ -160,16 +163,6 @@ def test_where_the_winner_raises_the_next_best_goes_on():
 
 def test_where_all_see_the_same_data_the_next_best_goes_on_from_the_best_state():
     """The loss of gradient descent is known: so many steps with one rate, then so many with another."""
-
-    class Later(torch.optim.SGD):
-        taken = 0
-
-        def step(self, closure=None):
-            self.taken += 1
-            if self.taken > 20:
-                raise MemoryError("no room for the next step")
-            return super().step(closure)
-
     late = Contestant("late", functools.partial(Later, lr=0.1))
     _, objective, optimizer = on_bowl(late, descent("middling", 0.01), budget=100)
     events = finished(optimizer)

@@ -19,7 +19,7 @@ from latephase.optim.late_phase.contestant import twin
 from latephase.optim.late_phase.from_average import PASSES, FromAverageOf
 from latephase.optim.newton.direct_plan import PROBED
 
-PACKAGES = {"soap": "pytorch_optimizer", "schedule_free": "schedulefree", "kfac": "curvlinops"}
+PACKAGES = {"soap": "pytorch_optimizer", "schedule_free": "schedulefree"}
 
 
 class Noisy:
