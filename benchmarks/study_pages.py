@@ -21,8 +21,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from latephase.records import freeze, house_style
-from latephase.study.page import chart_of, picture, render_scores, save
+from latephase.study.page import picture, render_scores, save_all
 from latephase.study.page.of_scores import performance_profile, relative_performance, target_bars
 from latephase.study.results import Results, Score, read_plan
 from latephase.study.suite import draw_suite
@@ -128,13 +127,8 @@ def draw(folder: Path, out: Path) -> Path:
     results = read_results(folder, scores)
     assert all(math.isfinite(row.best_train_loss) for row in scores)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    with house_style():
-        for name, figure in figures_of(results, scores):
-            chart = chart_of(figure)
-            freeze(figure)
-            image, _ = save(figure, out, name)
-            pictures[name] = picture(image.read_bytes(), None, chart)
+    _, charts = save_all(figures_of(results, scores), out)
+    pictures = {name: picture((out / f"{name}.png").read_bytes(), None, chart) for name, chart in charts.items()}
     links = {}
     for file, name in TUNINGS.items():
         if (folder / file).exists():

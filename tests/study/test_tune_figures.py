@@ -15,7 +15,7 @@ from test_tune_config import LR, adamqlr, tuning_table
 from latephase.records.drawing import house_style
 from latephase.study.config import parse_study
 from latephase.study.tune.config import parse_tuning
-from latephase.study.tune.figures import build, draw, importances
+from latephase.study.tune.figures import build, draw_all, importances
 from latephase.study.tune.outcome import Outcome, best_of, write_best, write_table
 from latephase.study.tune.page import context_of, write_tuning_report
 
@@ -85,7 +85,7 @@ def test_each_panel_has_every_trial_once_and_rings_the_best(tuning):
 
 def test_the_same_trials_give_the_same_files(tuning, tmp_path):
     found = known()
-    first, second = draw(tuning, found, tmp_path / "a"), draw(tuning, found, tmp_path / "b")
+    first, second = (draw_all(tuning, found, tmp_path / name)[0] for name in "ab")
     assert [path.name for path in first] == [
         "sensitivity-qlr.png",
         "sensitivity-qlr.pdf",

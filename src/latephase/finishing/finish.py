@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..objective import Decay, Objective
-from ..optim import Contestant, Halving, LatePhase, Wants
+from ..optim import Contestant, Halving, LatePhase, Wants, names_of
 from .folder import Folder
 from .identity import identity_of
 from .reading import Reading, Task, objective_alone
@@ -135,7 +135,7 @@ def _finishing(
     module, folder = task.template.model, None
     amount = f"{late.budget:g} {late.unit}"
     if out is not None:
-        names = None if contestants is None else [each if isinstance(each, str) else each.name for each in contestants]
+        names = None if contestants is None else names_of(contestants)
         race = Halving() if settings is None else settings
         identity = identity_of(module, task.scores, amount, names, race)
         folder = Folder(Path(out), module, late, identity, remarks, say)

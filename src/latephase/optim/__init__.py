@@ -14,6 +14,7 @@ from .late_phase import in_mode as in_mode
 from .late_phase import known as known
 from .late_phase import layers_with_statistics as layers_with_statistics
 from .late_phase import linear as linear
+from .late_phase import names_of as names_of
 from .late_phase import one_minus_sqrt as one_minus_sqrt
 from .late_phase import renew_statistics as renew_statistics
 from .late_phase import state_dict_with as state_dict_with

@@ -23,6 +23,7 @@ from .detectors import Slope as Slope
 from .detectors import Watch as Watch
 from .detectors import default_detector as default_detector
 from .given import held_out_loss as held_out_loss
+from .given import names_of as names_of
 from .hand_over import HandOver as HandOver
 from .held_out import HeldOut as HeldOut
 from .held_out import Score as Score

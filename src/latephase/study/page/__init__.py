@@ -7,6 +7,7 @@ from .charts import chart_of as chart_of
 from .charts import remember as remember
 from .charts import remember_guide as remember_guide
 from .charts import remember_shade as remember_shade
+from .figures import save_all as save_all
 from .page import picture as picture
 from .page import render_scores as render_scores
 from .page import whole_page as whole_page

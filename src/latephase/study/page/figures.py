@@ -6,7 +6,7 @@ give the same bytes. Imports no torch.
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -39,11 +39,20 @@ def draw(directory: str | os.PathLike[str]) -> list[Path]:
 
 def draw_results(results: Results) -> tuple[list[Path], dict[str, Chart | None]]:
     """Draw every figure of results already read; the files, and by name what each shows. See `draw`."""
-    folder = results.root / "figures"
+    return save_all(build(results), results.root / "figures")
+
+
+def save_all(figures: Iterable[tuple[str, Figure]], folder: Path) -> tuple[list[Path], dict[str, Chart | None]]:
+    """Write figures as `save` does; the files, and by name what each figure shows.
+
+    Args:
+        figures: each with its name, drawn in `house_style` as they are asked for.
+        folder: where to.
+    """
     paths: list[Path] = []
     charts: dict[str, Chart | None] = {}
     with house_style():
-        for name, figure in build(results):
+        for name, figure in figures:
             charts[name] = chart_of(figure)
             freeze(figure)
             paths += save(figure, folder, name)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ...records import as_label, freeze, house_style, legend, logarithmic, panels
-from ..page import FINAL, INITIAL, Chart, Look, Mark, Style, chart_of, remember, save
+from ...records import as_label, legend, logarithmic, panels
+from ..page import FINAL, INITIAL, Chart, Look, Mark, Style, remember, save_all
 from ..results import Measure
 from .config import Search, Tuning
 from .outcome import Outcome, best_of
@@ -41,7 +41,7 @@ def label_of(path: str) -> str:
     return LABELS.get(path, path.removeprefix("options.").replace("_", " "))
 
 
-def draw(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> list[Path]:
+def draw_all(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> tuple[list[Path], dict[str, Chart | None]]:
     """Draw every figure of a tuning, as PNG and PDF; the same trials give the same bytes.
 
     Args:
@@ -50,24 +50,14 @@ def draw(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> list[Path]:
         folder: where to; made where it is missing.
 
     Returns:
-        The files: ``sensitivity-STRATEGY`` for each tuned strategy, and ``importance`` where there are enough trials.
+        The files, ``sensitivity-STRATEGY`` for each tuned strategy, and ``importance`` where there are enough trials;
+        and by the name of each figure what it shows.
     """
-    return draw_all(tuning, found, folder)[0]
-
-
-def draw_all(tuning: Tuning, found: Sequence[Outcome], folder: Path) -> tuple[list[Path], dict[str, Chart | None]]:
-    """The files of `draw`, and by the name of each figure what it shows."""
-    paths, charts = [], {}
-    with house_style():
-        for name, figure in build(tuning, found):
-            charts[name] = chart_of(figure)
-            freeze(figure)
-            paths += save(figure, folder, name)
-    return paths, charts
+    return save_all(build(tuning, found), folder)
 
 
 def build(tuning: Tuning, found: Sequence[Outcome]) -> Iterator[tuple[str, Figure]]:
-    """Build every figure in `house_style`: its name and itself; see `draw`."""
+    """Build every figure in `house_style`: its name and itself; see `draw_all`."""
     for name in tuning.tuned:
         own = [outcome for outcome in found if outcome.strategy == name]
         if own:
